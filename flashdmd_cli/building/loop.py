@@ -1,0 +1,86 @@
+"""The one training loop of all builders: cosine learning rate, averaged weights, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+LossFn = Callable[[torch.Generator], dict[str, Tensor]]
+"""Draws a batch with the generator and returns named losses; `loss` is the one to descend."""
+
+
+def train(
+    name: str,
+    model: nn.Module,
+    loss_fn: LossFn,
+    folder: Path,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    ema_decay: float = 0.999,
+    warm_up: int = 200,
+    save_seconds: float = 120.0,
+    log_every: int = 50,
+    say: Callable[[str], None] = print,
+) -> nn.Module:
+    """Train `model` for `steps` and return its averaged weights.
+
+    State goes to `folder/name.ckpt` and figures to `folder/name.jsonl`; the same call again continues. Step `s` always
+    draws from a generator seeded by (seed, s), so a resumed build sees the batches an uninterrupted one would have.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    def save(step: int) -> None:
+        temporary = checkpoint.with_suffix(".tmp")
+        state = {
+            "step": step,
+            "model": model.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
+        torch.save(state, temporary)
+        temporary.rename(checkpoint)
+
+    model.train()
+    began = saved = time.monotonic()
+    for step in range(start, steps):
+        rate = lr * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        losses = loss_fn(torch.Generator().manual_seed(seed * 1_000_003 + step))
+        losses["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"{name}: gradient is not finite at step {step}")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(model)
+        if step % log_every == 0:
+            figures = {key: round(value.item(), 5) for key, value in losses.items()}
+            rate_per_s = (step + 1 - start) / (time.monotonic() - began)
+            row = {"step": step, **figures, "steps_per_s": round(rate_per_s, 3)}
+            with log.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+            say(f"{name} {row} eta {(steps - step) / rate_per_s / 60:.1f} min")
+        if time.monotonic() - saved > save_seconds:
+            save(step + 1)
+            saved = time.monotonic()
+    save(steps)
+    return average.module.eval()

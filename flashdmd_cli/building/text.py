@@ -1,0 +1,121 @@
+"""Builds both text encoders and their tokenizers: read a caption so well that every attribute binds to its object.
+
+CLIP's encoders learn this from pictures and captions; here the captions' own meaning is the label, which teaches the
+same in seconds. The denoiser is trained afterwards on the frozen encoders, as SDXL's was.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+from flashdmd_cli.building.loop import train
+from flashdmd_cli.shapes.captions import WORDINGS, captions
+from flashdmd_cli.shapes.world import ATTRIBUTES, COLORS, SHAPES, SURFACES, sample_attributes
+
+BATCH = 256
+MAX_LENGTH = 24
+
+
+def _byte_symbols() -> list[str]:
+    """The printable stand-ins that byte-level BPE gives to the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    spare = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
+
+
+def write_tokenizer(folder: Path) -> CLIPTokenizer:
+    """A CLIP tokenizer whose merges make one token of every word of the grammar; other words fall to letters."""
+    wordings = " ".join(way for ways in WORDINGS.values() for way in ways)
+    words = sorted({*SHAPES, *COLORS, *SURFACES, *wordings.split(), "an", "and"})
+    tokens = [*_byte_symbols(), *(symbol + "</w>" for symbol in _byte_symbols())]
+    merges: dict[tuple[str, str], int] = {}
+    for word in words:
+        symbols = [*word[:-1], word[-1] + "</w>"]
+        while len(symbols) > 1:
+            pairs = list(zip(symbols, symbols[1:], strict=False))
+            # As the tokenizer will: the earliest merge first; a new one only where no known merge applies.
+            pair = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
+            merges.setdefault(pair, len(merges))
+            at = pairs.index(pair)
+            symbols[at : at + 2] = ["".join(pair)]
+            tokens.append(symbols[at])
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+    tokenizer = CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=MAX_LENGTH
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def _config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, projection_dim=projection,
+        num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=MAX_LENGTH, hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
+class _Reader(nn.Module):
+    """Both encoders, with heads that read the attributes where the denoiser will look for them."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.one = CLIPTextModel(_config(tokenizer, 64, 64))
+        self.two = CLIPTextModelWithProjection(_config(tokenizer, 128, 128))
+        sizes = [len(values) for values in ATTRIBUTES.values()]
+        self.pooled = nn.ModuleList(nn.Linear(128, n) for n in sizes)
+        self.last = nn.ModuleList(nn.Linear(192, n) for n in sizes)
+        self.noun = nn.ModuleList(nn.Linear(192, n) for n in (*sizes[:3], 2))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        one = self.one(ids, output_hidden_states=True)
+        two = self.two(ids, output_hidden_states=True)
+        return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
+
+
+def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[str, float]:
+    """Train the encoders, write `tokenizer*` and `text_encoder*` under `out`; returns accuracy on held-out captions."""
+    tokenizer = write_tokenizer(out / "tokenizer")
+    write_tokenizer(out / "tokenizer_2")
+    nouns = torch.tensor(tokenizer.convert_tokens_to_ids([f"{shape}</w>" for shape in SHAPES]))
+    torch.manual_seed(seed)
+    reader = _Reader(tokenizer)
+
+    def tokens(attributes: Tensor, generator: torch.Generator | None) -> Tensor:
+        texts = captions(attributes, generator)
+        return tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, return_tensors="pt").input_ids
+
+    def loss_fn(generator: torch.Generator) -> dict[str, Tensor]:
+        truth = sample_attributes(BATCH, generator)
+        ids = tokens(truth, generator)
+        hidden, pooled = reader(ids)
+        end = (ids == tokenizer.eos_token_id).int().argmax(1)
+        rows = torch.arange(BATCH)
+        columns = truth.unbind(1)
+        whole = sum(F.cross_entropy(head(pooled), t) for head, t in zip(reader.pooled, columns, strict=True))
+        last = sum(
+            F.cross_entropy(head(hidden[rows, end]), t) for head, t in zip(reader.last, columns, strict=True)
+        )
+        at_noun = hidden[torch.isin(ids, nouns)]  # (2B, 192): object 1 and 2 of each caption in turn
+        labels = [torch.stack([truth[:, k], truth[:, k + 3]], 1).flatten() for k in range(3)]
+        labels.append(torch.arange(2).repeat(BATCH))
+        noun = sum(F.cross_entropy(head(at_noun), t) for head, t in zip(reader.noun, labels, strict=True))
+        return {"loss": whole + last + noun, "pooled": whole, "noun": noun}
+
+    average: _Reader = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.99)  # type: ignore[assignment]
+    average.one.save_pretrained(out / "text_encoder")
+    average.two.save_pretrained(out / "text_encoder_2")
+    with torch.no_grad():
+        truth = sample_attributes(1000, torch.Generator().manual_seed(1), held_out=True)
+        _, pooled = average(tokens(truth, None))
+        right = torch.stack([head(pooled).argmax(1) for head in average.pooled], 1) == truth
+    return {"composition": right.all(1).float().mean().item()}

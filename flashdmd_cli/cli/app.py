@@ -1,0 +1,63 @@
+"""The entry point `flashdmd`: gathers the commands. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flashdmd_cli import __version__
+from flashdmd_cli.cli.demo import demo
+from flashdmd_cli.cli.distill import distill
+from flashdmd_cli.cli.doctor import doctor
+from flashdmd_cli.cli.evaluate import evaluate_command
+from flashdmd_cli.cli.export import export
+from flashdmd_cli.cli.inspect import inspect
+from flashdmd_cli.cli.prepare import prepare_data
+from flashdmd_cli.cli.recipes import recipes_app
+from flashdmd_cli.cli.sample import sample
+from flashdmd_cli.cli.shapes import shapes_app
+
+app = typer.Typer(
+    name="flashdmd",
+    help="Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("demo")(demo)
+app.command("prepare-data")(prepare_data)
+app.command("distill")(distill)
+app.command("sample")(sample)
+app.command("eval")(evaluate_command)
+app.command("export")(export)
+app.command("inspect")(inspect)
+app.add_typer(recipes_app, name="recipes")
+app.command("doctor")(doctor)
+app.add_typer(shapes_app, name="shapes")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"flashdmd {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it, and exit.")
+    ] = False,
+) -> None:
+    """Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop."""
+
+
+def main() -> None:
+    """Run the command line; the exit code is the process's."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""`flashdmd demo`: the whole of stage 1 on the embedded world, told to a newcomer, ending in a page."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
+from flashdmd_cli.cli.output import Progress, command, duration, plain
+from flashdmd_cli.cli.sources import RUNS, claim, find_teacher
+from flashdmd_cli.runs.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashdmd_cli.cli.drawing import Drawer
+    from flashdmd_cli.evaluation.suites import Reference
+    from flashdmd_cli.runs.recipe import Recipe
+
+NUM_PICTURES = 2000
+NUM_CAPTIONS = 256
+NUM_SHOWN = 8
+FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
+TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
+    "teacher_30": ("ddim", 30),
+    "teacher_4_ddim": ("ddim", 4),
+    "teacher_4_stochastic": ("stochastic", 4),
+}
+"""How the teacher is sampled beside the student: its name in the result -> sampler and steps."""
+ROWS = ("student_4", *TEACHER_ROWS)
+
+INTRODUCTION = """\
+A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
+a student to draw in four. This demo does it with a small model that comes with the package: a teacher of the same kind
+as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded."""
+WHY_DATA = """
+[1/4] Pictures. The student learns mostly from its teacher; a discriminator also shows it how real pictures look up
+close, so some real pictures are needed. They are rendered here, each with its caption."""
+WHY_DISTILL = """
+[2/4] Distilling. Each iteration, the student draws; the teacher says which way its pictures should move to become more
+likely (loss `dm`), another network follows what the student draws now (loss `fake`), and the discriminator works on
+the finest details at the last of the four steps (losses `gan` and `discriminator`)."""
+WHY_SAMPLE = """
+[3/4] Drawing. The student in 4 steps and its teacher three ways (30 steps, 4 steps, and 4 steps drawn just as the
+student does), all from the same captions, which training never showed, and from the same noise."""
+WHY_EVAL = """
+[4/4] Measuring. A small network reads from each picture which shapes, colours and surfaces it shows, so that every
+caption can be checked, and compares the whole set with real pictures."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where the parts of a demo lie."""
+
+    out: Path
+
+    @property
+    def data(self) -> Path:
+        """Shards."""
+        return self.out / "data"
+
+    @property
+    def student(self) -> Path:
+        """Checkpoint."""
+        return self.out / "student"
+
+    def figures(self, row: str) -> Path:
+        """What was measured on one row."""
+        return self.out / "eval" / f"{row}.json"
+
+    def pictures(self, row: str) -> Path:
+        """The first pictures of one row, uint8."""
+        return self.out / "eval" / f"{row}.safetensors"
+
+
+def remember(out: Path, request: dict[str, Any]) -> float:
+    """Note what this demo was asked for; UsageError when the folder holds one asked for otherwise.
+
+    Returns the seconds that earlier calls of the same demo have spent.
+    """
+    from flashdmd_cli.runs.files import write_text_atomically
+
+    path = out / "request.json"
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in request.items():
+            if held.get(key) != value:
+                hint = f"choose another --out, or leave --{key} at {held.get(key)} to resume"
+                raise UsageError(f"--{key} {value}: {out} holds a demo with {held.get(key)}", hint=hint)
+    else:
+        write_text_atomically(path, json.dumps(request) + "\n")
+    clock = out / ".seconds"
+    return float(clock.read_text()) if clock.is_file() else 0.0
+
+
+def draw_and_measure(row: str, drawer: Drawer, reference: Reference, seed: int, at: Stages, observer: Progress) -> None:
+    """Draw all captions, measure, keep the figures and the first pictures. What is kept already is left as it is."""
+    from safetensors.torch import save_file
+
+    from flashdmd_cli.evaluation.suites import evaluate
+    from flashdmd_cli.runs.files import write_text_atomically
+
+    captions = reference.suite.all_captions
+    observer.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each")
+    began = time.monotonic()
+    pictures = drawer.draw(captions, seed, observer)
+    metrics = evaluate(pictures, reference)
+    at.figures(row).parent.mkdir(parents=True, exist_ok=True)
+    save_file({"pictures": ((pictures[:NUM_SHOWN] + 1) * 127.5).round().byte().contiguous()}, at.pictures(row))
+    document = {"metrics": metrics.as_dict(), **drawer.facts(), "seed": seed, "seconds": time.monotonic() - began}
+    write_text_atomically(at.figures(row), json.dumps(plain(document), indent=2) + "\n")
+
+
+def kept_pictures(at: Stages) -> dict[str, Tensor]:
+    """The first pictures of every row, (N, 3, H, W) on [-1, 1]."""
+    from safetensors.torch import load_file
+
+    return {row: load_file(at.pictures(row))["pictures"].float() / 127.5 - 1 for row in ROWS}
+
+
+def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, Any]:
+    """All four parts; returns the metrics of every row with their intervals."""
+    from flashdmd_cli.cli.drawing import as_teacher, load_family, student_drawer
+    from flashdmd_cli.cli.evaluate import load_reference
+    from flashdmd_cli.cli.prepare import prepare
+    from flashdmd_cli.cli.training_run import run_distill
+
+    say = observer.output.say
+    say(WHY_DATA)
+    prepare("shapes", at.data, NUM_PICTURES, seed, observer)
+    say(WHY_DISTILL)
+    run_distill(recipe, at.data, claim(at.student, "distill"), observer)
+    say(WHY_SAMPLE)
+    say(WHY_EVAL)
+    reference = load_reference("shapes1k", NUM_CAPTIONS)
+    missing = [row for row in ROWS if not (at.figures(row).is_file() and at.pictures(row).is_file())]
+    if missing:
+        folder = find_teacher(recipe.teacher)
+        family = load_family(folder)
+        for row in missing:
+            if row in TEACHER_ROWS:
+                drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
+            else:
+                drawer = student_drawer(at.student, family=family)
+            draw_and_measure(row, drawer, reference, seed, at, observer)
+    return {row: json.loads(at.figures(row).read_text(encoding="utf-8"))["metrics"] for row in ROWS}
+
+
+def demo(
+    out: Out = None,
+    seed: Seed = 0,
+    iterations: Annotated[
+        int | None, typer.Option(help="Length of the training (default: the recipe's).", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The whole method on a small world, in minutes.
+
+    Prepares data, distils, draws, measures, and writes a page. The same command again resumes.
+    """
+    with command(as_json, quiet, debug) as output, Progress(output) as observer:
+        from flashdmd_cli.cli.distill import resolve
+        from flashdmd_cli.cli.training_run import find_sam
+
+        began = time.monotonic()
+        recipe = resolve("shapes-4step", [], iterations=iterations, seed=seed)
+        find_teacher(recipe.teacher)
+        find_sam(recipe)
+        at = Stages(claim(out or RUNS / "demo", "demo"))
+        earlier = remember(at.out, {"seed": seed, "iterations": recipe.train.iterations})
+        if (at.out / "manifest.json").is_file():
+            output.say(f"{at.out} holds this demo already; another --out makes it again")
+        else:
+            output.say(INTRODUCTION)
+            try:
+                rows = run(recipe, seed, at, observer)
+            finally:
+                (at.out / ".seconds").write_text(str(earlier + time.monotonic() - began))
+            finish(recipe, rows, seed, at, earlier + time.monotonic() - began)
+        document = read_result(at)
+        output.result(document, told(document), document["page"])
+
+
+def read_result(at: Stages) -> dict[str, Any]:
+    """The document of a finished demo."""
+    try:
+        return json.loads((at.out / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out {at.out}: demo.json cannot be read: {error}", hint="choose another --out") from None
+
+
+def told(document: dict[str, Any]) -> list[str]:
+    """The result for a person: a line per sampler, then the page."""
+    width = max(map(len, ROWS))
+    lines = [" " * width + "".join(f"{name:>16}" for name in FIGURES)]
+    lines += [f"{row:<{width}}" + "".join(f"{document[row][name]:>16.3f}" for name in FIGURES) for row in ROWS]
+    return [*lines, f"done in {duration(document['seconds'])}; open {document['page']}"]
+
+
+def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds: float) -> None:
+    """Write the page, the result document and the manifest, in this order."""
+    from flashdmd_cli.cli.demo_page import demo_page
+    from flashdmd_cli.evaluation.page import write_page
+    from flashdmd_cli.evaluation.suites import shapes1k
+    from flashdmd_cli.runs.files import write_text_atomically
+    from flashdmd_cli.runs.manifest import (
+        FileRecord,
+        Manifest,
+        parent_record,
+        read_manifest,
+        write_manifest,
+    )
+    from flashdmd_cli.runs.tracking import read_metrics
+
+    captions = shapes1k(NUM_CAPTIONS).captions[:NUM_SHOWN]
+    page, path = at.out / "page.html", at.out / "manifest.json"
+    write_page(page, demo_page(recipe, rows, kept_pictures(at), captions, read_metrics(at.student), seconds))
+    document = {row: {name: rows[row][name] for name in FIGURES} for row in ROWS}
+    whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}
+    write_text_atomically(at.out / "demo.json", json.dumps(plain(whole), indent=2) + "\n")
+    student = read_manifest(at.student)
+    files = [page, at.out / "demo.json", *(kept for row in ROWS for kept in (at.figures(row), at.pictures(row)))]
+    write_manifest(
+        at.out,
+        Manifest(
+            kind="demo",
+            family=recipe.family,
+            grid=student.grid,
+            teacher=student.teacher,
+            parents=[parent_record(at.student, at.out)],
+            files=[FileRecord(path=file.relative_to(at.out).as_posix()) for file in files],
+            recipe=recipe.model_dump(mode="json"),
+            data=student.data,
+            seed=seed,
+            wall_seconds=seconds,
+            license=student.license,
+        ),
+    )

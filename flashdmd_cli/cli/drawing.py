@@ -1,0 +1,165 @@
+"""What `sample`, `eval` and `demo` draw with: a student from its checkpoint, or a teacher with one of its samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from flashdmd_cli.cli.distill import default_recipe
+from flashdmd_cli.cli.output import Progress
+from flashdmd_cli.cli.sources import SHAPES, find_run, find_teacher, is_checkpoint
+from flashdmd_cli.runs.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.models.sdxl import SDXLFamily
+
+SAMPLERS = ("few_step", "ddim", "stochastic")
+TEACHER_STEPS = 30
+STUDENT_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A network with everything that decides what it draws."""
+
+    name: str
+    family: SDXLFamily
+    net: nn.Module
+    teacher: str
+    sampler: Sampler
+    steps: int
+    guidance: float
+    folder: Path
+    """Checkpoint or pipeline folder."""
+
+    @property
+    def is_student(self) -> bool:
+        """Whether it was distilled."""
+        return self.sampler == "few_step"
+
+    def draw(self, captions: Sequence[str], seed: int, observer: Progress, batch: int = 32) -> Tensor:
+        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
+        from flashdmd_cli.evaluation.generate import generate
+
+        return generate(
+            self.family,
+            self.net,
+            captions,
+            seed,
+            self.sampler,
+            self.steps,
+            self.guidance,
+            batch=batch,
+            progress=lambda done, total: observer.progress(done, total),
+        )
+
+    def facts(self) -> dict[str, object]:
+        """What a result says of how its pictures were drawn."""
+        return {
+            "from": str(self.folder),
+            "teacher": self.teacher,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "guidance": self.guidance,
+        }
+
+
+def load_family(folder: Path) -> SDXLFamily:
+    """The family behind a pipeline folder; InputError when it cannot be read."""
+    from flashdmd_cli.cli.training_run import load
+    from flashdmd_cli.models.sdxl import SDXLFamily
+
+    return load(SDXLFamily, folder)
+
+
+def teacher_drawer(
+    name: str, sampler: Sampler = "ddim", steps: int | None = None, guidance: float | None = None, flag: str = "--from"
+) -> Drawer:
+    """A teacher by name or folder; its guidance is that of its recipe unless given."""
+    if sampler == "few_step":
+        raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
+    folder = find_teacher(name, flag)
+    return as_teacher(load_family(folder), name, folder, sampler, steps, guidance)
+
+
+def as_teacher(
+    family: SDXLFamily,
+    name: str,
+    folder: Path,
+    sampler: Sampler,
+    steps: int | None = None,
+    guidance: float | None = None,
+) -> Drawer:
+    """The teacher of a family that is loaded already."""
+    from flashdmd_cli.runs.recipe import load_recipe
+
+    steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
+    check_steps(sampler, steps)
+    weight = load_recipe(default_recipe(name, None)).dm.guidance if guidance is None else guidance
+    title = f"{Path(name).name}-{sampler}-{steps}"
+    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder)
+
+
+def load_drawer(
+    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None
+) -> Drawer:
+    """A checkpoint (default: the newest) or a teacher; UsageError for an option that the other of the two takes."""
+    if sampler_name is not None and sampler_name not in SAMPLERS:
+        raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
+    sampler = cast("Sampler | None", sampler_name)
+    if source is not None and not is_checkpoint(Path(source)):
+        if (folder := Path(source)).is_dir() and not (folder / "model_index.json").is_file():
+            hint = "a checkpoint has manifest.json, a pipeline model_index.json"
+            raise InputError(f"--from {source}: neither a finished checkpoint nor a pipeline folder", hint=hint)
+        return teacher_drawer(source, sampler or "ddim", steps, guidance)
+    return student_drawer(find_run(source), sampler, steps, guidance)
+
+
+def student_drawer(
+    folder: Path,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    family: SDXLFamily | None = None,
+) -> Drawer:
+    """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise."""
+    from flashdmd_cli.runs.manifest import read_manifest
+    from flashdmd_cli.runs.recipe import Recipe
+
+    manifest = read_manifest(folder)
+    if manifest.kind != "distill":
+        raise InputError(f"--from {folder}: is a {manifest.kind} folder", hint="flashdmd distill writes a checkpoint")
+    if sampler not in (None, "few_step"):
+        raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
+    if guidance not in (None, 1.0):
+        raise UsageError(f"--guidance {guidance:g}: a student has its guidance built in", hint="leave it out")
+    recipe = Recipe.model_validate(manifest.recipe)
+    length = steps or recipe.grid.steps
+    check_steps("few_step", length)
+    family = family or load_family(find_teacher(recipe.teacher))
+    try:
+        net = family.load_network(folder / "student").to(family.device)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
+    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder)
+
+
+def check_steps(sampler: Sampler, steps: int) -> None:
+    """UsageError for a number of steps that a sampler cannot take."""
+    from flashdmd_cli.core.grid import VP_STEPS
+
+    if sampler == "ddim":
+        if not 1 <= steps <= 1000:
+            raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
+    elif steps not in VP_STEPS:
+        raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
+
+
+def is_shapes(drawer: Drawer) -> bool:
+    """Whether it draws the embedded world."""
+    return drawer.teacher == SHAPES or "shapes" in Path(drawer.teacher).name

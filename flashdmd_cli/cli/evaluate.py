@@ -1,0 +1,133 @@
+"""`flashdmd eval`: draw a suite's captions and measure the pictures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
+from flashdmd_cli.cli.output import Output, Progress, command, plain
+from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.evaluation.suites import Metrics, Reference
+
+
+def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
+    """`composition=0.9` -> {"composition": 0.9}."""
+    thresholds = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            thresholds[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(f"--fail-below {text}: is not METRIC=NUMBER", hint="for example composition=0.9") from None
+    return thresholds
+
+
+def check_thresholds(thresholds: dict[str, float]) -> None:
+    """UsageError for a figure that no suite measures, before anything is drawn."""
+    from flashdmd_cli.evaluation.report import COLUMNS
+
+    for name in thresholds:
+        if name not in COLUMNS:
+            raise UsageError(f"--fail-below {name}: no such figure", hint=f"one of {', '.join(COLUMNS)}")
+
+
+def load_reference(suite: str, limit: int | None) -> Reference:
+    """A suite's captions with the real pictures that drawn ones are measured against."""
+    from flashdmd_cli.evaluation.suites import SUITES, Reference
+    from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.shapes.inspector import load_inspector
+
+    if suite not in SUITES:
+        raise UsageError(f"--suite {suite}: not in this version", hint=f"there is {', '.join(SUITES)}")
+    try:
+        captions = SUITES[suite](limit)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    try:
+        inspector = load_inspector(asset("inspector"))
+    except FileNotFoundError as error:
+        raise InputError(f"--suite {suite}: {error}") from None
+    return Reference(captions, inspector)
+
+
+def show(rows: dict[str, Metrics], title: str, document: dict[str, Any], names: str, output: Output) -> None:
+    """The table on stdout, or its JSON form."""
+    if output.as_json or output.quiet:
+        output.result(document, "", names)
+        return
+    from rich.console import Console
+
+    from flashdmd_cli.evaluation.report import attribute_table, table
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table(rows, title))
+    console.print(attribute_table(rows))
+    console.print(f"written to {names}", soft_wrap=True)
+
+
+def evaluate_command(
+    suite: Annotated[str, typer.Option(help="What to draw and measure: shapes1k.")] = "shapes1k",
+    source: From = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Of a teacher: ddim or stochastic (default: ddim).", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Sampling steps (student: its grid; teacher: 30).", show_default=False)
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Of a teacher (default: its recipe's).", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first captions.", show_default=False)] = None,
+    fail_below: Annotated[
+        list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when it is missed; may be repeated.")
+    ] = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure a student or a teacher on a suite.
+
+    The default is the newest checkpoint under ./runs.
+    """
+    with command(as_json, quiet, debug) as output, Progress(output, "picture") as observer:
+        thresholds = parse_thresholds(fail_below or [])
+        from flashdmd_cli.cli.drawing import is_shapes, load_drawer
+
+        check_thresholds(thresholds)
+        reference = load_reference(suite, limit)
+        began = time.monotonic()
+        drawer = load_drawer(source, sampler, steps, guidance)
+        if source is None:
+            output.say(f"from {drawer.folder}")
+        if not is_shapes(drawer):
+            raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
+        folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval", resumes=False)
+        from flashdmd_cli.cli.sample import write_result
+        from flashdmd_cli.evaluation.report import missed, report
+        from flashdmd_cli.evaluation.suites import evaluate
+
+        captions = reference.suite.all_captions
+        observer.phase(f"drawing {len(captions)} pictures with {drawer.name}, {drawer.steps} steps")
+        pictures = drawer.draw(captions, seed, observer)
+        observer.phase("measuring")
+        rows = {drawer.name: evaluate(pictures, reference)}
+        figures = folder / "metrics.json"
+        facts = {"suite": suite, "limit": limit, **drawer.facts()}
+        document = plain(report(rows, **facts, seed=seed, out=folder, manifest=folder / "manifest.json"))
+        figures.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        write_result(folder, "eval", drawer, [figures], seed, facts, time.monotonic() - began)
+        show(rows, f"{suite}, {rows[drawer.name].num_pictures} captions", document, str(folder), output)
+        if failed := missed(rows[drawer.name], thresholds):
+            raise ThresholdError(f"--fail-below: {'; '.join(failed)}")

@@ -1,0 +1,82 @@
+"""`flashdmd inspect`: what a folder is, where it comes from, and whether its files are still what they were."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashdmd_cli.cli.options import AsJson, Debug, Quiet
+from flashdmd_cli.cli.output import command, plain
+from flashdmd_cli.runs.errors import InputError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.manifest import Manifest
+
+
+def lineage(folder: Path, manifest: Manifest, depth: int = 0) -> list[str]:
+    """The folder, then its parents as far as they are still there, indented, and at the end the teacher."""
+    from flashdmd_cli.runs.manifest import read_manifest
+
+    indent = "  " * depth + ("└ " if depth else "")
+    lines = [f"{indent}{manifest.kind}  {folder}"]
+    for parent in plain(manifest.parents):
+        path = Path(parent["path"])
+        at = folder / path
+        try:
+            lines += lineage(at, read_manifest(at), depth + 1)
+        except (InputError, OSError):
+            lines.append("  " * (depth + 1) + f"└ {path}  (no longer there; sha256 {str(parent['sha256'])[:12]})")
+    if manifest.teacher and (depth == 0 or manifest.kind == "distill"):
+        teacher = plain(manifest.teacher)
+        lines.append(
+            "  " * (depth + 1) + f"└ teacher  {teacher['id']}  (content {(teacher['hash'] or 'unknown')[:12]})"
+        )
+    return lines
+
+
+def summary(manifest: Manifest) -> list[str]:
+    """The facts of a manifest that a person asks for first, one a line."""
+    facts = plain(manifest)
+    counted = ", ".join(f"{role} {num}" for role, num in facts["updates"].items() if num)
+    weights = " ".join(str(value) for value in (facts.get("weights") or {}).values())
+    versions = " ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+    rows = {
+        "kind": facts["kind"],
+        "family": facts.get("family"),
+        "step": facts.get("step") or "",
+        "images seen": facts.get("images_seen") or "",
+        "updates": counted,
+        "grid": (facts.get("grid") or {}).get("scheduler"),
+        "weights": weights,
+        "seed": facts.get("seed"),
+        "wall": f"{facts['wall_seconds']:.0f} s" if facts.get("wall_seconds") else "",
+        "versions": versions,
+        "warnings": "; ".join(facts.get("warnings") or []),
+        "files": f"{len(facts['files'])}, {sum(file['size'] for file in facts['files']) / 1e6:.1f} MB",
+    }
+    return [f"{name:<12} {value}" for name, value in rows.items() if value not in (None, "", {}, [])]
+
+
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="A folder that a flashdmd command wrote.", metavar="DIR")],
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show where a folder comes from, verify its files.
+
+    The lineage goes back to the teacher; every file is held against its hash.
+    """
+    with command(as_json, quiet, debug) as output:
+        from flashdmd_cli.runs.manifest import read_manifest, verify
+
+        manifest = read_manifest(folder)
+        problems = verify(folder)
+        drawn = lineage(folder, manifest)
+        document = {"manifest": manifest, "lineage": drawn, "problems": problems}
+        verdict = [] if problems else ["every file is what the manifest says"]
+        output.result(document, [*summary(manifest), "", *drawn, "", *verdict], str(folder))
+        if problems:
+            raise InputError("; ".join(problems), hint="make the folder again with the command that wrote it")

@@ -1,0 +1,23 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids or paths, one a line.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Replace what --out already holds.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
+Seed = Annotated[int, typer.Option("--seed", help="All randomness is a function of this number.")]
+From = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        help="A distilled checkpoint, a pipeline folder, or `shapes-sdxl` (default: the newest under ./runs).",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,196 @@
+"""The one sink of all commands (human, JSON, quiet), and the one table from exception to exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+
+EXIT_CODES: tuple[tuple[str, int], ...] = (
+    ("UsageError", 2),
+    ("InputError", 3),
+    ("DataError", 3),
+    ("NumericalError", 4),
+    ("ThresholdError", 5),
+    ("FileNotFoundError", 3),
+    ("IsADirectoryError", 3),
+    ("NotADirectoryError", 3),
+    ("SafetensorError", 3),
+    ("FloatingPointError", 4),
+    ("KeyboardInterrupt", 130),
+)
+"""Name of an exception class -> exit code; the first class of an exception's ancestry found here counts. All else is 1.
+An `Interrupted` brings its own code, 130 or 143."""
+
+PLAIN_LINE_SECONDS = 5.0
+"""How often progress is told where no bar can be drawn."""
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code for an error: its own for `Interrupted`, else by the table, else 1."""
+    table = dict(EXIT_CODES)
+    for ancestor in type(error).__mro__:
+        if ancestor.__name__ in table:
+            return table[ancestor.__name__]
+    return error.exit_code if isinstance(error, FlashDMDError) else 1
+
+
+def error_line(error: BaseException) -> str:
+    """One line for a person: what to change, then what to do next."""
+    if hasattr(error, "hint"):
+        text, hint = " ".join(str(error.args[0] if error.args else error).split()), " ".join(error.hint.split())
+        return f"{text} ({hint})" if hint else text
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped; what was saved before is intact (run the same command again to resume)"
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or type(error).__name__
+        hint = {
+            errno.ENOSPC: " (free some space or choose another --out, then run the same command again)",
+            errno.EDQUOT: " (free some space or choose another --out, then run the same command again)",
+            errno.EACCES: " (choose an --out that you may write to)",
+            errno.EROFS: " (choose an --out that you may write to)",
+        }.get(error.errno, "")
+        return f"{where}{reason}{hint}"
+    lines = str(error).split("\n")
+    first = " ".join(lines[0].split())
+    if exit_code(error) != 1:
+        return first or type(error).__name__
+    return f"{type(error).__name__}: {first} (this may be a fault of flashdmd; --debug shows where)"
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready copy: paths as text, non-finite numbers as null, models as dictionaries."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(mode="json"))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return str(value)
+
+
+class Output:
+    """Results to stdout, everything else to stderr."""
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
+        self.as_json, self.quiet, self.debug = as_json, quiet, debug
+
+    def say(self, text: str) -> None:
+        """Tell a person what is going on; silent under --quiet."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, document: Any, text: str | Sequence[str], names: str | Sequence[str] = ()) -> None:
+        """Print the result once, in the form that was asked for.
+
+        `document` is the JSON form, `text` the human form (lines), `names` the ids or paths for --quiet.
+        """
+        if self.as_json:
+            print(json.dumps(plain(document), indent=2, ensure_ascii=False), flush=True)
+        else:
+            chosen = names if self.quiet else text
+            for line in [chosen] if isinstance(chosen, str) else chosen:
+                print(line, flush=True)
+
+
+@contextmanager
+def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
+    """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
+    output = Output(as_json, quiet, debug)
+    try:
+        if as_json and quiet:
+            raise UsageError("--quiet: choose one of --json and --quiet")
+        yield output
+        sys.stdout.flush()
+    except typer.Exit:
+        raise
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; what is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        print(error_line(error), file=sys.stderr, flush=True)
+        raise typer.Exit(exit_code(error)) from None
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Watches long work: a rich bar on a terminal, else a plain line every few seconds; rate and ETA in both."""
+
+    def __init__(self, output: Output, unit: str = "it", every: float = PLAIN_LINE_SECONDS) -> None:
+        self.output, self.unit, self.every = output, unit, every
+        self.bar: Any = None
+        self._restart()
+        if sys.stderr.isatty() and not output.quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            text = (TextColumn(f"{{task.{column}}}") for column in ("description", "fields[told]"))
+            self.bar = Bar(next(text), BarColumn(), next(text), console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def _restart(self) -> None:
+        self.first: tuple[int, float] | None = None
+        self.told_at = -math.inf
+        self.task: Any = None
+
+    def phase(self, text: str) -> None:
+        """A new part of the work begins."""
+        if self.bar is not None:
+            self.bar.stop()
+            if self.task is not None:
+                self.bar.remove_task(self.task)
+        self._restart()
+        self.output.say(text)
+
+    def progress(self, iteration: int, total: int, figures: dict[str, float] | None = None) -> None:
+        """`iteration` of `total` is done; the figures worth a look go along."""
+        now = time.monotonic()
+        if self.first is None or iteration < self.first[0]:
+            self.first = (iteration, now)
+        rate = (iteration - self.first[0]) / max(now - self.first[1], 1e-9)
+        told = f"{iteration}/{total}"
+        if rate > 0:
+            speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{self.unit}"
+            told += f"  {speed}  ETA {duration((total - iteration) / rate)}"
+        shown = list((figures or {}).items())[:4]
+        told += "".join(f"  {name} {value:.4g}" for name, value in shown)
+        if self.bar is not None:
+            if self.task is None:
+                self.task = self.bar.add_task("", total=total, told=told)
+                self.bar.start()
+            self.bar.update(self.task, completed=iteration, total=total, told=told)
+        elif now - self.told_at >= self.every or iteration == total:
+            self.told_at = now
+            self.output.say(f"  {told}")

@@ -1,0 +1,126 @@
+"""Where weights come from: a teacher, a checkpoint, or the newest one; and whose folder `--out` is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from flashdmd_cli.runs.errors import InputError, UsageError
+
+SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_SIZE = "6.9 GB"
+SHAPES = "shapes-sdxl"
+RUNS = Path("runs")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+"""The folders of a stock `StableDiffusionXLPipeline`."""
+MARK = ".flashdmd"
+"""File that says which command a folder belongs to while it has no manifest yet."""
+
+
+def cached_folder(hub_id: str) -> Path | None:
+    """The snapshot of a hub model on this machine, without asking the network; None when it is not complete."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    snapshots = (cache / f"models--{hub_id.replace('/', '--')}" / "snapshots").glob("*")
+    complete = [folder for folder in snapshots if not missing_parts(folder)]
+    return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """The parts of a pipeline that a folder lacks; a network without its weights counts as lacking."""
+    lacking = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
+    for part in PARTS:
+        at = folder / part
+        weights = part in ("tokenizer", "tokenizer_2", "scheduler") or any(at.glob("*.safetensors"))
+        if not (at.is_dir() and weights):
+            lacking.append(f"{part}/")
+    return lacking
+
+
+def find_teacher(name: str, flag: str = "--teacher") -> Path:
+    """The pipeline folder behind `shapes-sdxl`, `sdxl`, a cached hub id, or a path; InputError when it is not here."""
+    if name == SHAPES:
+        from flashdmd_cli.shapes.assets import asset
+
+        try:
+            return asset(SHAPES)
+        except FileNotFoundError as error:
+            raise InputError(f"{flag} {SHAPES}: {error}") from None
+    folder = Path(name).expanduser()
+    if name != "sdxl" and folder.is_dir():
+        if lacking := missing_parts(folder):
+            raise InputError(
+                f"{flag} {name}: the folder lacks {', '.join(lacking)}",
+                hint=f"{flag} takes a complete StableDiffusionXLPipeline folder",
+            )
+        return folder
+    hub_id = SDXL_ID if name == "sdxl" else name
+    if name != "sdxl" and (hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~"))):
+        raise InputError(f"{flag} {name}: no such folder", hint=f"{flag} takes sdxl, {SHAPES} or a pipeline folder")
+    if found := cached_folder(hub_id):
+        return found
+    size = f" ({SDXL_SIZE})" if hub_id == SDXL_ID else ""
+    raise InputError(
+        f"{flag} {name}: the weights of {hub_id}{size} are not on this machine",
+        hint=f"{flag} PATH takes a local pipeline folder",
+    )
+
+
+def find_run(name: str | None, kind: str = "distill", flag: str = "--from") -> Path:
+    """A checkpoint folder as given, or the newest of its kind under ./runs."""
+    from flashdmd_cli.runs.manifest import newest
+
+    if name is not None:
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise InputError(f"{flag} {name}: no such folder", hint="flashdmd distill writes one")
+        return folder
+    command = "prepare-data shapes" if kind == "data" else kind
+    hint = f"name a folder, or make one with: flashdmd {command}"
+    missing = InputError(f"{flag}: nothing given, and no finished {kind} folder under ./{RUNS}", hint=hint)
+    if not RUNS.is_dir():
+        raise missing
+    try:
+        return newest(RUNS, kind)
+    except (FileNotFoundError, InputError):
+        raise missing from None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """A folder that `distill` finished, in contrast to a pipeline folder."""
+    return (folder / "manifest.json").is_file() and not (folder / "model_index.json").is_file()
+
+
+def owner(out: Path) -> str | None:
+    """The kind of result that a folder holds or is to hold; None when no command of this package wrote it."""
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+
+    if (out / MARK).is_file():
+        return (out / MARK).read_text(encoding="utf-8").strip()
+    return read_manifest(out).kind if (out / MANIFEST).is_file() else None
+
+
+def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path:
+    """Make `out` this command's folder; UsageError when it holds something that is not this command's.
+
+    A folder of the same kind is kept, so that the same command resumes; `yes` empties it first. Where a command does
+    not resume, the old manifest goes, since the result is no longer whole. What others wrote is never deleted.
+    """
+    from flashdmd_cli.runs.files import write_text_atomically, writing
+    from flashdmd_cli.runs.manifest import MANIFEST
+
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        if (found := owner(out)) != kind:
+            whose = f"belongs to a {found} result" if found else f"is not empty and not a {kind} result"
+            raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
+        with writing(out):
+            if yes:
+                shutil.rmtree(out)
+                out.mkdir()
+            elif not resumes:
+                (out / MANIFEST).unlink(missing_ok=True)
+    write_text_atomically(out / MARK, kind + "\n")
+    return out

@@ -1,0 +1,1 @@
+"""The mathematics: tensors in, tensors out; no files, no models, no configuration."""

@@ -1,0 +1,238 @@
+"""Webdataset shards: tar files of `key.png`, `key.txt` and `key.json`, written once and read at random."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from webdataset import TarWriter
+
+from flashdmd_cli.data.errors import DataError
+
+SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
+"""Members of one sample."""
+
+CACHE_BYTES = 512 * 2**20
+"""Decoded pictures kept in memory. A smaller set is decoded once."""
+
+REBUILD = "write the data again with `flashdmd prepare-data`"
+
+
+@dataclass(frozen=True)
+class WrittenShards:
+    """What `write_shards` left on disk."""
+
+    files: list[Path]
+    num_samples: int
+    schema: dict[str, str] = field(default_factory=lambda: dict(SCHEMA))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One captioned picture."""
+
+    key: str
+    picture: Tensor  # (3, H, W) uint8
+    caption: str
+    facts: dict[str, Any]  # the sample's JSON, empty if it has none
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`B` captioned pictures as a training step takes them."""
+
+    pixels: Tensor  # (B, 3, H, W) float32 on [-1, 1]
+    captions: list[str]
+
+
+def write_shards(
+    samples: Iterable[Mapping[str, Any]], out: Path, shard_size: int = 1000, prefix: str = "shapes"
+) -> WrittenShards:
+    """Write samples (`__key__`, `png` bytes, `txt` str, optional `json` dict) as `<prefix>-000000.tar`, ...
+
+    The same samples give the same bytes. A shard appears under its name only when it is complete; shards of the same
+    prefix that an earlier, longer writing left behind are removed at the end. Raises `DataError` for a doubtful key.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+    seen: set[str] = set()
+    stream = iter(samples)
+    while (first := next(stream, None)) is not None:
+        path = out / f"{prefix}-{len(files):06d}.tar"
+        temporary = path.with_suffix(".tar.partial")
+        try:
+            with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+                for sample in chain([first], islice(stream, shard_size - 1)):
+                    tar.write(_members(sample, seen))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        files.append(path)
+    if not files:
+        raise DataError("the source holds no sample", "ask for at least one picture")
+    for stale in set(out.glob(f"{prefix}-[0-9][0-9][0-9][0-9][0-9][0-9].tar")) - set(files):
+        stale.unlink()
+    return WrittenShards(files, len(seen))
+
+
+def _members(sample: Mapping[str, Any], seen: set[str]) -> dict[str, Any]:
+    key = sample["__key__"]
+    if key in seen or not key or "." in key:
+        raise DataError(f"key {key!r} is repeated, empty or has a dot", "give every sample a key of its own")
+    seen.add(key)
+    members = {"__key__": key, "png": sample["png"], "txt": sample["txt"].encode()}
+    if "json" in sample:
+        members["json"] = json.dumps(sample["json"], sort_keys=True).encode()
+    return members
+
+
+@dataclass(frozen=True)
+class _Member:
+    """Where the bytes of a file lie inside a shard."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class ShardDataset:
+    """The samples of a folder of shards, read at random.
+
+    `expected` is the list of files of the folder's manifest (`path`, `size`, `sha256`): every file is held against it
+    on opening, and only the shards it names are read. Raises `DataError` for whatever is missing or damaged.
+    """
+
+    def __init__(self, folder: Path, expected: Sequence[Mapping[str, Any]] | None = None) -> None:
+        self.folder = folder
+        if expected is None:
+            shards = sorted(folder.glob("*.tar"))
+        else:
+            verify_files(folder, expected)
+            shards = sorted(folder / entry["path"] for entry in expected if str(entry["path"]).endswith(".tar"))
+        if not shards:
+            raise DataError(f"--data {folder} holds no shard (*.tar)", REBUILD)
+        self._index = [entry for shard in shards for entry in _index_shard(shard)]
+        if not self._index:
+            raise DataError(f"--data {folder} holds no sample", REBUILD)
+        self._cache: OrderedDict[int, Sample] = OrderedDict()
+        self._orders: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.picture_shape = tuple(self._decode(0).picture.shape)
+        """(3, H, W), the same for every picture."""
+        self._capacity = max(1, CACHE_BYTES // int(np.prod(self.picture_shape)))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def sample(self, index: int) -> Sample:
+        """Sample `index` in the order of the shards."""
+        if index in self._cache:
+            self._cache.move_to_end(index)
+            return self._cache[index]
+        sample = self._decode(index)
+        if tuple(sample.picture.shape) != self.picture_shape:
+            raise DataError(
+                f"--data: picture {sample.key} is {_size(sample.picture.shape)}, others {_size(self.picture_shape)}",
+                "prepare all pictures at one size",
+            )
+        self._cache[index] = sample
+        if len(self._cache) > self._capacity:
+            self._cache.popitem(last=False)
+        return sample
+
+    def indices(self, step: int, rank: int, world: int, batch: int, seed: int) -> list[int]:
+        """Which samples rank `rank` of `world` reads in step `step`, `batch` of them: a function of its arguments.
+
+        Epoch after epoch the samples come in a fresh permutation drawn from (seed, epoch). A step of all ranks reads
+        `world * batch` consecutive places of that sequence, so the ranks together read the same whatever `world` is.
+        """
+        start = (step * world + rank) * batch
+        return [self._at(position, seed) for position in range(start, start + batch)]
+
+    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch:
+        """The pictures and captions of `indices`; `batch` is the number of pictures on this rank."""
+        samples = [self.sample(index) for index in self.indices(step, rank, world, batch, seed)]
+        pixels = torch.stack([sample.picture for sample in samples]).float() / 127.5 - 1
+        return Batch(pixels, [sample.caption for sample in samples])
+
+    def _at(self, position: int, seed: int) -> int:
+        epoch, place = divmod(position, len(self))
+        if (seed, epoch) not in self._orders:
+            digest = hashlib.sha256(f"reading order {seed} {epoch}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+            self._orders[seed, epoch] = torch.randperm(len(self), generator=generator)
+            if len(self._orders) > 2:
+                self._orders.popitem(last=False)
+        return int(self._orders[seed, epoch][place])
+
+    def _decode(self, index: int) -> Sample:
+        key, members = self._index[index]
+        try:
+            with Image.open(io.BytesIO(members["png"].read())) as image:
+                picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            caption = members["txt"].read().decode()
+            facts = json.loads(members["json"].read()) if "json" in members else {}
+        except (OSError, ValueError, SyntaxError) as error:
+            shard = members["png"].shard
+            raise DataError(f"--data: sample {key} of {shard} cannot be read: {error}", REBUILD) from None
+        return Sample(key, picture, caption, facts)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return f"{shape[2]} x {shape[1]} px"
+
+
+def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
+    """Hold files against the sizes (bytes) and SHA-256 digests they should have. Raises `DataError` for the first."""
+    for entry in expected:
+        path = folder / entry["path"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"--data: the manifest names {entry['path']}, outside of {folder}", REBUILD)
+        if not path.is_file():
+            raise DataError(f"--data: {path} is missing", REBUILD)
+        if (size := path.stat().st_size) != entry["size"]:
+            raise DataError(f"--data: {path} has {size} bytes, its manifest says {entry['size']}", REBUILD)
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                raise DataError(f"--data: {path} differs from its manifest (SHA-256)", REBUILD)
+
+
+def _index_shard(shard: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
+    """Keys of a shard and where their members lie, in the order of the file."""
+    samples: dict[str, dict[str, _Member]] = {}
+    end = 0
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for info in tar:
+                end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+                if not info.isfile():
+                    continue
+                folder, _, name = info.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                samples.setdefault(key, {})[extension] = _Member(shard, info.offset_data, info.size)
+    except tarfile.TarError as error:
+        raise DataError(f"--data: {shard} is not a whole tar file: {error}", REBUILD) from None
+    # A reader of tar files stops without complaint at a damaged header; a whole file goes on with an empty block.
+    if _Member(shard, end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
+        raise DataError(f"--data: {shard} is cut off or damaged after {len(samples)} samples", REBUILD)
+    for key, members in samples.items():
+        if missing := {"png", "txt"} - members.keys():
+            raise DataError(f"--data: sample {key} of {shard} lacks {', '.join(sorted(missing))}", REBUILD)
+    yield from samples.items()

@@ -1,0 +1,44 @@
+"""Labelled grids of pictures as PNG."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+MIN_CELL = 128
+"""Smaller pictures are enlarged by a whole factor until they are this wide, in pixels."""
+GAP, LABEL_WIDTH, FONT_SIZE = 6, 150, 14
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """A picture (3, H, W) on [-1, 1] as a Pillow image of 8 bits."""
+    array = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())
+
+
+def save_grid(rows: Sequence[Tensor], labels: Sequence[str], path: Path) -> None:
+    """Write rows of pictures, each (N, 3, H, W) on [-1, 1] and of one size, with a label left of each row."""
+    if len(rows) != len(labels) or not rows:
+        raise ValueError(f"{len(rows)} rows of pictures and {len(labels)} labels")
+    height, width = rows[0].shape[-2:]
+    factor = max(1, -(-MIN_CELL // width))
+    height, width = height * factor, width * factor
+    columns = max(len(row) for row in rows)
+    size = (LABEL_WIDTH + columns * (width + GAP) + GAP, len(rows) * (height + GAP) + GAP)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=FONT_SIZE)
+    for i, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        top = GAP + i * (height + GAP)
+        text = "\n".join(fill(line, 18) for line in label.splitlines())
+        draw.multiline_text((GAP, top + GAP), text, fill="black", font=font)
+        for j, picture in enumerate(row):
+            image = to_image(picture).resize((width, height), Image.Resampling.NEAREST)
+            sheet.paste(image, (LABEL_WIDTH + GAP + j * (width + GAP), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    sheet.save(temporary, "PNG")
+    temporary.replace(path)

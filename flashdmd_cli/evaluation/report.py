@@ -1,0 +1,68 @@
+"""Puts measured figures into JSON and into a table; printing is the command line's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from flashdmd_cli.evaluation.suites import Metrics
+
+COLUMNS = {
+    "composition": "composition ↑",
+    "frechet": "Fréchet ↓",
+    "high_frequency": "fine texture → 1",
+    "coverage": "coverage ↑",
+    "pattern_coverage": "patterns ↑",
+    "diversity": "diversity → 1",
+}
+"""Figures of the table and which way they should go."""
+
+
+def report(rows: Mapping[str, Metrics], **facts: Any) -> dict[str, Any]:
+    """A document for JSON: `facts` (suite, seed, ...) and under `results` the figures of every row."""
+    return {**facts, "results": {name: metrics.as_dict() for name, metrics in rows.items()}}
+
+
+def table(rows: Mapping[str, Metrics], title: str = "") -> Table:
+    """The main figures, one line a row, each with half the width of its 95% interval."""
+    drawn = Table(title=title or None)
+    drawn.add_column("")
+    for heading in COLUMNS.values():
+        drawn.add_column(heading, justify="right")
+    for name, metrics in rows.items():
+        drawn.add_row(name, *(_cell(metrics, figure) for figure in COLUMNS))
+    return drawn
+
+
+def attribute_table(rows: Mapping[str, Metrics], title: str = "") -> Table:
+    """How often each single attribute is right."""
+    drawn = Table(title=title or None)
+    drawn.add_column("")
+    for attribute in next(iter(rows.values())).attributes if rows else ():
+        drawn.add_column(attribute, justify="right")
+    for name, metrics in rows.items():
+        drawn.add_row(name, *(_cell(metrics, f"attributes.{attribute}") for attribute in metrics.attributes))
+    return drawn
+
+
+def _cell(metrics: Metrics, figure: str) -> str:
+    group, _, attribute = figure.partition(".")
+    value = metrics.attributes[attribute] if attribute else getattr(metrics, group)
+    low, high = metrics.intervals[figure]
+    digits = 1 if figure == "frechet" else 3
+    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def missed(metrics: Metrics, thresholds: Mapping[str, float]) -> list[str]:
+    """Which of `thresholds` (lowest allowed value by figure) the figures miss, one line each.
+
+    Raises `ValueError` for a figure that does not exist.
+    """
+    known = {name: float(value) for name, value in vars(metrics).items() if isinstance(value, float)}
+    if unknown := thresholds.keys() - known.keys():
+        raise ValueError(f"--fail-below {sorted(unknown)[0]}: no such figure, there are {', '.join(known)}")
+    return [
+        f"{name} is {known[name]:.4g}, below {least:.4g}" for name, least in thresholds.items() if known[name] < least
+    ]

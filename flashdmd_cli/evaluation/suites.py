@@ -1,0 +1,171 @@
+"""Suites: fixed captions and everything measured on the pictures drawn for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.evaluation.metrics.composition import composition
+from flashdmd_cli.evaluation.metrics.coverage import coverage
+from flashdmd_cli.evaluation.metrics.diversity import diversity
+from flashdmd_cli.evaluation.metrics.frechet import frechet
+from flashdmd_cli.evaluation.metrics.high_frequency import high_frequency
+from flashdmd_cli.evaluation.metrics.intervals import Interval
+from flashdmd_cli.shapes.captions import captions as write_captions
+from flashdmd_cli.shapes.inspector import Reading
+from flashdmd_cli.shapes.render import render
+from flashdmd_cli.shapes.world import ATTRIBUTES, PATTERNS, sample_attributes, sample_scenes
+
+SHAPES1K_SEED = 20_251_120
+"""Draws the captions of `shapes1k`. Training pictures come from other seeds and never show these combinations."""
+REFERENCE_SEED = 20_251_121
+"""Draws the real pictures that generated ones are measured against."""
+CEILING_SEED = 20_251_122
+"""Draws a second set of real pictures, which shows what each metric says of perfection."""
+
+NUM_GROUPS = 50
+GROUP_SIZE = 4
+
+
+class Reader(Protocol):
+    """What an evaluation needs of an inspector."""
+
+    def read(self, pictures: Tensor) -> Reading: ...
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`N` captions, and the first `C` of them again, `K` pictures each, for diversity."""
+
+    name: str
+    attributes: Tensor  # (N, 7) long, what each caption binds
+    captions: list[str]
+
+    @property
+    def num_groups(self) -> int:
+        """`C`, captions of which several pictures are drawn."""
+        return min(NUM_GROUPS, len(self.captions))
+
+    @property
+    def all_captions(self) -> list[str]:
+        """The N captions, then the C x K repeated ones: N + C * K pictures to draw, in this order."""
+        return self.captions + [text for text in self.captions[: self.num_groups] for _ in range(GROUP_SIZE)]
+
+    @property
+    def all_attributes(self) -> Tensor:
+        """Attributes of `all_captions`, (N + C * K, 7) long."""
+        return torch.cat([self.attributes, self.attributes[: self.num_groups].repeat_interleave(GROUP_SIZE, dim=0)])
+
+    def real_pictures(self, seed: int = REFERENCE_SEED) -> Tensor:
+        """Rendered pictures of `all_captions`, (N + C * K, 3, 64, 64) on [-1, 1]."""
+        generator = torch.Generator().manual_seed(seed)
+        parts = [
+            render(sample_scenes(len(rows), generator, attributes=rows), generator)
+            for rows in self.all_attributes.split(250)
+        ]
+        return torch.cat(parts)
+
+
+def shapes1k(limit: int | None = None) -> Suite:
+    """1000 captions of combinations held out of training, always the same; `limit` takes the first, 2 at least."""
+    generator = torch.Generator().manual_seed(SHAPES1K_SEED)
+    attributes = sample_attributes(1000, generator, held_out=True)
+    texts = write_captions(attributes, generator)
+    if limit is not None and not 2 <= limit <= len(texts):
+        raise ValueError(f"--limit {limit}: shapes1k takes from 2 to {len(texts)} captions")
+    return Suite("shapes1k", attributes[:limit], texts[:limit])
+
+
+SUITES: dict[str, Callable[[int | None], Suite]] = {"shapes1k": shapes1k}
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What was measured on one set of pictures."""
+
+    composition: float
+    """Share of pictures in which all seven attributes are right."""
+    frechet: float
+    """Squared Fréchet distance to real pictures on inspector features."""
+    high_frequency: float
+    """Energy of fine texture over that of real pictures."""
+    coverage: float
+    """1 minus the mean total-variation distance over what captions leave open."""
+    diversity: float
+    """Distance between pictures of one caption over that of real ones."""
+    pattern_coverage: float
+    """The part of `coverage` that is the background pattern."""
+    attributes: dict[str, float]
+    """Share of pictures in which each attribute is right."""
+    intervals: dict[str, tuple[float, float]]
+    """95% interval of every figure above, by its name, attributes as `attributes.<name>`."""
+    num_pictures: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "intervals": {name: list(bounds) for name, bounds in self.intervals.items()}}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures of a suite with what the inspector reads in them, the repeated captions apart."""
+
+    pictures: Tensor  # (N, 3, 64, 64)
+    reading: Reading
+    group_layout: Tensor  # (C, K, 12)
+
+
+def look(pictures: Tensor, suite: Suite, inspector: Reader) -> Seen:
+    """Read pictures of `suite.all_captions` (N + C * K, 3, 64, 64) on [-1, 1], rounded to the 8 bits of a file."""
+    if pictures.shape[0] != len(suite.all_captions):
+        raise ValueError(f"{len(pictures)} pictures for the {len(suite.all_captions)} captions of {suite.name}")
+    pictures = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    num = len(suite.captions)
+    first, repeated = inspector.read(pictures[:num]), inspector.read(pictures[num:])
+    return Seen(pictures[:num], first, repeated.layout.unflatten(0, (suite.num_groups, GROUP_SIZE)))
+
+
+class Reference:
+    """The real pictures of a suite as the inspector sees them, rendered and read once."""
+
+    def __init__(self, suite: Suite, inspector: Reader) -> None:
+        self.suite, self.inspector = suite, inspector
+
+    @cached_property
+    def seen(self) -> Seen:
+        """Real pictures with the captions' attributes."""
+        return look(self.suite.real_pictures(), self.suite, self.inspector)
+
+    def ceiling(self) -> Metrics:
+        """What the metrics say of a second set of real pictures: the best a model can do, chance included."""
+        return evaluate(self.suite.real_pictures(CEILING_SEED), self)
+
+
+def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
+    """Measure pictures drawn for `reference.suite.all_captions` (N + C * K, 3, 64, 64) on [-1, 1]."""
+    suite, real = reference.suite, reference.seen
+    drawn = look(pictures, suite, reference.inspector)
+    right = composition(drawn.reading.attributes, suite.attributes, list(ATTRIBUTES))
+    spread = coverage(
+        drawn.reading.pattern, drawn.reading.layout, real.reading.pattern, real.reading.layout, len(PATTERNS)
+    )
+    figures: dict[str, Interval] = {
+        "composition": right.whole,
+        "frechet": frechet(drawn.reading.features, real.reading.features),
+        "high_frequency": high_frequency(drawn.pictures, real.pictures),
+        "coverage": spread.whole,
+        "diversity": diversity(drawn.group_layout, real.group_layout),
+        "pattern_coverage": spread.pattern,
+    }
+    named = figures | {f"attributes.{name}": interval for name, interval in right.attributes.items()}
+    return Metrics(
+        **{name: interval.value for name, interval in figures.items()},
+        attributes={name: interval.value for name, interval in right.attributes.items()},
+        intervals={name: (interval.low, interval.high) for name, interval in named.items()},
+        num_pictures=len(suite.captions),
+    )

@@ -1,0 +1,39 @@
+"""Low-rank adapters on a UNet: put on, list what trains, merge into a plain UNet."""
+
+from __future__ import annotations
+
+import copy
+
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig
+from torch import nn
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+"""Every linear layer (or 1x1 convolution) of the transformer blocks."""
+
+
+def add_lora(unet: UNet2DConditionModel, rank: int, alpha: int) -> UNet2DConditionModel:
+    """Freeze `unet` and put a trainable adapter of `rank`, scaled by alpha / rank, on its transformers, in place.
+
+    The adapter starts as the identity, so the network answers as before. Raises ValueError if there is one already.
+    """
+    if getattr(unet, "peft_config", None):
+        raise ValueError("the network has an adapter already")
+    unet.requires_grad_(False)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_TARGETS), init_lora_weights=True)
+    unet.add_adapter(config)
+    return unet
+
+
+def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
+    """The parameters that train, in a fixed order: those of the adapter, or all of a network without one."""
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def merged_copy(net: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A plain copy of `net` with its adapter, if any, added into the weights; `net` stays as it is."""
+    plain = copy.deepcopy(net)
+    if getattr(plain, "peft_config", None):
+        plain.fuse_lora()
+        plain.unload_lora()
+    return plain

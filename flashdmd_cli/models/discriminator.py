@@ -1,0 +1,248 @@
+"""Discriminators: heads on a frozen SAM image encoder (pixels), heads on the fake UNet's middle block (latents).
+
+Both return a list of logit maps, (B, 1, h, w) each; what is real and what is fake is for `core.losses` to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+"""What SAM subtracts from and divides RGB values on [0, 255] by."""
+
+SAM_URLS = {
+    "vit_b": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+    "vit_l": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
+    "vit_h": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
+}
+_SIZE_OF_WIDTH = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_ENCODER = "image_encoder."
+
+
+def new_sam(config: dict[str, Any]) -> Sam:
+    """An untrained `Sam` of the sizes in `config` (the `config.json` of a folder that holds a small SAM)."""
+    encoder, prompt, decoder = config["image_encoder"], config["prompt_encoder"], config["mask_decoder"]
+    width, side = encoder["out_chans"], encoder["img_size"]
+    tokens = side // encoder["patch_size"]
+    transformer = TwoWayTransformer(
+        depth=decoder["depth"], embedding_dim=width, num_heads=decoder["num_heads"], mlp_dim=decoder["mlp_dim"]
+    )
+    return Sam(
+        image_encoder=ImageEncoderViT(**encoder, norm_layer=partial(nn.LayerNorm, eps=1e-6)),
+        prompt_encoder=PromptEncoder(width, (tokens, tokens), (side, side), prompt["mask_in_chans"]),
+        mask_decoder=MaskDecoder(
+            transformer_dim=width,
+            transformer=transformer,
+            num_multimask_outputs=decoder["num_multimask_outputs"],
+            iou_head_depth=decoder["iou_head_depth"],
+            iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+        ),
+        pixel_mean=list(SAM_MEAN),
+        pixel_std=list(SAM_STD),
+    )
+
+
+def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
+    """The image encoder of a trained SAM, float32 on the CPU, frozen and in eval mode.
+
+    `name_or_path` is `vit_b`, `vit_l` or `vit_h` (the official weights, downloaded once by torch.hub), one of those
+    `.pth` files, or a folder with `config.json` and `model.safetensors`. Raises FileNotFoundError if there is no such
+    file, ValueError if it holds something else.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in SAM_URLS and not path.exists():
+        state = torch.hub.load_state_dict_from_url(SAM_URLS[name], map_location="cpu", weights_only=True)
+        encoder = _official_encoder(state, name)
+    elif path.is_dir():
+        encoder = _folder_encoder(path)
+    elif path.is_file():
+        encoder = _official_encoder(torch.load(path, map_location="cpu", weights_only=True), name)
+    else:
+        raise FileNotFoundError(f"gan.sam: {name} is neither a file, nor a folder, nor one of {', '.join(SAM_URLS)}")
+    return encoder.requires_grad_(False).eval()
+
+
+def _folder_encoder(folder: Path) -> ImageEncoderViT:
+    config_file, weights = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise FileNotFoundError(f"gan.sam: {folder} has no {file.name}")
+    config = json.loads(config_file.read_text())
+    if "image_encoder" not in config:
+        raise ValueError(f"gan.sam: {config_file} does not describe a segment_anything model (no image_encoder)")
+    encoder = new_sam(config).image_encoder
+    return _load_encoder(encoder, load_file(weights), str(weights))
+
+
+def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
+    # The width of the position embedding tells B, L and H apart, so a renamed file still loads.
+    position = state.get(_ENCODER + "pos_embed")
+    size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None else None
+    if size is None:
+        raise ValueError(f"gan.sam: {origin} does not hold the official weights of SAM ViT-B, ViT-L or ViT-H")
+    return _load_encoder(sam_model_registry[size]().image_encoder, state, origin)
+
+
+def _load_encoder(encoder: ImageEncoderViT, state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
+    own = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
+    try:
+        encoder.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"gan.sam: {origin} does not fit its model: {error}") from error
+    return encoder
+
+
+class SamTrunk(nn.Module):
+    """A frozen SAM image encoder that takes any picture size and shows its global-attention blocks' outputs.
+
+    The absolute position embedding is interpolated to the token grid of the input; the relative-position tables of the
+    global-attention blocks are interpolated inside the blocks. The stored weights stay as they are. Gradient reaches
+    the pixels, never the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: ImageEncoderViT) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.hooks = tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0)
+        self.width: int = encoder.patch_embed.proj.out_channels
+        self.patch: int = encoder.patch_embed.proj.kernel_size[0]
+        self.register_buffer("mean", torch.tensor(SAM_MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(SAM_STD).view(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> SamTrunk:
+        """Stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """SAM's input (B, 3, H', W') from pixels (B, 3, H, W) on [-1, 1]; H' and W' are multiples of the patch size."""
+        height, width = (max(self.patch, round(side / self.patch) * self.patch) for side in pixels.shape[-2:])
+        pixels = pixels.float()
+        if (height, width) != pixels.shape[-2:]:
+            pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        return ((pixels + 1) * 127.5 - self.mean) / self.std
+
+    def positions(self, height: int, width: int) -> Tensor | None:
+        """Absolute position embedding for a grid of `height` x `width` tokens, (1, height, width, C)."""
+        stored = self.encoder.pos_embed
+        if stored is None or stored.shape[1:3] == (height, width):
+            return stored
+        grid = stored.permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False, antialias=True)
+        return grid.permute(0, 2, 3, 1).to(stored.dtype)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Features (B, C, H / patch, W / patch) of each global-attention block, for pixels (B, 3, H, W) on [-1, 1]."""
+        tokens = self.encoder.patch_embed(self.prepare(pixels).to(self.encoder.patch_embed.proj.weight.dtype))
+        positions = self.positions(*tokens.shape[1:3])
+        if positions is not None:
+            tokens = tokens + positions
+        features = []
+        for index, block in enumerate(self.encoder.blocks):
+            tokens = block(tokens)
+            if index in self.hooks:
+                features.append(tokens.permute(0, 3, 1, 2))
+            if index == self.hooks[-1]:
+                break
+        return features
+
+
+class DiscriminatorHead(nn.Module):
+    """1x1 -> GroupNorm -> LeakyReLU -> residual 3x3 -> stride-2 3x3 -> 1x1: one logit per patch of the picture.
+
+    Spectral norm on every convolution; no batch norm, so a batch of one is as good as any. The layers are a design of
+    this project: the paper that puts heads on SAM does not print its own.
+    """
+
+    def __init__(self, inputs: int, channels: int) -> None:
+        super().__init__()
+        groups = math.gcd(32, channels)
+        self.enter = spectral_norm(nn.Conv2d(inputs, channels, 1))
+        self.norm = nn.GroupNorm(groups, channels)
+        self.residual = spectral_norm(nn.Conv2d(channels, channels, 3, padding=1))
+        self.residual_norm = nn.GroupNorm(groups, channels)
+        self.down = spectral_norm(nn.Conv2d(channels, channels, 3, stride=2, padding=1))
+        self.leave = spectral_norm(nn.Conv2d(channels, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, 1, ceil(h / 2), ceil(w / 2)) for features (B, C, h, w)."""
+        x = F.leaky_relu(self.norm(self.enter(features)), 0.2)
+        x = x + F.leaky_relu(self.residual_norm(self.residual(x)), 0.2)
+        return self.leave(F.leaky_relu(self.down(x), 0.2))
+
+
+class PixelDiscriminator(nn.Module):
+    """Trainable heads on the global-attention blocks of a frozen SAM; `heads.state_dict()` is all there is to save."""
+
+    def __init__(self, sam_encoder: ImageEncoderViT, channels: int | None = None) -> None:
+        """`channels` is the width of the heads; without it, 256 or the width of the encoder if that is smaller."""
+        super().__init__()
+        self.trunk = SamTrunk(sam_encoder)
+        width = channels or min(256, self.trunk.width)
+        self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """One logit map (B, 1, h, w) per global-attention block, for pixels (B, 3, H, W) on [-1, 1]."""
+        features = self.trunk(pixels)
+        return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
+
+
+class _Reached(Exception):
+    """The middle block has answered; the decoder half of the UNet need not run."""
+
+
+def mid_block_features(unet: nn.Module, call: Callable[[], object]) -> Tensor:
+    """Output (B, C, h, w) of `unet.mid_block` while `call` runs the UNet; the UNet's decoder half is skipped.
+
+    `call` is whatever predicts with the UNet: `lambda: family.predict_x0(unet, x_t, t, cond)`. Gradient flows as in an
+    ordinary call.
+    """
+    seen: list[Tensor] = []
+
+    def remember(module: nn.Module, args: tuple[object, ...], output: Tensor) -> None:
+        seen.append(output)
+        raise _Reached
+
+    hook = unet.get_submodule("mid_block").register_forward_hook(remember)
+    try:
+        call()
+    except _Reached:
+        return seen[0]
+    finally:
+        hook.remove()
+    raise ValueError("the call did not run the UNet whose middle block was asked for")
+
+
+class LatentDiscriminator(nn.Module):
+    """A small head on the middle block of the fake UNet, as DMD2 classifies diffused latents; softplus losses."""
+
+    def __init__(self, inputs: int, channels: int | None = None) -> None:
+        """`inputs` is the width of the middle block (`unet.config.block_out_channels[-1]`), `channels` of the head."""
+        super().__init__()
+        width = channels or min(512, inputs)
+        groups = math.gcd(32, width)
+        self.head = nn.Sequential(
+            nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+            nn.Conv2d(width, 1, 1),
+        )  # fmt: skip
+
+    def forward(self, features: Tensor) -> list[Tensor]:
+        """One logit map, [(B, 1, ceil(h / 2), ceil(w / 2))], for features (B, C, h, w)."""
+        return [self.head(features.float())]

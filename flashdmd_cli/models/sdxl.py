@@ -1,0 +1,145 @@
+"""The SDXL family: stock diffusers components behind `predict_x0`; embedded and real teachers differ in folder only."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from flashdmd_cli.core.grid import Grid, vp_grid
+from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
+from flashdmd_cli.models.family import Conditioning
+
+HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
+
+
+class SDXLFamily:
+    """A `StableDiffusionXLPipeline` folder, frozen, in eval mode. `teacher` is its denoiser."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
+        """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.source = source
+        self.precision = precision
+        self.teacher: nn.Module = pipeline.unet.eval().requires_grad_(False)
+        self.vae = pipeline.vae.eval().requires_grad_(False)
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            encoder.eval().requires_grad_(False)
+        self.schedule = VPSchedule(pipeline.scheduler.alphas_cumprod)
+        self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
+        config = pipeline.unet.config
+        self.resolution: int = config.sample_size * pipeline.vae_scale_factor
+        self.latent_shape: tuple[int, int, int] = (config.in_channels, config.sample_size, config.sample_size)
+
+    @classmethod
+    def load(cls, source: str | Path, precision: str = "fp32") -> SDXLFamily:
+        """Load a pipeline folder or a hub id; raises `OSError` where the weights are not at hand."""
+        # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
+        pipeline = StableDiffusionXLPipeline.from_pretrained(
+            str(source), dtype=torch.float32, add_watermarker=False
+        )
+        return cls(pipeline, str(source), precision)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.teacher.parameters()).device
+
+    def to(self, device: torch.device | str) -> SDXLFamily:
+        """Move every component."""
+        self.pipeline.to(device)
+        return self
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Embed prompts with both text encoders: penultimate states side by side, pooled from the second."""
+        context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        return Conditioning(context, pooled, self._time_ids(len(prompts)))
+
+    def null(self, batch: int) -> Conditioning:
+        """The unconditional input of SDXL: zeros for both embeddings, not the embedding of an empty prompt."""
+        config = self.pipeline.unet.config
+        length = self.pipeline.tokenizer.model_max_length
+        width = self.pipeline.text_encoder_2.config.projection_dim
+        return Conditioning(
+            torch.zeros(batch, length, config.cross_attention_dim, device=self.device),
+            torch.zeros(batch, width, device=self.device),
+            self._time_ids(batch),
+        )
+
+    def _time_ids(self, batch: int) -> Tensor:
+        size = self.resolution
+        return torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=self.device).repeat(batch, 1)
+
+    def _eps(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return net(x_t, t, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample.float()
+
+    def predict_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Clean latents that `net` sees in `x_t` (B, C, h, w) at timesteps `t` (B,)."""
+        return x0_from_eps(self.schedule, self._eps(net, x_t, t, cond), x_t, t)
+
+    def guided_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
+        """Classifier-free guidance in the form `u + w (c - u)` (Ho & Salimans 2022), both in one forward pass."""
+        if guidance == 1.0:
+            return self.predict_x0(net, x_t, t, cond)
+        both = Conditioning.cat([self.null(len(cond)), cond])
+        eps_null, eps_cond = self._eps(net, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return x0_from_eps(self.schedule, eps_null + guidance * (eps_cond - eps_null), x_t, t)
+
+    def fake_prediction(
+        self, net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, cond: Conditioning
+    ) -> tuple[Tensor, Tensor]:
+        """What the fake score predicts for diffused `x0`, and its target: noise (Eq. 6)."""
+        return self._eps(net, add_noise(self.schedule, x0, noise, t), t, cond), noise
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) on about [-1, 1] from latents, with gradient with respect to the latents."""
+        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents (posterior means, scaled) of pictures on [-1, 1]."""
+        return self.vae.encode(pictures).latent_dist.mean * self.vae.config.scaling_factor
+
+    def grid(self, steps: int) -> Grid:
+        """The few-step grid on this teacher's own noise schedule."""
+        names = ("beta_start", "beta_end", "beta_schedule")
+        return vp_grid(steps, {name: self.scheduler_config[name] for name in names})
+
+    def new_network(self) -> nn.Module:
+        """A trainable float32 copy of the teacher's denoiser; in eval mode, since no role uses dropout."""
+        return copy.deepcopy(self.teacher).float().eval().requires_grad_(True)
+
+    def load_network(self, folder: Path) -> nn.Module:
+        """A student's denoiser from its diffusers folder, frozen."""
+        return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
+
+    def save_network(self, net: nn.Module, folder: Path) -> None:
+        """Write a denoiser as a stock diffusers folder."""
+        net.save_pretrained(folder)  # type: ignore[operator]
+
+    def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
+        """Write a stock pipeline folder that samples `net` on `grid` with the scheduler it names."""
+        scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
+        parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
+        config = self.pipeline.config
+        StableDiffusionXLPipeline(
+            **parts, force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt, add_watermarker=False
+        ).save_pretrained(folder)
+
+    def content_hash(self) -> str:
+        """sha256 over the denoiser's parameters, to name a teacher by content."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.teacher.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,63 @@
+"""Writing to disk so that a file is either whole or absent, and a full disk is told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flashdmd_cli.runs.errors import FlashDMDError
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again: it resumes"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again: it resumes"),
+    errno.EFBIG: ("the file is larger than the system allows", "raise the limit (`ulimit -f`) or choose another --out"),
+    errno.EROFS: ("the file system is read-only", "choose another --out"),
+    errno.EACCES: ("permission denied", "choose another --out, or change the rights of this one"),
+    errno.EPERM: ("operation not permitted", "choose another --out, or change the rights of this one"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "choose another --out"),
+    errno.EEXIST: ("a file stands where a folder is needed", "choose another --out"),
+}
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says about a failed write under `path` into a `FlashDMDError`."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error.errno or 0, str(error)) from error
+
+
+def write_error(path: Path, code: int, text: str) -> FlashDMDError:
+    """The error to raise when writing `path` failed with the system's error number `code`."""
+    reason, hint = _REASONS.get(code, (text, "choose another --out"))
+    return FlashDMDError(f"--out: cannot write {path}: {reason}", hint=hint)
+
+
+def sync(path: Path) -> None:
+    """Ask the system to put a file's or folder's contents on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`; an interruption leaves the old file or the new one, never a part.
+
+    Raises `FlashDMDError` when the disk is full or read-only.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,258 @@
+"""`manifest.json`: what a folder holds, how it came about, and from what. Written last, so a folder without one is
+not a result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from flashdmd_cli import __version__
+from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import write_text_atomically
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+NOT_LISTED = ("state", "tensorboard")
+"""Folders that change after the manifest is written, so they are left out of it."""
+
+Kind = Literal["data", "distill", "align", "sample", "eval", "export", "demo", "asset"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class GridRecord(_Record):
+    """The stock scheduler that reproduces the student's timesteps."""
+
+    scheduler: str
+    """Class name in diffusers."""
+    config: dict[str, Any]
+
+
+class Updates(_Record):
+    """How often each role was updated."""
+
+    student: int = 0
+    fake: int = 0
+    discriminator: int = 0
+
+
+class TeacherRecord(_Record):
+    """Which teacher."""
+
+    id: str
+    """Hub id or folder."""
+    hash: str | None = None
+    """Content hash or hub revision."""
+
+
+class Parent(_Record):
+    """A result that this one was made from."""
+
+    path: str
+    """Relative to this folder, or absolute."""
+    sha256: str
+    """Hash of the parent's manifest."""
+
+
+class FileRecord(_Record):
+    """One file of the folder; size in bytes and hash are filled in by `write_manifest`."""
+
+    path: str
+    size: int = 0
+    sha256: str = ""
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise ValueError(f"{path} lies outside the folder")
+        return path
+
+
+class Weights(_Record):
+    """Form of the weights."""
+
+    form: Literal["full", "lora"]
+    dtype: str
+    average: Literal["raw", "ema"] = "raw"
+    """The last weights, or their moving average."""
+
+
+class Manifest(_Record):
+    """The facts of a folder."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Kind
+    family: str | None = None
+    grid: GridRecord | None = None
+    step: int = 0
+    """Finished iterations."""
+    images_seen: int = 0
+    """Iterations times batch."""
+    updates: Updates = Updates()
+    teacher: TeacherRecord | None = None
+    parents: list[Parent] = []
+    files: list[FileRecord] = []
+    weights: Weights | None = None
+    recipe: dict[str, Any] = {}
+    """The resolved recipe, or the options of a command that has none."""
+    data: str | None = None
+    """Hash of the data's manifest."""
+    versions: dict[str, str] = {}
+    seed: int | None = None
+    hardware: dict[str, str | int] = {}
+    wall_seconds: float = 0.0
+    license: str | None = None
+    """Licence of the teacher's weights."""
+    warnings: list[str] = []
+    """What the tripwires said during the run."""
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Hash the listed files (all of the folder when none is listed) and write `folder/manifest.json` in one move.
+
+    Versions and hardware are filled in when they are empty. Returns what was written; raises `InputError` when a listed
+    file is missing and `FlashDMDError` when the disk is full.
+    """
+    paths = [record.path for record in manifest.files] or _files(folder, NOT_LISTED)
+    filled = manifest.model_copy(
+        update={
+            "files": [_file_record(folder, path) for path in paths],
+            "versions": manifest.versions or versions(),
+            "hardware": manifest.hardware or hardware(),
+        }
+    )
+    write_text_atomically(folder / MANIFEST, filled.model_dump_json(indent=2) + "\n")
+    return filled
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of `folder`; raises `InputError` when it is missing, damaged, or of a newer schema."""
+    path = folder / MANIFEST
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(values["schema_version"])
+    except FileNotFoundError:
+        what = "has no manifest.json, so it is not a finished result" if folder.is_dir() else "does not exist"
+        raise InputError(f"{folder}: {what}", hint="run the command that writes it again: it resumes") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    if schema > SCHEMA_VERSION:
+        writer = values.get("versions", {}).get("flashdmd", "a newer version")
+        raise InputError(
+            f"{path}: schema {schema} is newer than {SCHEMA_VERSION}, the newest that flashdmd {__version__} reads",
+            hint=f"it was written by flashdmd {writer}: pip install 'flashdmd>={writer}'",
+        )
+    try:
+        return Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def verify(folder: Path) -> list[str]:
+    """What does not agree with the manifest of `folder`, one line each; empty when all is well.
+
+    A listed file must be there with its size and hash; a parent that is still there must have its recorded hash.
+    """
+    manifest, problems = read_manifest(folder), []
+    for record in manifest.files:
+        path = folder / record.path
+        if not path.is_file():
+            problems.append(f"{record.path}: missing")
+        elif path.stat().st_size != record.size:
+            problems.append(f"{record.path}: {path.stat().st_size} bytes, recorded {record.size}")
+        elif sha256_file(path) != record.sha256:
+            problems.append(f"{record.path}: contents differ from the recorded hash")
+    for parent in manifest.parents:
+        path = folder / parent.path / MANIFEST
+        if path.is_file() and sha256_file(path) != parent.sha256:
+            problems.append(f"parent {parent.path}: its manifest has changed since")
+    return problems
+
+
+def parent_record(parent: Path, folder: Path) -> Parent:
+    """The record with which a result in `folder` names the result `parent` that it was made from."""
+    read_manifest(parent)
+    relative = os.path.relpath(parent.resolve(), folder.resolve())
+    return Parent(path=Path(relative).as_posix(), sha256=sha256_file(parent / MANIFEST))
+
+
+def newest(root: Path, *kinds: str) -> Path:
+    """The folder under `root` with the newest manifest of one of `kinds`; raises `InputError` when there is none."""
+    found = sorted(root.rglob(MANIFEST), key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    for path in found:
+        try:
+            if read_manifest(path.parent).kind in kinds:
+                return path.parent
+        except InputError:
+            continue
+    wanted = " or ".join(kinds)
+    raise InputError(f"--from: no {wanted} result under {root}", hint="name a folder with --from, or make one first")
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of all files of a folder but its manifest; hidden files do not count."""
+    total = hashlib.sha256()
+    for path in _files(folder):
+        total.update(f"{path}\0{sha256_file(folder / path)}\n".encode())
+    return total.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, of Python and of the libraries that decide about numbers."""
+    found = {"flashdmd": __version__, "python": platform.python_version()}
+    for name in ("torch", "diffusers", "transformers"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, str | int]:
+    """The machine; names its accelerator when torch is in use already."""
+    facts: dict[str, str | int] = {"machine": platform.machine(), "cores": os.cpu_count() or 0}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        facts |= {"accelerator": torch.cuda.get_device_name(), "num_accelerators": torch.cuda.device_count()}
+    return facts
+
+
+def _file_record(folder: Path, path: str) -> FileRecord:
+    try:
+        return FileRecord(path=path, size=(folder / path).stat().st_size, sha256=sha256_file(folder / path))
+    except OSError as error:
+        raise InputError(f"{folder / path}: cannot be read: {error.strerror}", hint="run the command again") from error
+
+
+def _files(folder: Path, skipped: tuple[str, ...] = ()) -> list[str]:
+    """Relative paths of the files of a folder, sorted; without its manifest, hidden files and skipped folders."""
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(
+        path.as_posix()
+        for path in paths
+        if path.as_posix() != MANIFEST
+        and not any(part in skipped for part in path.parts[:-1])
+        and not any(part.startswith(".") for part in path.parts)
+    )
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: not a manifest: {why}", hint="run the command that wrote it again")

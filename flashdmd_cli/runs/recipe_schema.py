@@ -1,0 +1,202 @@
+"""The fields of a recipe: every choice of a run in frozen, checked tables.
+
+The defaults are those of full fine-tuning of SDXL in 4 steps.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A frozen group of fields that refuses unknown ones."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class Model(Table):
+    """Which weights are trained."""
+
+    form: Literal["full", "lora"] = "full"
+    """All weights, or low-rank adapters on attention and feed-forward layers."""
+    lora_rank: Count = 64
+    """Rank of the adapters; used when `form` is lora."""
+    lora_alpha: Positive = 64
+    """Scale of the adapters; used when `form` is lora."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the networks' forward passes; master weights and losses are always fp32."""
+
+
+class StepGrid(Table):
+    """The student's timesteps."""
+
+    steps: Literal[1, 2, 4, 8] = 4
+    """Number of student steps: 4 gives the timesteps 999, 749, 499, 249."""
+
+
+class DistributionMatching(Table):
+    """The distribution-matching loss."""
+
+    steps: Literal["all_but_last", "all"] = "all_but_last"
+    """Grid steps that it trains; a grid of one step has only its last, which is then trained."""
+    renoise_range: tuple[int, int] = (20, 980)
+    """Lowest and highest timestep at which teacher and fake score are compared, both included."""
+    guidance: NonNegative = 8.0
+    """Teacher's guidance w in `u + w (c - u)`."""
+    weight: NonNegative = 1.0
+    """Factor of this loss."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        low, high = self.renoise_range
+        if not 0 <= low < high <= 999:
+            raise ValueError(f"renoise_range should be two timesteps, 0 <= low < high <= 999, not {low}, {high}")
+        return self
+
+
+class Adversarial(Table):
+    """The adversarial loss and its discriminator."""
+
+    kind: Literal["pixel", "latent", "none"] = "pixel"
+    """`pixel`: heads on a frozen SAM encoder, on decoded pictures; `latent`: heads on the fake score's middle block, on
+    diffused latents; `none`: no adversarial loss."""
+    steps: Literal["last", "all"] = "last"
+    """Grid steps that it trains."""
+    weight: NonNegative = 0.1
+    """lambda_adv: factor of the student's adversarial loss."""
+    fake_weight: NonNegative = 1e-2
+    """Factor of the discriminator's loss where it trains the fake score too (`latent`)."""
+    loss: Literal["hinge", "softplus"] = "hinge"
+    """Form of the adversarial loss."""
+    input: Literal["last_step", "renoise"] = "last_step"
+    """What the student sees: the noisy state as at inference, or a finished x0 noised again to this step (Eq. 8-9)."""
+    decode: Literal["full", "crop"] = "crop"
+    """Decode whole latents, or a random crop of them with a margin."""
+    crop_px: Count = 512
+    """Side of the crop in pixels, a multiple of 8; used when `decode` is crop."""
+    crop_margin_latents: Annotated[int, Field(ge=0)] = 4
+    """Latent pixels decoded around the crop and cut away; used when `decode` is crop."""
+    sam: str = "vit_b"
+    """SAM encoder of the pixel kind: `embedded`, or `vit_b`, `vit_l`, `vit_h`, or a path to weights."""
+    real: Literal["pixels", "vae_roundtrip"] = "pixels"
+    """Real pictures as they are, or encoded and decoded so that the VAE's traces tell nothing."""
+    soft_weights: bool = False
+    """Multiply the adversarial loss of a step by sqrt(alpha_bar) of its timestep."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.crop_px % 8:
+            raise ValueError(f"crop_px should be a multiple of 8, not {self.crop_px}")
+        return self
+
+
+class FakeScore(Table):
+    """The fake score network."""
+
+    ttur: Count = 1
+    """Iterations per student update; the fake score and the discriminator are updated in every iteration."""
+    ema: Decay | None = 0.97
+    """lambda_ema of Eq. 11, fake <- lambda fake + (1 - lambda) student after a student update; null: never."""
+
+
+class Optimizer(Table):
+    """AdamW for each of the three roles."""
+
+    lr_student: Positive = 1e-6
+    """Learning rate of the student."""
+    lr_fake: Positive = 1e-6
+    """Learning rate of the fake score."""
+    lr_discriminator: Positive = 1e-5
+    """Learning rate of the discriminator's heads."""
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Iterations in which the learning rates rise linearly from zero."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decays of AdamW's first and second moments."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    clip: Positive = 1.0
+    """Largest gradient norm, for each role."""
+
+
+class Train(Table):
+    """Sizes and intervals."""
+
+    batch: Count = 64
+    """Pictures per iteration, over all processes."""
+    micro_batch: Count = 1
+    """Pictures per forward pass; gradients are accumulated over `batch / micro_batch` of them."""
+    iterations: Count = 1000
+    """Length of the run: one fake-score update each, and one student update in `fake.ttur`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything that is drawn."""
+    generator_ema: Decay | None = None
+    """Decay of an averaged student to be shipped instead of the raw one; null: none."""
+    log_every: Count = 1
+    """Iterations between rows of figures."""
+    save_every: Count = 100
+    """Iterations between saved states."""
+    preview_every: Count = 100
+    """Iterations between preview pictures."""
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 1024
+    """Side of the pictures in pixels."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.batch % self.micro_batch:
+            raise ValueError(
+                f"batch should be a multiple of micro_batch, but {self.batch} is not of {self.micro_batch}"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per iteration."""
+        return self.batch // self.micro_batch
+
+
+class Recipe(Table):
+    """One distillation run."""
+
+    name: str = "unnamed"
+    """Name shown in logs and manifests."""
+    family: Literal["sdxl"] = "sdxl"
+    """Kind of model."""
+    teacher: str = "sdxl"
+    """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), or a pipeline folder."""
+    model: Model = Model()
+    grid: StepGrid = StepGrid()
+    dm: DistributionMatching = DistributionMatching()
+    gan: Adversarial = Adversarial()
+    fake: FakeScore = FakeScore()
+    optim: Optimizer = Optimizer()
+    train: Train = Train()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.gan.kind == "pixel" and self.gan.decode == "crop" and self.gan.crop_px > self.train.resolution:
+            raise ValueError(
+                f"gan.crop_px should not exceed train.resolution, but {self.gan.crop_px} > {self.train.resolution}"
+            )
+        return self
+
+    @property
+    def dm_step_indices(self) -> tuple[int, ...]:
+        """Indices into the grid of the steps that distribution matching trains."""
+        steps = self.grid.steps
+        return tuple(range(steps)) if self.dm.steps == "all" or steps == 1 else tuple(range(steps - 1))
+
+    @property
+    def gan_step_indices(self) -> tuple[int, ...]:
+        """Indices into the grid of the steps that the adversarial loss trains; empty without one."""
+        if self.gan.kind == "none":
+            return ()
+        return tuple(range(self.grid.steps)) if self.gan.steps == "all" else (self.grid.steps - 1,)

@@ -1,0 +1,46 @@
+"""The caption grammar: what a caption says of a scene, in a few wordings, and how it is read back."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.shapes.world import ATTRIBUTES, COLORS, SHAPES, SURFACES
+
+WORDINGS: dict[str, tuple[str, ...]] = {
+    "left": ("to the left of", "left of", "on the left of"),
+    "above": ("above", "over", "on top of"),
+}
+"""Ways to say each relation; the first is the canonical one."""
+
+_OBJECT = rf"an? ({'|'.join(SURFACES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
+_EVERY_WORDING = "|".join(sorted((w for ways in WORDINGS.values() for w in ways), key=len, reverse=True))
+_CAPTION = re.compile(rf"{_OBJECT} ({_EVERY_WORDING}) {_OBJECT}")
+
+
+def caption(attributes: Tensor, wording: int = 0) -> str:
+    """Caption of one row of bound attributes (7,): "a striped red ring to the left of a plain blue square"."""
+    names = [values[i] for values, i in zip(ATTRIBUTES.values(), attributes.tolist(), strict=True)]
+    shape_1, color_1, surface_1, shape_2, color_2, surface_2, relation = names
+    return f"a {surface_1} {color_1} {shape_1} {WORDINGS[relation][wording]} a {surface_2} {color_2} {shape_2}"
+
+
+def captions(attributes: Tensor, generator: torch.Generator | None = None) -> list[str]:
+    """Captions of attributes (B, 7); with a generator in random wordings, without one in the canonical wording."""
+    ways = torch.zeros(len(attributes), dtype=torch.long)
+    if generator is not None:
+        ways = torch.randint(len(WORDINGS["left"]), (len(attributes),), generator=generator)
+    return [caption(row, way) for row, way in zip(attributes, ways.tolist(), strict=True)]
+
+
+def parse(text: str) -> list[int]:
+    """Bound attributes that a caption names, in the order of `ATTRIBUTES`; `ValueError` for any other text."""
+    found = _CAPTION.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"not a caption of the embedded world: {text!r}")
+    surface_1, color_1, shape_1, wording, surface_2, color_2, shape_2 = found.groups()
+    relation = next(name for name, ways in WORDINGS.items() if wording in ways)
+    names = (shape_1, color_1, surface_1, shape_2, color_2, surface_2, relation)
+    return [values.index(name) for values, name in zip(ATTRIBUTES.values(), names, strict=True)]

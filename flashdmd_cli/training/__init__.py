@@ -1,0 +1,1 @@
+"""The loops: what trains, in which order, on what."""

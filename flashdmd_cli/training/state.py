@@ -1,0 +1,196 @@
+"""The three roles of a distillation run with their optimizers and counters, and how they go to disk and back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flashdmd_cli.core.losses import ema_update_
+from flashdmd_cli.models.adapters import add_lora, merged_copy, trainable_parameters
+from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
+from flashdmd_cli.models.family import Family
+from flashdmd_cli.runs.checkpoint import load_state, save_state
+from flashdmd_cli.runs.errors import NumericalError
+from flashdmd_cli.runs.recipe import Recipe
+
+MAX_BAD_UPDATES = 10
+"""Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
+
+
+class Role:
+    """A network with its optimizer, learning-rate warm-up, clipping and update counter."""
+
+    def __init__(self, name: str, net: nn.Module, lr: float, recipe: Recipe) -> None:
+        self.name, self.net, self.lr, self.recipe = name, net, lr, recipe
+        self.parameters = trainable_parameters(net)
+        optim = recipe.optim
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay
+        )
+        self.updates = 0
+        self.bad_updates = 0
+
+    def update(self) -> float:
+        """One optimizer step on the accumulated gradients; returns their norm before clipping.
+
+        A gradient that is not finite is dropped and counted; `NumericalError` after `MAX_BAD_UPDATES` in a row.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)
+        if torch.isfinite(norm):
+            warmup = self.recipe.optim.warmup
+            rate = self.lr * min(1.0, (self.updates + 1) / warmup) if warmup else self.lr
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.updates += 1
+            self.bad_updates = 0
+        else:
+            self.bad_updates += 1
+            if self.bad_updates >= MAX_BAD_UPDATES:
+                raise NumericalError(
+                    f"optim.lr_{self.name}: {MAX_BAD_UPDATES} gradients in a row were not finite",
+                    hint="lower the learning rate, or set model.precision=fp32, and run the same command again",
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trainable parameters, buffers and optimizer moments, by dotted name."""
+        trainable = {name for name, p in self.net.named_parameters() if p.requires_grad}
+        frozen = {name for name, _ in self.net.named_parameters()} - trainable
+        weights = {f"{self.name}.net.{k}": v for k, v in self.net.state_dict().items() if k not in frozen}
+        moments = {
+            f"{self.name}.optimizer.{index}.{key}": value
+            for index, slots in self.optimizer.state_dict()["state"].items()
+            for key, value in slots.items()
+        }
+        return weights | moments
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+        prefix = f"{self.name}.net."
+        self.net.load_state_dict(
+            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, strict=False
+        )
+        state: dict[int, dict[str, Tensor]] = {}
+        prefix = f"{self.name}.optimizer."
+        for key, value in tensors.items():
+            if key.startswith(prefix):
+                index, slot = key.removeprefix(prefix).split(".")
+                state.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+@contextmanager
+def frozen(*nets: nn.Module) -> Iterator[None]:
+    """Within it, backward passes go through these networks but leave no gradient in them."""
+    parameters = [p for net in nets for p in net.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+@dataclass
+class State:
+    """Everything that changes during a run."""
+
+    student: Role
+    fake: Role
+    discriminator: Role | None
+    average: list[Tensor] | None
+    iteration: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    probe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def new(cls, recipe: Recipe, family: Family, sam: str | Path) -> State:
+        """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3), heads drawn with the run's seed."""
+        torch.manual_seed(recipe.train.seed)
+        student = family.new_network()
+        if recipe.model.form == "lora":
+            student = add_lora(student, recipe.model.lora_rank, recipe.model.lora_alpha)  # type: ignore[arg-type]
+        # The fake score copies the student, adapters included: Eq. 11 averages tensor by tensor.
+        fake = copy.deepcopy(student)
+        optim = recipe.optim
+        discriminator = _discriminator(recipe, fake, sam)
+        average = None
+        if recipe.train.generator_ema is not None:
+            average = [p.detach().clone() for p in trainable_parameters(student)]
+        return cls(
+            student=Role("student", student, optim.lr_student, recipe),
+            fake=Role("fake", fake, optim.lr_fake, recipe),
+            discriminator=discriminator and Role("discriminator", discriminator, optim.lr_discriminator, recipe),
+            average=average,
+        )
+
+    @property
+    def roles(self) -> list[Role]:
+        return [role for role in (self.student, self.fake, self.discriminator) if role is not None]
+
+    @property
+    def updates(self) -> dict[str, int]:
+        """Optimizer steps of each role."""
+        return {role.name: role.updates for role in self.roles}
+
+    def follow(self, recipe: Recipe) -> None:
+        """After a student update: Eq. 11 into the fake score, and the student's own average."""
+        if recipe.fake.ema is not None:
+            ema_update_(self.fake.parameters, self.student.parameters, recipe.fake.ema)
+        if self.average is not None and recipe.train.generator_ema is not None:
+            ema_update_(self.average, self.student.parameters, recipe.train.generator_ema)
+
+    def shipped_student(self) -> nn.Module:
+        """The student as a plain network: averaged if the recipe says so, adapters merged."""
+        net = merged_copy(self.student.net) if self.average is None else copy.deepcopy(self.student.net)  # type: ignore[arg-type]
+        if self.average is not None:
+            with torch.no_grad():
+                for parameter, value in zip(trainable_parameters(net), self.average, strict=True):
+                    parameter.copy_(value)
+            net = merged_copy(net)  # type: ignore[arg-type]
+        return net.requires_grad_(False)
+
+    def save(self, folder: Path) -> None:
+        """Write a resumable state."""
+        tensors = {name: value for role in self.roles for name, value in role.tensors().items()}
+        for index, value in enumerate(self.average or ()):
+            tensors[f"average.{index}"] = value
+        meta = {
+            "iteration": self.iteration,
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "probe": self.probe,
+            "updates": self.updates,
+            "bad_updates": {role.name: role.bad_updates for role in self.roles},
+        }
+        save_state(folder, tensors, meta)
+
+    def load(self, folder: Path) -> None:
+        """Continue from a state that `save` wrote."""
+        tensors, meta = load_state(folder)
+        for role in self.roles:
+            role.load(tensors)
+            role.updates, role.bad_updates = meta["updates"][role.name], meta["bad_updates"][role.name]
+        if self.average is not None:
+            self.average = [tensors[f"average.{index}"].to(v.device) for index, v in enumerate(self.average)]
+        self.iteration, self.images_seen = meta["iteration"], meta["images_seen"]
+        self.seconds, self.probe = meta["seconds"], meta["probe"]
+
+
+def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Module | None:
+    if recipe.gan.kind == "none":
+        return None
+    if recipe.gan.kind == "latent":
+        return LatentDiscriminator(fake.config.block_out_channels[-1])  # type: ignore[index,union-attr,arg-type]
+    return PixelDiscriminator(load_sam_encoder(sam))

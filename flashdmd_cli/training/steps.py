@@ -1,0 +1,158 @@
+"""The loss of each role, as both loops use them. Noise comes from named generators, so a step can be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flashdmd_cli.core import losses
+from flashdmd_cli.core.grid import Grid
+from flashdmd_cli.core.rollout import at, rollout
+from flashdmd_cli.core.schedules import add_noise, signal_weight
+from flashdmd_cli.models.discriminator import mid_block_features
+from flashdmd_cli.models.family import Conditioning, Family
+from flashdmd_cli.runs.randomness import generator
+from flashdmd_cli.runs.recipe import Recipe
+
+GAN_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "hinge": (losses.hinge_generator_loss, losses.hinge_discriminator_loss),
+    "softplus": (losses.softplus_generator_loss, losses.softplus_discriminator_loss),
+}
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers of one micro-batch: a function of (seed, rank, iteration, micro-batch, purpose)."""
+
+    seed: int
+    rank: int
+    iteration: int
+    micro: int
+    device: torch.device
+
+    def generator(self, role: str) -> torch.Generator:
+        return generator(self.seed, self.rank, self.iteration, f"{role}/{self.micro}")
+
+    def normal(self, role: str, shape: torch.Size | tuple[int, ...]) -> Tensor:
+        """Standard normal noise."""
+        return torch.randn(shape, generator=self.generator(role)).to(self.device)
+
+    def timesteps(self, role: str, num: int, low: int, high: int) -> Tensor:
+        """`num` timesteps, uniform on [low, high], both included."""
+        return torch.randint(low, high + 1, (num,), generator=self.generator(role)).to(self.device)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A recipe bound to a family and a grid: the losses of student, fake score and discriminator."""
+
+    recipe: Recipe
+    family: Family
+    grid: Grid
+
+    # -- the student's way down the grid ------------------------------------------------------------------------------
+
+    def walk(self, student: nn.Module, x: Tensor, cond: Conditioning, draws: Draws, start: int, stop: int | None,
+             role: str) -> Tensor:  # fmt: skip
+        """Backward simulation B without gradient: from the noisy state at `start` to that at `stop` (None: x0)."""
+        with torch.no_grad():
+            return rollout(
+                lambda x_t, t: self.family.predict_x0(student, x_t, t, cond),
+                self.family.schedule,
+                self.grid.timesteps,
+                x,
+                lambda index: draws.normal(f"{role}/{index}", x.shape),
+                start,
+                stop,
+            )
+
+    def student_x0(self, student: nn.Module, x_t: Tensor, index: int, cond: Conditioning) -> Tensor:
+        """The student's answer at grid step `index`."""
+        return self.family.predict_x0(student, x_t, at(self.grid.timesteps[index], x_t), cond)
+
+    def adversarial_state(
+        self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws
+    ) -> Tensor:
+        """From the student's x0 at step `index` on to the noisy state of the last step, where the GAN acts (Eq. 8-9)."""
+        last = len(self.grid) - 1
+        schedule, timesteps = self.family.schedule, self.grid.timesteps
+        if index < last:
+            x = add_noise(schedule, x, draws.normal("carry", x.shape), at(timesteps[index + 1], x))
+            if self.recipe.gan.input == "last_step":
+                return self.walk(student, x, cond, draws, index + 1, last, "carry")
+            x = self.walk(student, x, cond, draws, index + 1, None, "carry")
+        return add_noise(schedule, x, draws.normal("renoise", x.shape), at(timesteps[last], x))
+
+    # -- losses -------------------------------------------------------------------------------------------------------
+
+    def dm_loss(
+        self, x: Tensor, teacher: nn.Module, fake: nn.Module, cond: Conditioning, draws: Draws
+    ) -> Tensor:
+        """Distribution matching of `x` (B, C, h, w): both scores at one noised copy, in x0 space (Eq. 4)."""
+        low, high = self.recipe.dm.renoise_range
+        t = draws.timesteps("dm/t", len(x), low, high)
+        with torch.no_grad():
+            x_t = add_noise(self.family.schedule, x, draws.normal("dm/noise", x.shape), t)
+            x0_real = self.family.guided_x0(teacher, x_t, t, cond, self.recipe.dm.guidance)
+            x0_fake = self.family.predict_x0(fake, x_t, t, cond)
+        return losses.distribution_matching_loss(x, x0_real, x0_fake)
+
+    def generator_loss(self, logits: list[Tensor], index: int) -> Tensor:
+        """The student's adversarial loss at grid step `index`, before lambda_adv."""
+        weight = None
+        if self.recipe.gan.soft_weights:
+            weight = signal_weight(self.family.schedule, at(self.grid.timesteps[index], logits[0]))
+        return GAN_LOSSES[self.recipe.gan.loss][0](logits, weight)
+
+    def discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """The discriminator's loss (Eq. 10 in the recipe's form)."""
+        return GAN_LOSSES[self.recipe.gan.loss][1](real, fake)
+
+    def fake_loss(self, fake: nn.Module, x: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
+        """The fake score's own denoising loss on the student's detached output (Eq. 6), t uniform over all steps."""
+        t = draws.timesteps("fake/t", len(x), 0, 999)
+        prediction, target = self.family.fake_prediction(fake, x.detach(), draws.normal("fake/noise", x.shape), t, cond)
+        return losses.denoising_loss(prediction, target)
+
+    # -- what a discriminator looks at --------------------------------------------------------------------------------
+
+    def view(self, latents: Tensor, draws: Draws) -> Tensor:
+        """Decoded pictures, or a random crop of them: only the latents around the crop are decoded."""
+        gan = self.recipe.gan
+        if gan.decode == "full":
+            return self.family.decode(latents)
+        scale = self.family.resolution // latents.shape[-1]
+        side, margin = gan.crop_px // scale, gan.crop_margin_latents
+        room = torch.tensor([latents.shape[-2] - side, latents.shape[-1] - side])
+        top, left = (torch.rand(2, generator=draws.generator("crop")) * (room + 1)).long().tolist()
+        # The decoder's middle block attends over all it is given, so a crop is an approximation; the margin takes the
+        # padding's trace away from the edge.
+        up, back = max(0, top - margin), max(0, left - margin)
+        around = latents[..., up : top + side + margin, back : left + side + margin]
+        y, x = (top - up) * scale, (left - back) * scale
+        return self.family.decode(around)[..., y : y + gan.crop_px, x : x + gan.crop_px]
+
+    def real_view(self, pictures: Tensor, draws: Draws) -> Tensor:
+        """Real pictures as the discriminator compares them: cropped alike, on request through the autoencoder."""
+        if self.recipe.gan.real == "vae_roundtrip":
+            with torch.no_grad():
+                return self.view(self.family.encode_pictures(pictures), draws)
+        if self.recipe.gan.decode == "full":
+            return pictures
+        side = self.recipe.gan.crop_px
+        room = torch.tensor([pictures.shape[-2] - side, pictures.shape[-1] - side])
+        top, left = (torch.rand(2, generator=draws.generator("real crop")) * (room + 1)).long().tolist()
+        return pictures[..., top : top + side, left : left + side]
+
+    def latent_logits(
+        self, heads: nn.Module, fake: nn.Module, x: Tensor, cond: Conditioning, draws: Draws, role: str
+    ) -> list[Tensor]:
+        """DMD2's discriminator: heads on the fake score's middle block, which sees `x` diffused to a random t."""
+        t = draws.timesteps(f"{role}/t", len(x), 0, 999)
+        x_t = add_noise(self.family.schedule, x, draws.normal(f"{role}/noise", x.shape), t)
+        return heads(mid_block_features(fake, lambda: self.family.predict_x0(fake, x_t, t, cond)))
+
+

@@ -1,0 +1,77 @@
+"""A tiny SDXL with random weights: the same stock classes as the real one, so the tests take no special path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
+from flashdmd_cli.data.shards import Batch
+from flashdmd_cli.models.sdxl import SDXLFamily
+
+torch.set_num_threads(1)
+
+
+def tiny_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4), transformer_layers_per_block=1, cross_attention_dim=32, use_linear_projection=True,
+        addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=64,
+        norm_num_groups=8,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels."""
+    folder = tmp_path_factory.mktemp("tiny") / "teacher"
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder / "tokenizer")
+
+    def text() -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
+            num_attention_heads=2, max_position_embeddings=MAX_LENGTH, eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32,
+        scaling_factor=0.7,
+    )  # fmt: skip
+    StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text()),
+        text_encoder_2=CLIPTextModelWithProjection(text()),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=tiny_unet(),
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tiny_folder: Path) -> SDXLFamily:
+    return SDXLFamily.load(tiny_folder)
+
+
+class RandomData:
+    """Noise with captions: enough for a loop that is tested for its arithmetic."""
+
+    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch:
+        pixels = torch.rand((batch, 3, 32, 32), generator=torch.Generator().manual_seed(step)) * 2 - 1
+        return Batch(pixels, ["a plain red circle above a striped blue ring"] * batch)
+
+
+@pytest.fixture
+def random_data() -> RandomData:
+    return RandomData()

@@ -1,0 +1,134 @@
+"""Manifests: written last and whole, damage is found, lineage is recorded, newer schemas are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    Updates,
+    hash_folder,
+    newest,
+    parent_record,
+    read_manifest,
+    sha256_file,
+    verify,
+    write_manifest,
+)
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    (folder / "student").mkdir(parents=True)
+    (folder / "student" / "weights.bin").write_bytes(bytes(range(256)))
+    (folder / "metrics.jsonl").write_text("{}\n")
+    (folder / "state").mkdir()
+    (folder / "state" / "tensors").write_text("changes later")
+    write_manifest(folder, Manifest(kind="distill", step=60, updates=Updates(student=30, fake=60, discriminator=60)))
+    return folder
+
+
+def test_round_trip_lists_hashes_and_leaves_out_the_state(result: Path) -> None:
+    manifest = read_manifest(result)
+    assert (manifest.kind, manifest.step, manifest.updates.student) == ("distill", 60, 30)
+    assert [record.path for record in manifest.files] == ["metrics.jsonl", "student/weights.bin"]
+    assert manifest.files[1].size == 256
+    assert manifest.files[1].sha256 == hashlib.sha256(bytes(range(256))).hexdigest()
+    assert {"flashdmd", "torch", "diffusers", "transformers"} <= manifest.versions.keys()
+    assert verify(result) == []
+
+
+def test_only_listed_files_when_some_are_listed(result: Path) -> None:
+    write_manifest(result, Manifest(kind="distill", files=[FileRecord(path="metrics.jsonl")]))
+    assert [record.path for record in read_manifest(result).files] == ["metrics.jsonl"]
+
+
+def test_a_listed_file_that_is_missing_leaves_no_manifest(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        write_manifest(tmp_path, Manifest(kind="data", files=[FileRecord(path="shard-0.tar")]))
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_flipped_byte_truncation_and_loss_are_found(result: Path) -> None:
+    path = result / "student" / "weights.bin"
+    path.write_bytes(bytes([1]) + bytes(range(1, 256)))
+    assert verify(result) == ["student/weights.bin: contents differ from the recorded hash"]
+    path.write_bytes(b"short")
+    assert verify(result) == ["student/weights.bin: 5 bytes, recorded 256"]
+    path.unlink()
+    assert verify(result) == ["student/weights.bin: missing"]
+
+
+def test_parent_is_recorded_and_its_change_is_found(result: Path, tmp_path: Path) -> None:
+    child = tmp_path / "export"
+    child.mkdir()
+    write_manifest(child, Manifest(kind="export", parents=[parent_record(result, child)]))
+    parent = read_manifest(child).parents[0]
+    assert parent.path == "../run"
+    assert parent.sha256 == sha256_file(result / MANIFEST)
+    assert verify(child) == []
+    write_manifest(result, Manifest(kind="distill", step=61))
+    assert verify(child) == ["parent ../run: its manifest has changed since"]
+
+
+def test_newer_schema_is_refused_with_the_version_that_reads_it(result: Path) -> None:
+    values = json.loads((result / MANIFEST).read_text())
+    values |= {"schema_version": 99, "versions": {"flashdmd": "7.1.0"}, "unheard_of": 1}
+    (result / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(InputError, match="schema 99 is newer") as caught:
+        read_manifest(result)
+    assert "flashdmd>=7.1.0" in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"kind": "distill"}', '{"schema_version": 1, "kind": "x"}', "\x00"])
+def test_damaged_manifests_are_told_in_one_line(result: Path, text: str) -> None:
+    (result / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match="not a manifest") as caught:
+        read_manifest(result)
+    assert "\n" not in caught.value.message
+
+
+def test_missing_manifest_and_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no manifest.json"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        read_manifest(tmp_path / "nowhere")
+
+
+def test_files_outside_the_folder_are_refused() -> None:
+    for path in ("../secret", "/etc/passwd"):
+        with pytest.raises(ValueError, match="outside"):
+            FileRecord(path=path)
+
+
+def test_newest_goes_by_kind_and_time(tmp_path: Path) -> None:
+    for age, (name, kind) in enumerate([("c", "eval"), ("b", "distill"), ("a", "distill")]):
+        (tmp_path / name).mkdir()
+        write_manifest(tmp_path / name, Manifest.model_validate({"kind": kind}))
+        os.utime(tmp_path / name / MANIFEST, (1000 - age, 1000 - age))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / MANIFEST).write_text("{")
+    assert newest(tmp_path, "distill") == tmp_path / "b"
+    assert newest(tmp_path, "distill", "eval") == tmp_path / "c"
+    with pytest.raises(InputError, match="--from: no align result"):
+        newest(tmp_path, "align")
+
+
+def test_hash_folder_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = hash_folder(tmp_path)
+    (tmp_path / ".cache").write_text("hidden")
+    assert hash_folder(tmp_path) == first
+    (tmp_path / "a").rename(tmp_path / "b")
+    second = hash_folder(tmp_path)
+    (tmp_path / "b").write_text("2")
+    assert len({first, second, hash_folder(tmp_path)}) == 3

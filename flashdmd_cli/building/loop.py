@@ -7,10 +7,13 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+N = TypeVar("N", bound=nn.Module)
 
 LossFn = Callable[[torch.Generator], dict[str, Tensor]]
 """Draws a batch with the generator and returns named losses; `loss` is the one to descend."""
@@ -18,7 +21,7 @@ LossFn = Callable[[torch.Generator], dict[str, Tensor]]
 
 def train(
     name: str,
-    model: nn.Module,
+    model: N,
     loss_fn: LossFn,
     folder: Path,
     steps: int,
@@ -29,7 +32,7 @@ def train(
     save_seconds: float = 120.0,
     log_every: int = 50,
     say: Callable[[str], None] = print,
-) -> nn.Module:
+) -> N:
     """Train `model` for `steps` and return its averaged weights.
 
     State goes to `folder/name.ckpt` and figures to `folder/name.jsonl`; the same call again continues. Step `s` always
@@ -83,4 +86,4 @@ def train(
             save(step + 1)
             saved = time.monotonic()
     save(steps)
-    return average.module.eval()
+    return average.module.eval()  # type: ignore[return-value]

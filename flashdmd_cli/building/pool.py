@@ -57,5 +57,3 @@ def load_pool(folder: Path) -> Pool:
         save_file(vars(pool) | {}, temporary)
         temporary.rename(path)
     return Pool(**load_file(path))
-
-

@@ -7,6 +7,7 @@ same in seconds. The denoiser is trained afterwards on the frozen encoders, as S
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -82,6 +83,12 @@ class _Reader(nn.Module):
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
 
 
+def _cross_entropy(heads: nn.ModuleList, features: Tensor, labels: Sequence[Tensor]) -> Tensor:
+    """Sum over the heads of what each misreads in `features` (B, D)."""
+    terms = [F.cross_entropy(head(features), label) for head, label in zip(heads, labels, strict=True)]
+    return torch.stack(terms).sum()
+
+
 def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[str, float]:
     """Train the encoders, write `tokenizer*` and `text_encoder*` under `out`; returns accuracy on held-out captions."""
     tokenizer = write_tokenizer(out / "tokenizer")
@@ -101,17 +108,15 @@ def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[s
         end = (ids == tokenizer.eos_token_id).int().argmax(1)
         rows = torch.arange(BATCH)
         columns = truth.unbind(1)
-        whole = sum(F.cross_entropy(head(pooled), t) for head, t in zip(reader.pooled, columns, strict=True))
-        last = sum(
-            F.cross_entropy(head(hidden[rows, end]), t) for head, t in zip(reader.last, columns, strict=True)
-        )
+        whole = _cross_entropy(reader.pooled, pooled, columns)
+        last = _cross_entropy(reader.last, hidden[rows, end], columns)
         at_noun = hidden[torch.isin(ids, nouns)]  # (2B, 192): object 1 and 2 of each caption in turn
         labels = [torch.stack([truth[:, k], truth[:, k + 3]], 1).flatten() for k in range(3)]
         labels.append(torch.arange(2).repeat(BATCH))
-        noun = sum(F.cross_entropy(head(at_noun), t) for head, t in zip(reader.noun, labels, strict=True))
+        noun = _cross_entropy(reader.noun, at_noun, labels)
         return {"loss": whole + last + noun, "pooled": whole, "noun": noun}
 
-    average: _Reader = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.99)  # type: ignore[assignment]
+    average = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.99)
     average.one.save_pretrained(out / "text_encoder")
     average.two.save_pretrained(out / "text_encoder_2")
     with torch.no_grad():

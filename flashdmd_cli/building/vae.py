@@ -85,13 +85,12 @@ def build_vae(work: Path, out: Path, steps: int = 6000, seed: int = 0) -> Autoen
     def loss_fn(generator: torch.Generator) -> dict[str, Tensor]:
         x = pool.pictures(torch.randint(len(pool), (BATCH,), generator=generator))
         z = code.encode(x)
-        losses: dict[str, Tensor] = {}
         # Slightly wrong latents, as a denoiser leaves them, must still give clean pictures.
         level = 0.1 * torch.rand((BATCH, 1, 1, 1), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             y = vae.decode(z + level * torch.randn(z.shape, generator=generator)).sample.float()
         pixel = F.l1_loss(y, x)
-        slope = sum(F.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True))
+        slope = torch.stack([F.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]).sum()
         coarse = F.l1_loss(F.avg_pool2d(y, PATCH), F.avg_pool2d(x, PATCH))
         losses = {"loss": pixel + slope + coarse, "pixel": pixel, "slope": slope}
         # The encoder's task is easy; a quarter of the steps is enough for it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
@@ -74,8 +75,8 @@ class Stages:
         return self.out / "eval" / f"{row}.json"
 
     def pictures(self, row: str) -> Path:
-        """The first pictures of one row, uint8."""
-        return self.out / "eval" / f"{row}.safetensors"
+        """The pictures of one row, uint8."""
+        return self.out / "pictures" / f"{row}.safetensors"
 
 
 def remember(out: Path, request: dict[str, Any]) -> float:
@@ -98,34 +99,60 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     return float(clock.read_text()) if clock.is_file() else 0.0
 
 
-def draw_and_measure(row: str, drawer: Drawer, reference: Reference, seed: int, at: Stages, observer: Progress) -> None:
-    """Draw all captions, measure, keep the figures and the first pictures. What is kept already is left as it is."""
-    from safetensors.torch import save_file
+def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
+    """Draw all captions and keep the pictures, as the 8 bits of a file."""
+    from safetensors.torch import save
 
+    from flashdmd_cli.runs.files import writing
+
+    observer.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
+    pictures = drawer.draw(captions, seed, observer)
+    path = at.pictures(row)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(save({"pictures": ((pictures + 1) * 127.5).round().byte().contiguous()}))
+        temporary.replace(path)
+
+
+def kept_pictures(row: str, at: Stages) -> Tensor:
+    """The pictures of a row, (N, 3, H, W) on [-1, 1]."""
+    from safetensors.torch import load_file
+
+    return load_file(at.pictures(row))["pictures"].float() / 127.5 - 1
+
+
+def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
+    """Pictures of every row that is not there yet."""
+    from flashdmd_cli.cli.drawing import as_teacher, load_family, student_drawer
+
+    missing = [row for row in ROWS if not at.pictures(row).is_file()]
+    if not missing:
+        return
+    folder = find_teacher(recipe.teacher)
+    family = load_family(folder, recipe.model.precision)
+    for row in missing:
+        if row in TEACHER_ROWS:
+            drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
+        else:
+            drawer = student_drawer(at.student, family=family)
+        draw(row, drawer, captions, seed, at, observer)
+
+
+def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
+    """The figures of a row, measured once."""
     from flashdmd_cli.evaluation.suites import evaluate
     from flashdmd_cli.runs.files import write_text_atomically
 
-    captions = reference.suite.all_captions
-    observer.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each")
-    began = time.monotonic()
-    pictures = drawer.draw(captions, seed, observer)
-    metrics = evaluate(pictures, reference)
-    at.figures(row).parent.mkdir(parents=True, exist_ok=True)
-    save_file({"pictures": ((pictures[:NUM_SHOWN] + 1) * 127.5).round().byte().contiguous()}, at.pictures(row))
-    document = {"metrics": metrics.as_dict(), **drawer.facts(), "seed": seed, "seconds": time.monotonic() - began}
-    write_text_atomically(at.figures(row), json.dumps(plain(document), indent=2) + "\n")
-
-
-def kept_pictures(at: Stages) -> dict[str, Tensor]:
-    """The first pictures of every row, (N, 3, H, W) on [-1, 1]."""
-    from safetensors.torch import load_file
-
-    return {row: load_file(at.pictures(row))["pictures"].float() / 127.5 - 1 for row in ROWS}
+    path = at.figures(row)
+    if not path.is_file():
+        metrics = evaluate(kept_pictures(row, at), reference).as_dict()
+        write_text_atomically(path, json.dumps(plain(metrics), indent=2) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, Any]:
     """All four parts; returns the metrics of every row with their intervals."""
-    from flashdmd_cli.cli.drawing import as_teacher, load_family, student_drawer
     from flashdmd_cli.cli.evaluate import load_reference
     from flashdmd_cli.cli.prepare import prepare
     from flashdmd_cli.cli.training_run import run_distill
@@ -136,19 +163,10 @@ def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, 
     say(WHY_DISTILL)
     run_distill(recipe, at.data, claim(at.student, "distill"), observer)
     say(WHY_SAMPLE)
-    say(WHY_EVAL)
     reference = load_reference("shapes1k", NUM_CAPTIONS)
-    missing = [row for row in ROWS if not (at.figures(row).is_file() and at.pictures(row).is_file())]
-    if missing:
-        folder = find_teacher(recipe.teacher)
-        family = load_family(folder)
-        for row in missing:
-            if row in TEACHER_ROWS:
-                drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
-            else:
-                drawer = student_drawer(at.student, family=family)
-            draw_and_measure(row, drawer, reference, seed, at, observer)
-    return {row: json.loads(at.figures(row).read_text(encoding="utf-8"))["metrics"] for row in ROWS}
+    draw_rows(recipe, reference.suite.all_captions, seed, at, observer)
+    say(WHY_EVAL)
+    return {row: measure(row, reference, at) for row in ROWS}
 
 
 def demo(
@@ -182,7 +200,8 @@ def demo(
             try:
                 rows = run(recipe, seed, at, observer)
             finally:
-                (at.out / ".seconds").write_text(str(earlier + time.monotonic() - began))
+                with contextlib.suppress(OSError):
+                    (at.out / ".seconds").write_text(str(earlier + time.monotonic() - began))
             finish(recipe, rows, seed, at, earlier + time.monotonic() - began)
         document = read_result(at)
         output.result(document, told(document), document["page"])
@@ -221,7 +240,8 @@ def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds:
 
     captions = shapes1k(NUM_CAPTIONS).captions[:NUM_SHOWN]
     page, path = at.out / "page.html", at.out / "manifest.json"
-    write_page(page, demo_page(recipe, rows, kept_pictures(at), captions, read_metrics(at.student), seconds))
+    shown = {row: kept_pictures(row, at)[:NUM_SHOWN] for row in ROWS}
+    write_page(page, demo_page(recipe, rows, shown, captions, read_metrics(at.student), seconds))
     document = {row: {name: rows[row][name] for name in FIGURES} for row in ROWS}
     whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}
     write_text_atomically(at.out / "demo.json", json.dumps(plain(whole), indent=2) + "\n")

@@ -99,7 +99,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) 
         ]
         document = {"ok": all(fine for _, fine, _ in rows), "checks": {n: {"ok": f, "said": s} for n, f, s in rows}}
         width = max(len(name) for name, _, _ in rows)
-        lines = [f"{'ok     ' if fine else 'MISSING'} {name:<{width}}  {said}" for name, fine, said in rows]
+        lines = [f"{'ok    ' if fine else 'not ok'} {name:<{width}}  {said}" for name, fine, said in rows]
         output.result(document, lines, [name for name, fine, _ in rows if not fine])
         if not document["ok"]:
             raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ class Drawer:
         """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
         from flashdmd_cli.evaluation.generate import generate
 
+        observer.progress(0, len(captions))
         return generate(
             self.family,
             self.net,
@@ -55,7 +57,7 @@ class Drawer:
             self.steps,
             self.guidance,
             batch=batch,
-            progress=lambda done, total: observer.progress(done, total),
+            progress=observer.progress,
         )
 
     def facts(self) -> dict[str, object]:
@@ -69,21 +71,39 @@ class Drawer:
         }
 
 
-def load_family(folder: Path) -> SDXLFamily:
+def load_family(folder: Path, precision: str = "fp32") -> SDXLFamily:
     """The family behind a pipeline folder; InputError when it cannot be read."""
     from flashdmd_cli.cli.training_run import load
     from flashdmd_cli.models.sdxl import SDXLFamily
 
-    return load(SDXLFamily, folder)
+    return load(SDXLFamily, folder, precision)
 
 
-def teacher_drawer(
-    name: str, sampler: Sampler = "ddim", steps: int | None = None, guidance: float | None = None, flag: str = "--from"
+def is_exported(folder: Path) -> bool:
+    """Whether a pipeline folder holds a student: its scheduler is that of a few-step grid."""
+    from flashdmd_cli.core.grid import vp_grid
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return index.get("scheduler", ["", ""])[1] == vp_grid(STUDENT_STEPS).scheduler
+
+
+def pipeline_drawer(
+    name: str,
+    sampler: Sampler | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Drawer:
-    """A teacher by name or folder; its guidance is that of its recipe unless given."""
+    """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
+    folder = find_teacher(name, "--from")
+    if is_exported(folder):
+        if sampler not in (None, "few_step"):
+            raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
+        check_steps("few_step", steps or STUDENT_STEPS)
+        family = load_family(folder)
+        return Drawer(folder.name, family, family.teacher, name, "few_step", steps or STUDENT_STEPS, 1.0, folder)
+    sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
-    folder = find_teacher(name, flag)
     return as_teacher(load_family(folder), name, folder, sampler, steps, guidance)
 
 
@@ -116,7 +136,7 @@ def load_drawer(
         if (folder := Path(source)).is_dir() and not (folder / "model_index.json").is_file():
             hint = "a checkpoint has manifest.json, a pipeline model_index.json"
             raise InputError(f"--from {source}: neither a finished checkpoint nor a pipeline folder", hint=hint)
-        return teacher_drawer(source, sampler or "ddim", steps, guidance)
+        return pipeline_drawer(source, sampler, steps, guidance)
     return student_drawer(find_run(source), sampler, steps, guidance)
 
 

@@ -69,7 +69,7 @@ def show(rows: dict[str, Metrics], title: str, document: dict[str, Any], names: 
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=160)
     console.print(table(rows, title))
     console.print(attribute_table(rows))
     console.print(f"written to {names}", soft_wrap=True)
@@ -101,7 +101,7 @@ def evaluate_command(
 
     The default is the newest checkpoint under ./runs.
     """
-    with command(as_json, quiet, debug) as output, Progress(output, "picture") as observer:
+    with command(as_json, quiet, debug) as output, Progress(output) as observer:
         thresholds = parse_thresholds(fail_below or [])
         from flashdmd_cli.cli.drawing import is_shapes, load_drawer
 
@@ -119,7 +119,7 @@ def evaluate_command(
         from flashdmd_cli.evaluation.suites import evaluate
 
         captions = reference.suite.all_captions
-        observer.phase(f"drawing {len(captions)} pictures with {drawer.name}, {drawer.steps} steps")
+        observer.phase(f"drawing {len(captions)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
         pictures = drawer.draw(captions, seed, observer)
         observer.phase("measuring")
         rows = {drawer.name: evaluate(pictures, reference)}

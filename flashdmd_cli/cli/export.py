@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Yes
 from flashdmd_cli.cli.output import command
-from flashdmd_cli.cli.sources import RUNS, claim, find_run, find_teacher
+from flashdmd_cli.cli.sources import RUNS, claim, find_run
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 FORMATS = ("diffusers",)
@@ -32,8 +31,10 @@ def export(
     with command(as_json, quiet, debug) as output:
         if form not in FORMATS:
             raise UsageError(f"--format {form}: unknown", hint=f"one of {', '.join(FORMATS)}")
+        from flashdmd_cli.cli.drawing import student_drawer
+        from flashdmd_cli.cli.training_run import saving
+        from flashdmd_cli.export.diffusers import export_diffusers
         from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
-        from flashdmd_cli.runs.recipe import Recipe
 
         began = time.monotonic()
         checkpoint = find_run(source)
@@ -44,10 +45,10 @@ def export(
             )
         if source is None:
             output.say(f"from {checkpoint}")
-        recipe = Recipe.model_validate(made.recipe)
-        teacher = find_teacher(recipe.teacher)
+        drawer = student_drawer(checkpoint)
         folder = claim(out or RUNS / f"export-{checkpoint.name}", "export", yes, resumes=False)
-        write_pipeline(checkpoint, teacher, recipe.grid.steps, folder)
+        with saving(folder):
+            export_diffusers(drawer.family, drawer.net, drawer.steps, folder)
         write_manifest(
             folder,
             Manifest(
@@ -67,19 +68,7 @@ def export(
                 license=made.license,
             ),
         )
-        document = {"out": folder, "manifest": folder / "manifest.json", "format": form, "steps": recipe.grid.steps}
+        document = {"out": folder, "manifest": folder / "manifest.json", "format": form, "steps": drawer.steps}
         how = f'StableDiffusionXLPipeline.from_pretrained("{folder}")'
-        use = f"num_inference_steps={recipe.grid.steps}, guidance_scale=1"
+        use = f"num_inference_steps={drawer.steps}, guidance_scale=1"
         output.result(document, f"{folder}: {how}, then {use}", str(folder))
-
-
-def write_pipeline(checkpoint: Path, teacher: Path, steps: int, out: Path) -> None:
-    """The pipeline folder; InputError when weights are missing or damaged."""
-    from flashdmd_cli.export.diffusers import export_diffusers
-
-    try:
-        export_diffusers(checkpoint / "student", teacher, steps, out)
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise InputError(f"--from {checkpoint}: cannot be read: {str(error).splitlines()[0]}") from error

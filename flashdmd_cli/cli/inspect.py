@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ def lineage(folder: Path, manifest: Manifest, depth: int = 0) -> list[str]:
     lines = [f"{indent}{manifest.kind}  {folder}"]
     for parent in plain(manifest.parents):
         path = Path(parent["path"])
-        at = folder / path
+        at = Path(os.path.normpath(folder / path))
         try:
             lines += lineage(at, read_manifest(at), depth + 1)
         except (InputError, OSError):

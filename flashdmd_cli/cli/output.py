@@ -11,11 +11,13 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+from flashdmd_cli.runs.files import write_error
 
 EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("UsageError", 2),
@@ -32,6 +34,9 @@ EXIT_CODES: tuple[tuple[str, int], ...] = (
 )
 """Name of an exception class -> exit code; the first class of an exception's ancestry found here counts. All else is 1.
 An `Interrupted` brings its own code, 130 or 143."""
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What the system says when --out cannot take what is written."""
 
 PLAIN_LINE_SECONDS = 5.0
 """How often progress is told where no bar can be drawn."""
@@ -53,16 +58,10 @@ def error_line(error: BaseException) -> str:
         return f"{text} ({hint})" if hint else text
     if isinstance(error, KeyboardInterrupt):
         return "stopped; what was saved before is intact (run the same command again to resume)"
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return error_line(write_error(Path(error.filename or "."), error.errno or 0, str(error)))
     if isinstance(error, OSError) and error.errno is not None:
-        where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or type(error).__name__
-        hint = {
-            errno.ENOSPC: " (free some space or choose another --out, then run the same command again)",
-            errno.EDQUOT: " (free some space or choose another --out, then run the same command again)",
-            errno.EACCES: " (choose an --out that you may write to)",
-            errno.EROFS: " (choose an --out that you may write to)",
-        }.get(error.errno, "")
-        return f"{where}{reason}{hint}"
+        return f"{error.filename or type(error).__name__}: {error.strerror}"
     lines = str(error).split("\n")
     first = " ".join(lines[0].split())
     if exit_code(error) != 1:
@@ -141,8 +140,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Watches long work: a rich bar on a terminal, else a plain line every few seconds; rate and ETA in both."""
 
-    def __init__(self, output: Output, unit: str = "it", every: float = PLAIN_LINE_SECONDS) -> None:
-        self.output, self.unit, self.every = output, unit, every
+    def __init__(self, output: Output, every: float = PLAIN_LINE_SECONDS) -> None:
+        self.output, self.unit, self.every = output, "it", every
         self.bar: Any = None
         self._restart()
         if sys.stderr.isatty() and not output.quiet:
@@ -165,8 +164,9 @@ class Progress:
         self.told_at = -math.inf
         self.task: Any = None
 
-    def phase(self, text: str) -> None:
-        """A new part of the work begins."""
+    def phase(self, text: str, unit: str = "it") -> None:
+        """A new part of the work begins, counted in `unit`s."""
+        self.unit = unit
         if self.bar is not None:
             self.bar.stop()
             if self.task is not None:
@@ -175,7 +175,7 @@ class Progress:
         self.output.say(text)
 
     def progress(self, iteration: int, total: int, figures: dict[str, float] | None = None) -> None:
-        """`iteration` of `total` is done; the figures worth a look go along."""
+        """`iteration` of `total` is done (0 starts the clock); the figures worth a look go along."""
         now = time.monotonic()
         if self.first is None or iteration < self.first[0]:
             self.first = (iteration, now)
@@ -191,6 +191,6 @@ class Progress:
                 self.task = self.bar.add_task("", total=total, told=told)
                 self.bar.start()
             self.bar.update(self.task, completed=iteration, total=total, told=told)
-        elif now - self.told_at >= self.every or iteration == total:
+        elif iteration and now - self.told_at >= self.every or iteration == total:
             self.told_at = now
             self.output.say(f"  {told}")

@@ -52,7 +52,9 @@ def write(out: Path, wanted: dict[str, Any], observer: Progress) -> None:
     from flashdmd_cli.shapes.samples import shapes_samples
 
     num, seed, began = wanted["num"], wanted["seed"], time.monotonic()
-    observer.phase(f"rendering {num} captioned pictures into {out}")
+    observer.phase(f"rendering {num} captioned pictures into {out}", "picture")
+
+    observer.progress(0, num)
 
     def counted() -> Iterator[dict[str, Any]]:
         for done, sample in enumerate(shapes_samples(num, seed), start=1):
@@ -83,7 +85,7 @@ def prepare_data(
     debug: Debug = False,
 ) -> None:
     """Write captioned pictures as shards."""
-    with command(as_json, quiet, debug) as output, Progress(output, "picture") as observer:
+    with command(as_json, quiet, debug) as output, Progress(output) as observer:
         folder = prepare(source, out or RUNS / f"data-{source}", num, seed, observer, yes)
         document = {"out": folder, "manifest": folder / "manifest.json", "num": num, "seed": seed}
         output.result(document, f"{folder}: {num} pictures (next: flashdmd distill --data {folder})", str(folder))

@@ -39,16 +39,18 @@ def gather_prompts(prompts: Sequence[str], file: Path | None, num: int) -> list[
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, observer: Progress) -> list[Path]:
     """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files."""
     from flashdmd_cli.evaluation.pictures import save_grid, to_image
+    from flashdmd_cli.runs.files import writing
 
     files, rows, labels = [], [], []
     for drawer in drawers:
-        observer.phase(f"drawing {len(texts)} pictures with {drawer.name}, {drawer.steps} steps")
+        observer.phase(f"drawing {len(texts)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
         pictures = drawer.draw(texts, seed, observer)
         folder = out / drawer.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for index, picture in enumerate(pictures):
-            files.append(folder / f"{index:04d}.png")
-            to_image(picture).save(files[-1])
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for index, picture in enumerate(pictures):
+                files.append(folder / f"{index:04d}.png")
+                to_image(picture).save(files[-1])
         rows.append(pictures[:MAX_COLUMNS])
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
     save_grid(rows, labels, out / "grid.png")
@@ -82,7 +84,7 @@ def sample(
 
     Picture i starts from the same noise whatever draws it.
     """
-    with command(as_json, quiet, debug) as output, Progress(output, "picture") as observer:
+    with command(as_json, quiet, debug) as output, Progress(output) as observer:
         if compare not in (None, "teacher"):
             raise UsageError(f"--compare {compare}: unknown", hint="--compare teacher")
         texts = gather_prompts(prompt or [], prompts, num)
@@ -94,7 +96,7 @@ def sample(
             output.say(f"from {drawer.folder}")
         folder = claim(out or RUNS / f"sample-{drawer.name}", "sample", resumes=False)
         drawers = [drawer]
-        if compare and drawer.is_student:
+        if compare and drawer.net is not drawer.family.teacher:
             drawers.append(as_teacher(drawer.family, drawer.teacher, Path(drawer.family.source), "ddim"))
         files = draw_all(drawers, texts, seed, folder, observer)
         write_result(folder, "sample", drawer, files, seed, {"num": num}, time.monotonic() - began)
@@ -114,9 +116,9 @@ def write_result(
     seconds: float,
 ) -> None:
     """The manifest of what a drawer drew or what was measured on it."""
-    from flashdmd_cli.runs.manifest import FileRecord, Manifest, TeacherRecord, parent_record, write_manifest
+    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, TeacherRecord, parent_record, write_manifest
 
-    parents = [parent_record(drawer.folder, folder)] if drawer.is_student else []
+    parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
         kind=kind,
         family="sdxl",

@@ -9,7 +9,7 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_SIZE = "6.9 GB"
+SDXL_SIZE = "13.9 GB in float32"
 SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +135,7 @@ class Preview:
 
     def __call__(self, student: nn.Module, iteration: int) -> None:
         from flashdmd_cli.evaluation.pictures import save_grid
+        from flashdmd_cli.runs.files import writing
 
         steps, guidance, teacher = self.recipe.grid.steps, self.recipe.dm.guidance, self.family.teacher
         if not self.before:
@@ -144,7 +147,8 @@ class Preview:
             }
         now = self._draw(student, "few_step", steps) if iteration else self.before[list(self.before)[-1]]
         rows = self.before | {f"student\n{steps} steps\niteration {iteration}": now}
-        save_grid(list(rows.values()), list(rows), self.out / "preview.png")
+        with writing(self.out / "preview.png"):
+            save_grid(list(rows.values()), list(rows), self.out / "preview.png")
 
 
 def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Path:
@@ -213,11 +217,25 @@ def hush() -> None:
         library.utils.logging.disable_progress_bar()
 
 
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Tell a failed writing of weights in one line, whichever library failed."""
+    from safetensors import SafetensorError
+
+    from flashdmd_cli.runs.files import write_error, writing
+
+    with writing(folder):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
+
+
 def write_checkpoint(
     recipe: Recipe, family: SDXLFamily, state: State, data: Path, out: Path, warnings: Sequence[str]
 ) -> None:
     """`student/` as a plain diffusers network (adapters merged), then the manifest."""
-    from flashdmd_cli.runs.files import writing
     from flashdmd_cli.runs.manifest import (
         GridRecord,
         Manifest,
@@ -228,7 +246,7 @@ def write_checkpoint(
         write_manifest,
     )
 
-    with writing(out / "student"):
+    with saving(out / "student"):
         family.save_network(state.shipped_student(), out / "student")
     grid, parent = family.grid(recipe.grid.steps), parent_record(data, out)
     write_manifest(

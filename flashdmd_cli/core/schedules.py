@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 
@@ -84,4 +83,3 @@ def v_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 def signal_weight(schedule: Schedule, t: Tensor) -> Tensor:
     """SenseFlow's soft weight of the adversarial loss, `sqrt(alpha_bar)`, which is `alpha(t)`; (B,)."""
     return schedule.alpha(t).flatten()
-

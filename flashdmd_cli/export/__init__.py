@@ -1,1 +1,1 @@
-"""TODO"""
+"""A student leaves the project: one file per format."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import nn
+
 from flashdmd_cli.models.sdxl import SDXLFamily
 
 
-def export_diffusers(student: Path, teacher: Path, steps: int, out: Path) -> list[Path]:
-    """Write the student, the teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
+def export_diffusers(family: SDXLFamily, student: nn.Module, steps: int, out: Path) -> None:
+    """Write a student, its teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
 
-    `student` is a UNet folder, `teacher` a pipeline folder, `steps` the student's; returns the files.
     Drawing takes `StableDiffusionXLPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
-    Raises `OSError` where weights are missing.
     """
-    family = SDXLFamily.load(teacher)
-    family.save_pipeline(family.load_network(student), out, family.grid(steps))
-    (out / "README.md").write_text(model_card(steps, teacher.name), encoding="utf-8")
-    return sorted(path for path in out.rglob("*") if path.is_file())
+    family.save_pipeline(student, out, family.grid(steps))
+    (out / "README.md").write_text(model_card(steps, Path(family.source).name), encoding="utf-8")
 
 
 def model_card(steps: int, teacher: str) -> str:

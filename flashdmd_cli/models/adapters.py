@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from diffusers import UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
 

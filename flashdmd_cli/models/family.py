@@ -37,11 +37,16 @@ class Conditioning:
 class Family(Protocol):
     """A teacher with its encoders and decoder. Networks are stock modules; every prediction comes back as x0."""
 
-    schedule: Schedule
     teacher: nn.Module
     resolution: int
     latent_shape: tuple[int, int, int]
     scheduler_config: dict[str, Any]
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 

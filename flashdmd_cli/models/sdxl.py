@@ -43,9 +43,7 @@ class SDXLFamily:
     def load(cls, source: str | Path, precision: str = "fp32") -> SDXLFamily:
         """Load a pipeline folder or a hub id; raises `OSError` where the weights are not at hand."""
         # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
-        pipeline = StableDiffusionXLPipeline.from_pretrained(
-            str(source), dtype=torch.float32, add_watermarker=False
-        )
+        pipeline = StableDiffusionXLPipeline.from_pretrained(str(source), dtype=torch.float32, add_watermarker=False)
         return cls(pipeline, str(source), precision)
 
     @property

@@ -118,7 +118,7 @@ class Optimizer(Table):
     lr_discriminator: Positive = 1e-5
     """Learning rate of the discriminator's heads."""
     warmup: Annotated[int, Field(ge=0)] = 100
-    """Iterations in which the learning rates rise linearly from zero."""
+    """Updates of each role in which its learning rate rises linearly from zero."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decays of AdamW's first and second moments."""
     weight_decay: NonNegative = 0.01

@@ -33,7 +33,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 NUM_COMBINATIONS = 4 * 8 * 3 * 4 * 8 * 3 * 2
 
-# Anchor colours in RGB, [0, 1]. They keep apart from each other by more than the jitter, so a colour is never ambiguous.
+# Anchor colours in RGB, [0, 1], further apart than the jitter, so that a colour is never ambiguous.
 PALETTE = torch.tensor(
     [
         [0.90, 0.12, 0.14],

@@ -31,9 +31,7 @@ class Role:
         self.name, self.net, self.lr, self.recipe = name, net, lr, recipe
         self.parameters = trainable_parameters(net)
         optim = recipe.optim
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay
-        )
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.updates = 0
         self.bad_updates = 0
 
@@ -124,14 +122,14 @@ class State:
         # The fake score copies the student, adapters included: Eq. 11 averages tensor by tensor.
         fake = copy.deepcopy(student)
         optim = recipe.optim
-        discriminator = _discriminator(recipe, fake, sam)
+        heads = _discriminator(recipe, fake, sam)
         average = None
         if recipe.train.generator_ema is not None:
             average = [p.detach().clone() for p in trainable_parameters(student)]
         return cls(
             student=Role("student", student, optim.lr_student, recipe),
             fake=Role("fake", fake, optim.lr_fake, recipe),
-            discriminator=discriminator and Role("discriminator", discriminator, optim.lr_discriminator, recipe),
+            discriminator=Role("discriminator", heads, optim.lr_discriminator, recipe) if heads is not None else None,
             average=average,
         )
 
@@ -153,12 +151,12 @@ class State:
 
     def shipped_student(self) -> nn.Module:
         """The student as a plain network: averaged if the recipe says so, adapters merged."""
-        net = merged_copy(self.student.net) if self.average is None else copy.deepcopy(self.student.net)  # type: ignore[arg-type]
+        net = merged_copy(self.student.net) if self.average is None else copy.deepcopy(self.student.net)
         if self.average is not None:
             with torch.no_grad():
                 for parameter, value in zip(trainable_parameters(net), self.average, strict=True):
                     parameter.copy_(value)
-            net = merged_copy(net)  # type: ignore[arg-type]
+            net = merged_copy(net)
         return net.requires_grad_(False)
 
     def save(self, folder: Path) -> None:
@@ -192,5 +190,6 @@ def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Modul
     if recipe.gan.kind == "none":
         return None
     if recipe.gan.kind == "latent":
-        return LatentDiscriminator(fake.config.block_out_channels[-1])  # type: ignore[index,union-attr,arg-type]
-    return PixelDiscriminator(load_sam_encoder(sam))
+        width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
+        return LatentDiscriminator(width).to(next(fake.parameters()).device)  # type: ignore[arg-type]
+    return PixelDiscriminator(load_sam_encoder(sam)).to(next(fake.parameters()).device)

@@ -73,10 +73,8 @@ class Objective:
         """The student's answer at grid step `index`."""
         return self.family.predict_x0(student, x_t, at(self.grid.timesteps[index], x_t), cond)
 
-    def adversarial_state(
-        self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws
-    ) -> Tensor:
-        """From the student's x0 at step `index` on to the noisy state of the last step, where the GAN acts (Eq. 8-9)."""
+    def adversarial_state(self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
+        """From the student's x0 at step `index` on to the noisy state of the last step, where the GAN acts (Eq. 8)."""
         last = len(self.grid) - 1
         schedule, timesteps = self.family.schedule, self.grid.timesteps
         if index < last:
@@ -88,9 +86,7 @@ class Objective:
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
-    def dm_loss(
-        self, x: Tensor, teacher: nn.Module, fake: nn.Module, cond: Conditioning, draws: Draws
-    ) -> Tensor:
+    def dm_loss(self, x: Tensor, teacher: nn.Module, fake: nn.Module, cond: Conditioning, draws: Draws) -> Tensor:
         """Distribution matching of `x` (B, C, h, w): both scores at one noised copy, in x0 space (Eq. 4)."""
         low, high = self.recipe.dm.renoise_range
         t = draws.timesteps("dm/t", len(x), low, high)
@@ -154,5 +150,3 @@ class Objective:
         t = draws.timesteps(f"{role}/t", len(x), 0, 999)
         x_t = add_noise(self.family.schedule, x, draws.normal(f"{role}/noise", x.shape), t)
         return heads(mid_block_features(fake, lambda: self.family.predict_x0(fake, x_t, t, cond)))
-
-

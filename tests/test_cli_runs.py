@@ -1,0 +1,148 @@
+"""Commands at work on a world with random weights: from data to an exported pipeline, interrupted, damaged, resumed."""
+
+# ruff: noqa: F811 (pytest finds fixtures by the names of arguments)
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from typer.testing import Result
+
+from flashdmd_cli.cli import prepare
+
+from .test_cli import fails, run, shipped, world  # noqa: F401
+from .test_distill import sam_folder  # noqa: F401
+
+SMALL = ["--recipe", "shapes-4step", "--set", "train.batch=2", "--set", "train.micro_batch=2"]
+
+
+def distilled(iterations: int) -> Result:
+    run("prepare-data", "shapes", "--num", 8)
+    return run("distill", *SMALL, "--iterations", iterations, "--out", "runs/student")
+
+
+def test_damaged_input_is_one_line(world):
+    run("prepare-data", "shapes", "--num", 8)
+    shard = next((world / "runs" / "data-shapes").glob("*.tar"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-512])
+    assert run("distill", *SMALL).stderr.strip().splitlines()[-1].startswith("--data")
+    flipped = bytearray(whole)
+    flipped[600] ^= 1
+    shard.write_bytes(flipped)
+    result = run("distill", *SMALL)
+    assert result.exit_code == 3 and result.stderr.strip().splitlines()[-1].startswith("--data")
+    assert run("inspect", "runs/data-shapes").exit_code == 3
+
+
+def test_teacher_without_its_vae_is_one_line(world, shipped):
+    teacher = shutil.copytree(shipped / "shapes-sdxl", world / "teacher")
+    shutil.rmtree(teacher / "vae")
+    fails(run("distill", "--teacher", teacher), 3, "vae/")
+
+
+def test_from_distillation_to_a_stock_pipeline(world):
+    result = distilled(2)
+    assert result.exit_code == 0, result.output
+    assert "2/2" in result.stderr and "ETA" in result.stderr and "\x1b" not in result.output
+    assert run("distill", *SMALL, "--iterations", 2, "--out", "runs/student", "--quiet").stdout == "runs/student\n"
+    fails_at = run("distill", *SMALL, "--iterations", 2, "--out", "runs/student", "--ttur", 5)
+    assert fails_at.exit_code == 2 and "fake.ttur" in fails_at.stderr
+    assert (
+        json.loads(run("distill", *SMALL, "--iterations", 3, "--out", "runs/student", "--json").stdout)["iterations"]
+        == 3
+    )
+
+    shown = run("inspect", "runs/student").stdout
+    assert "teacher  shapes-sdxl" in shown and "data-shapes" in shown
+    drawn = json.loads(run("sample", "--prompt", "a plain red circle above a dotted blue ring", "--num", 2,
+                           "--compare", "teacher", "--json").stdout)  # fmt: skip
+    assert len(drawn["files"]) == 2 * 2 + 2 and all(Path(file).is_file() for file in drawn["files"])
+
+    measured = run("eval", "--limit", 4, "--json", "--fail-below", "composition=1.1")
+    assert measured.exit_code == 5 and "composition" in measured.stderr
+    assert json.loads(measured.stdout)["results"]["student"]["num_pictures"] == 4
+    assert "composition" in run("eval", "--limit", 4, "--from", "shapes-sdxl", "--steps", 2).stdout
+
+    assert run("export", "--out", "stock").exit_code == 0
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained("stock")
+    pipeline.scheduler.set_timesteps(4)
+    assert pipeline.scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    assert "distill  " in run("inspect", "stock").stdout
+    few = ["sample", "--prompt", "a plain red circle above a dotted blue ring", "--quiet"]
+    assert run(*few, "--from", "stock", "--out", "a").stdout == "a\n"
+    run(*few, "--from", "runs/student", "--out", "b")
+    assert (world / "a" / "stock" / "0000.png").read_bytes() == (world / "b" / "student" / "0000.png").read_bytes()
+
+
+def test_what_cannot_be_written_is_one_line(world):
+    fails(run("prepare-data", "shapes", "--out", "/proc/nowhere", "--num", 2), 1, "--out")
+    run("prepare-data", "shapes", "--num", 8)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        result = run("distill", *SMALL, "--iterations", 1, "--out", "s")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.strip().splitlines()[-1].startswith("--out")
+    assert run("distill", *SMALL, "--iterations", 1, "--out", "s").exit_code == 0
+
+
+def test_a_part_of_the_world_is_built(world):
+    result = run("shapes", "build", "text", "--out", "o", "--work", "w", "--steps", 1, "--json")
+    assert json.loads(result.stdout)["part"] == "text"
+    assert "steps_per_s" in result.stderr and (world / "o" / "text_encoder_2").is_dir()
+
+
+def test_sigterm_saves_and_the_same_command_resumes(world, shipped):
+    run("prepare-data", "shapes", "--num", 8)
+    words = [sys.executable, "-m", "flashdmd_cli.cli.app", "distill", "--teacher", str(shipped / "shapes-sdxl"), *SMALL,
+             "--set", f"gan.sam={shipped / 'shapes-sam'}", "--out", "run", "--iterations"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
+    process = subprocess.Popen([*words, "100000"], stderr=subprocess.PIPE, text=True, env=environment)
+    log = world / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.is_file() and log.read_text()) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    reached = int(re.search(r"interrupted at iteration (\d+) of", said)[1])  # type: ignore[index]
+    done = subprocess.run([*words, str(reached + 1)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(log.read_text().splitlines()) == reached + 1
+
+
+def test_demo(world, monkeypatch):
+    from flashdmd_cli.cli import demo
+
+    monkeypatch.setattr(demo, "NUM_PICTURES", 24)
+    monkeypatch.setattr(demo, "NUM_CAPTIONS", 8)
+    result = run("demo", "--iterations", 1, "--out", "d", "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    rows = {"student_4", "teacher_30", "teacher_4_ddim", "teacher_4_stochastic"}
+    assert set(document) == rows | {"seconds", "page", "manifest"}
+    assert all(list(document[row]) == list(demo.FIGURES) for row in rows)
+    page = Path(document["page"]).read_text(encoding="utf-8")
+    assert page.count("<img ") == 4 * 8 and Path(document["manifest"]).is_file()
+    assert "[1/4]" in result.stderr and "[4/4]" in result.stderr
+    assert run("inspect", "d").exit_code == 0
+
+    assert json.loads(run("demo", "--iterations", 1, "--out", "d", "--json").stdout) == document
+    fails(run("demo", "--iterations", 2, "--out", "d"), 2, "--iterations 2")
+    Path(document["manifest"]).unlink()
+    again = run("demo", "--iterations", 1, "--out", "d")
+    assert again.exit_code == 0 and "teacher_4_stochastic" in again.stdout

@@ -1,0 +1,266 @@
+"""The SDXL family against the stock classes it stands for: what is trained is what ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler, StableDiffusionXLPipeline
+from torch import Tensor, nn
+
+from flashdmd_cli.core.rollout import at, rollout
+from flashdmd_cli.core.schedules import add_noise
+from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.sdxl import SDXLFamily
+
+CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
+
+
+def draw(family: SDXLFamily, num: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(num, *family.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def unlike_teacher(family: SDXLFamily, scale: float = 0.05) -> nn.Module:
+    """A network that answers otherwise than the teacher."""
+    net = family.new_network()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += torch.randn(parameter.shape, generator=generator) * scale
+    return net
+
+
+def raw_eps(net: Any, x_t: Tensor, t: Tensor, context: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
+    added = {"text_embeds": pooled, "time_ids": time_ids}
+    return net(x_t, t, encoder_hidden_states=context, added_cond_kwargs=added).sample
+
+
+@pytest.mark.parametrize("t", [999, 749, 249, 20])
+def test_predict_x0_is_the_stock_schedulers(tiny_family: SDXLFamily, t: int) -> None:
+    x_t, cond = draw(tiny_family, seed=t), tiny_family.encode(CAPTIONS)
+    scheduler = DDIMScheduler.from_config(tiny_family.scheduler_config)
+    scheduler.set_timesteps(1000)
+    with torch.no_grad():
+        found = tiny_family.predict_x0(tiny_family.teacher, x_t, at(t, x_t), cond)
+        eps = raw_eps(tiny_family.teacher, x_t, at(t, x_t), cond.context, cond.pooled, cond.time_ids)
+    expected = scheduler.step(eps, t, x_t).pred_original_sample
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_sample_is_denoised_at_its_own_timestep_under_its_own_caption(tiny_family: SDXLFamily) -> None:
+    x_t, cond, t = draw(tiny_family), tiny_family.encode(CAPTIONS), torch.tensor([100, 900])
+    with torch.no_grad():
+        whole = tiny_family.predict_x0(tiny_family.teacher, x_t, t, cond)
+        for i in (0, 1):
+            one = slice(i, i + 1)
+            alone = tiny_family.predict_x0(tiny_family.teacher, x_t[one], t[one], cond[one])
+            torch.testing.assert_close(whole[one], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5, 8.0])
+def test_guidance_is_u_plus_w_times_the_difference(tiny_family: SDXLFamily, guidance: float) -> None:
+    net, x_t, cond = unlike_teacher(tiny_family), draw(tiny_family), tiny_family.encode(CAPTIONS)
+    t = torch.tensor([999, 499])
+    with torch.no_grad():
+        c = tiny_family.predict_x0(net, x_t, t, cond)
+        u = tiny_family.predict_x0(net, x_t, t, tiny_family.null(2))
+        found = tiny_family.guided_x0(net, x_t, t, cond, guidance)
+    assert (c - u).abs().max() > 0.01  # else any formula would pass
+    torch.testing.assert_close(found, u + guidance * (c - u), rtol=1e-4, atol=1e-4 * float(u.abs().max()))
+
+
+def test_null_is_zeros_with_the_size_of_the_picture(tiny_family: SDXLFamily) -> None:
+    null, cond = tiny_family.null(2), tiny_family.encode(CAPTIONS)
+    assert not null.context.any() and not null.pooled.any()
+    assert null.context.shape == cond.context.shape and null.pooled.shape == cond.pooled.shape
+    assert torch.equal(null.time_ids, cond.time_ids)
+    assert tiny_family.encode([""]).context.any()  # an empty prompt is something else
+
+
+def test_null_is_what_the_stock_pipeline_guides_with(tiny_family: SDXLFamily) -> None:
+    _, context, _, pooled = tiny_family.pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=True)
+    null = tiny_family.null(2)
+    assert torch.equal(null.context, context) and torch.equal(null.pooled, pooled)
+
+
+def test_encode_is_the_stock_pipelines(tiny_family: SDXLFamily, tiny_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder)
+    with torch.no_grad():
+        context, _, pooled, _ = pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=False)
+    cond = tiny_family.encode(CAPTIONS)
+    assert len(cond) == 2 and torch.equal(cond.context, context) and torch.equal(cond.pooled, pooled)
+    assert not cond.context.requires_grad and (context[0] - context[1]).abs().max() > 0.01
+    # And written out: penultimate states of both encoders side by side, pooled from the second.
+    ids = pipeline.tokenizer(CAPTIONS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    with torch.no_grad():
+        one = pipeline.text_encoder(ids, output_hidden_states=True)
+        two = pipeline.text_encoder_2(ids, output_hidden_states=True)
+    torch.testing.assert_close(cond.context, torch.cat([one.hidden_states[-2], two.hidden_states[-2]], -1))
+    torch.testing.assert_close(cond.pooled, two.text_embeds)
+
+
+def test_time_ids_are_original_size_crop_target_size(tiny_family: SDXLFamily) -> None:
+    assert tiny_family.resolution == 32
+    expected = tiny_family.pipeline._get_add_time_ids((32, 32), (0, 0), (32, 32), torch.float32, 16)
+    assert expected.tolist() == [[32, 32, 0, 0, 32, 32]]
+    for cond in (tiny_family.encode(CAPTIONS), tiny_family.null(2)):
+        assert cond.time_ids.dtype == torch.float32
+        assert torch.equal(cond.time_ids, expected.repeat(2, 1))
+
+
+def test_conditioning_is_sliced_and_joined_in_all_parts(tiny_family: SDXLFamily) -> None:
+    cond = tiny_family.encode(CAPTIONS)
+    turned = Conditioning.cat([cond[1:], cond[:1]])
+    for part in ("context", "pooled", "time_ids"):
+        assert torch.equal(getattr(turned, part), getattr(cond, part).flip(0))
+
+
+def test_decode_gives_latents_a_gradient_and_the_vae_none(tiny_family: SDXLFamily) -> None:
+    latents = draw(tiny_family).requires_grad_(True)
+    pictures = tiny_family.decode(latents)
+    assert pictures.shape == (2, 3, 32, 32)
+    pictures.square().sum().backward()
+    assert latents.grad is not None and latents.grad.isfinite().all() and (latents.grad != 0).float().mean() > 0.9
+    assert all(p.grad is None and not p.requires_grad for p in tiny_family.vae.parameters())
+
+
+def test_decode_undoes_the_scaling_of_latents(tiny_family: SDXLFamily) -> None:
+    vae, pictures = tiny_family.vae, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean = vae.encode(pictures).latent_dist.mean
+        latents = tiny_family.encode_pictures(pictures)
+        torch.testing.assert_close(latents, mean * 0.7)
+        torch.testing.assert_close(tiny_family.decode(latents), vae.decode(mean).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_fake_prediction_is_noise_against_noise(tiny_family: SDXLFamily) -> None:
+    x0, noise, t, cond = draw(tiny_family), draw(tiny_family, seed=1), torch.tensor([10, 900]), tiny_family.null(2)
+    x_t = DDIMScheduler.from_config(tiny_family.scheduler_config).add_noise(x0, noise, t)
+    with torch.no_grad():
+        prediction, target = tiny_family.fake_prediction(tiny_family.teacher, x0, noise, t, cond)
+        expected = raw_eps(tiny_family.teacher, x_t, t, cond.context, cond.pooled, cond.time_ids)
+    assert torch.equal(target, noise)
+    torch.testing.assert_close(prediction, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_new_network_is_a_trainable_copy_and_the_teacher_stays_frozen(tiny_family: SDXLFamily) -> None:
+    net = tiny_family.new_network()
+    teacher = dict(tiny_family.teacher.named_parameters())
+    before = tiny_family.content_hash()
+    assert dict(net.named_parameters()).keys() == teacher.keys()
+    for name, parameter in net.named_parameters():
+        assert parameter.requires_grad and parameter.dtype == torch.float32
+        assert torch.equal(parameter, teacher[name]) and parameter.data_ptr() != teacher[name].data_ptr()
+        assert not teacher[name].requires_grad
+    assert not net.training and not tiny_family.teacher.training
+    assert not any(m.training for m in (tiny_family.vae, tiny_family.pipeline.text_encoder))
+    x_t, cond = draw(tiny_family), tiny_family.encode(CAPTIONS)
+    guess = tiny_family.predict_x0(net, x_t, torch.tensor([999, 249]), cond)
+    guess.square().sum().backward()
+    torch.optim.SGD(net.parameters(), lr=1e-3).step()
+    assert tiny_family.content_hash() == before
+    assert any(not torch.equal(p, teacher[name]) for name, p in net.named_parameters())
+    assert all(p.grad is None for p in teacher.values())
+
+
+def test_new_network_of_a_half_precision_teacher_is_float32(tiny_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder, dtype=torch.bfloat16, add_watermarker=False)
+    net = SDXLFamily(pipeline, str(tiny_folder)).new_network()
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert next(pipeline.unet.parameters()).dtype == torch.bfloat16
+
+
+def test_content_hash_sees_one_changed_weight(tiny_folder: Path) -> None:
+    one, two = SDXLFamily.load(tiny_folder), SDXLFamily.load(tiny_folder)
+    assert one.content_hash() == two.content_hash()
+    with torch.no_grad():
+        next(two.teacher.parameters()).view(-1)[0] += 1e-3
+    assert one.content_hash() != two.content_hash()
+
+
+def test_bf16_runs_the_network_under_autocast_and_keeps_x0_in_float32(
+    tiny_family: SDXLFamily, tiny_folder: Path
+) -> None:
+    half = SDXLFamily.load(tiny_folder, precision="bf16")
+    x_t, cond, t = draw(half), half.encode(CAPTIONS), torch.tensor([249, 249])
+    with torch.no_grad():
+        exact = tiny_family.predict_x0(tiny_family.teacher, x_t, t, cond)
+        found = half.predict_x0(half.teacher, x_t, t, cond)
+    assert found.dtype == torch.float32 and next(half.teacher.parameters()).dtype == torch.float32
+    assert not torch.equal(found, exact)
+    assert (found - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_grid_is_on_the_teachers_own_schedule(tiny_folder: Path) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder, add_watermarker=False)
+    pipeline.scheduler = DDIMScheduler(beta_start=0.001, beta_end=0.02, beta_schedule="linear")
+    family = SDXLFamily(pipeline, str(tiny_folder))
+    assert torch.equal(LCMScheduler.from_config(family.grid(4).config).alphas_cumprod, family.schedule.alphas_cumprod)
+    assert family.grid(4).timesteps == (999, 749, 499, 249)
+
+
+@pytest.fixture(scope="module")
+def shipped(tiny_family: SDXLFamily, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+    """A network and the pipeline folder it was saved as."""
+    net, folder = unlike_teacher(tiny_family), tmp_path_factory.mktemp("shipped")
+    tiny_family.save_pipeline(net, folder, tiny_family.grid(4))
+    return net, folder
+
+
+@pytest.mark.parametrize("guidance_scale", [0.0, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_stock_pipeline_draws_what_the_rollout_draws(
+    tiny_family: SDXLFamily, shipped: tuple[nn.Module, Path], steps: int, guidance_scale: float
+) -> None:
+    net, folder = shipped
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = draw(tiny_family, seed=5)
+    seen: list[int] = []
+
+    def note(_pipeline: Any, _step: int, timestep: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        seen.append(int(timestep))
+        return kwargs
+
+    theirs = pipeline(
+        CAPTIONS, num_inference_steps=steps, guidance_scale=guidance_scale, latents=latents.clone(),
+        generator=torch.Generator().manual_seed(6), output_type="np", callback_on_step_end=note,
+    ).images  # fmt: skip
+    generator = torch.Generator().manual_seed(6)
+    cond = tiny_family.encode(CAPTIONS)
+    with torch.no_grad():
+        x0 = rollout(
+            lambda x, t: tiny_family.predict_x0(net, x, t, cond),
+            tiny_family.schedule,
+            tiny_family.grid(steps).timesteps,
+            latents,
+            lambda _: torch.randn(latents.shape, generator=generator),
+        )
+        ours = (tiny_family.decode(x0) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    assert tuple(seen) == tiny_family.grid(steps).timesteps
+    assert seen == {1: [999], 2: [999, 499], 4: [999, 749, 499, 249]}.get(steps, seen)
+    assert theirs.shape == ours.shape == (2, 32, 32, 3)
+    assert np.abs(theirs - ours).max() < 1e-3
+    # The pictures have something to differ in: they are neither flat, nor clipped, nor alike.
+    assert ours.std() > 0.02 and np.abs(ours[0] - ours[1]).max() > 0.02
+    assert ((ours > 0) & (ours < 1)).mean() > 0.5
+
+
+def test_saved_network_comes_back_frozen(tiny_family: SDXLFamily, shipped: tuple[nn.Module, Path]) -> None:
+    net, folder = shipped
+    back = tiny_family.load_network(folder / "unet")
+    assert not back.training
+    for a, b in zip(net.parameters(), back.parameters(), strict=True):
+        assert torch.equal(a, b) and not b.requires_grad
+
+
+def test_saving_leaves_the_family_as_it_was(tiny_family: SDXLFamily, shipped: tuple[nn.Module, Path]) -> None:
+    assert tiny_family.pipeline.unet is tiny_family.teacher
+    assert isinstance(tiny_family.pipeline.scheduler, DDIMScheduler)
+    assert all(p.requires_grad for p in shipped[0].parameters())
+    x_t, t = draw(tiny_family), torch.tensor([500, 500])
+    assert add_noise(tiny_family.schedule, x_t, x_t, t).isfinite().all()

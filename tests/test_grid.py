@@ -58,9 +58,9 @@ def test_boundary_scalings_are_off(steps: int) -> None:
     scheduler = LCMScheduler.from_config(vp_grid(steps).config)
     for timestep in EXPECTED[steps]:
         c_skip, c_out = scheduler.get_scalings_for_boundary_condition_discrete(timestep)
-        assert abs(c_skip) < 1e-6 and abs(c_out - 1) < 1e-6
-    default_skip, _ = LCMScheduler().get_scalings_for_boundary_condition_discrete(124)
-    assert default_skip > 1e-8  # it matters: a consistency model would keep some of its input
+        assert abs(c_skip) < 1e-12 and abs(c_out - 1) < 1e-12
+        # The default passes 1e-6 as well at these timesteps; only a tighter bound tells the two apart.
+        assert LCMScheduler().get_scalings_for_boundary_condition_discrete(timestep)[0] > 1e-9
 
 
 def test_schedule_is_sdxls_unless_the_teacher_says_otherwise() -> None:

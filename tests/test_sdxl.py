@@ -264,3 +264,12 @@ def test_saving_leaves_the_family_as_it_was(tiny_family: SDXLFamily, shipped: tu
     assert all(p.requires_grad for p in shipped[0].parameters())
     x_t, t = draw(tiny_family), torch.tensor([500, 500])
     assert add_noise(tiny_family.schedule, x_t, x_t, t).isfinite().all()
+
+
+@pytest.mark.parametrize("change", [{"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True}])
+def test_a_teacher_with_another_noise_schedule_is_refused(change, tiny_folder):
+    """Read as eps on the usual schedule it would train, and be wrong."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **change)
+    with pytest.raises(ValueError, match=next(iter(change))):
+        SDXLFamily(pipeline, "changed")

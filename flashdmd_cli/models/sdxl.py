@@ -17,6 +17,9 @@ from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
 from flashdmd_cli.models.family import Conditioning
 
+_SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "trained_betas": None}
+"""What a teacher's scheduler must say: the exported few-step scheduler knows no other noise schedule."""
+
 HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 
 
@@ -25,6 +28,7 @@ class SDXLFamily:
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
         """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
+        _refuse_other_schedules(dict(pipeline.scheduler.config))
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
         self.source = source
@@ -141,3 +145,10 @@ class SDXLFamily:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _refuse_other_schedules(config: dict[str, Any]) -> None:
+    """`ValueError` for a teacher that would silently be read wrongly."""
+    for key, value in _SCHEDULE.items():
+        if config.get(key, value) != value:
+            raise ValueError(f"the teacher's scheduler has {key} {config[key]!r}; only {value!r} is supported")

@@ -16,7 +16,6 @@ from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
-from flashdmd_cli.training import distill as loop
 from flashdmd_cli.training.distill import Watch, distill, iteration
 from flashdmd_cli.training.state import MAX_BAD_UPDATES, State
 from flashdmd_cli.training.steps import Draws, Objective
@@ -102,27 +101,30 @@ def bound(r: Recipe, family: SDXLFamily, sam: Path) -> tuple[Objective, State]:
 
 @pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2", "shapes-4step-plus-a"])
 def test_each_loss_reaches_its_own_role_only(name, tiny_family, sam_folder, random_data, monkeypatch):
-    """After each backward pass of the student's losses only the student holds gradients; the teacher never moves."""
+    """When the student is updated, only the student holds gradients; the teacher and the decoder never do."""
     r = load_recipe(name, flags={"train.batch": 2, "train.micro_batch": 2, "train.resolution": 32})
     objective, state = bound(r, tiny_family, sam_folder)
     assert state.discriminator is not None
-    others = [state.fake.net, state.discriminator.net, tiny_family.teacher, tiny_family.vae]
-    seen: list[str] = []
-    original = loop.Figures.backward
+    turns: list[str] = []
+    original = type(state.student).update
 
     def holds(net: nn.Module) -> bool:
         return any(p.grad is not None for p in net.parameters())
 
-    def checked(self, kind, loss, x, keep_graph=False):
-        original(self, kind, loss, x, keep_graph)
-        seen.append(kind)
-        assert holds(state.student.net)
-        assert not any(holds(net) for net in others)
+    def checked(role):
+        turns.append(role.name)
+        assert holds(role.net)
+        if role is state.student:
+            assert not holds(state.fake.net) and not holds(state.discriminator.net)
+        else:
+            assert not holds(state.student.net)
+        assert not holds(tiny_family.teacher) and not holds(tiny_family.vae)
+        return original(role)
 
-    monkeypatch.setattr(loop.Figures, "backward", checked)
+    monkeypatch.setattr(type(state.student), "update", checked)
     before = weights(tiny_family.teacher)
     iteration(r, objective, state, random_data)
-    assert seen == ["dm", "gan"]
+    assert turns == ["student", "fake", "discriminator"]
     assert not changed(before, tiny_family.teacher)
 
 

@@ -123,7 +123,7 @@ def test_coverage_drops_by_what_a_dropped_mode_weighs() -> None:
     narrow[:, 3] = narrow[:, 3].sort().values[:500].repeat(2)
     assert coverage(pattern, narrow, pattern, layout, 4).whole.value == pytest.approx(1 - 0.5 / 12 / 2, abs=1e-3)
     outside = coverage(pattern, layout + 9, pattern, layout, 4)
-    assert outside.whole.value == pytest.approx((1 + 12 / 8) / 13)
+    assert outside.whole.value == pytest.approx((1 + 1 / 8) / 2)
 
 
 def test_diversity_against_a_plain_loop() -> None:
@@ -152,7 +152,7 @@ class FakeInspector:
         num = len(pictures)
         layout = torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
         features = torch.nn.functional.adaptive_avg_pool2d(pictures, 4).flatten(1)
-        return Reading(self.truth[num], torch.arange(num) % 4, layout, features)
+        return Reading(self.truth[num], torch.arange(num) // GROUP_SIZE % 4, layout, features)
 
 
 def test_composition_counts_whole_and_single_attributes() -> None:

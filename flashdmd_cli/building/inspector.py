@@ -17,7 +17,7 @@ from flashdmd_cli.shapes.inspector import Inspector
 BATCH = 64
 
 
-def build_inspector(work: Path, out: Path, steps: int = 6000, seed: int = 0) -> dict[str, float]:
+def build_inspector(work: Path, out: Path, steps: int = 4200, seed: int = 0) -> dict[str, float]:
     """Train the inspector and write `out/inspector.safetensors`; returns its accuracy on held-out scenes."""
     pool = load_pool(work)
     torch.manual_seed(seed)

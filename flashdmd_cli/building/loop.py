@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
+
+from flashdmd_cli.core.losses import ema_update_
 
 N = TypeVar("N", bound=nn.Module)
 
 LossFn = Callable[[torch.Generator], dict[str, Tensor]]
 """Draws a batch with the generator and returns named losses; `loss` is the one to descend."""
+
+
+def _ema(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
+    """Exponential average that forgets the first, random weights: its horizon grows with the number of updates."""
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
+        count = float(num_averaged)
+        ema_update_(averaged, current, min(decay, (1 + count) / (10 + count)))
+
+    return update
 
 
 def train(
@@ -41,7 +53,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=_ema(ema_decay), use_buffers=True)
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)

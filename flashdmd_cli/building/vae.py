@@ -102,6 +102,6 @@ def build_vae(work: Path, out: Path, steps: int = 6000, seed: int = 0) -> Autoen
             losses = losses | {"loss": losses["loss"] + posterior_loss, "encoder": posterior_loss}
         return losses
 
-    vae = train("vae", vae, loss_fn, work, steps, lr=2e-3, seed=seed, ema_decay=0.998)
+    vae = train("vae", vae, loss_fn, work, steps, lr=2e-3, seed=seed, ema_decay=0.99)
     vae.save_pretrained(out)
     return vae

@@ -72,11 +72,6 @@ def demo_page(
     )
 
 
-def points(log: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(iteration, value) of one figure, where it was measured."""
-    return [(row["step"], row[key]) for row in log if row.get(key) is not None]
-
-
 SIDE_BY_SIDE = (
     "Each column is one caption, and one noise to start from; only the sampler differs. Training never showed these "
     "combinations of shapes, colours and surfaces.",

@@ -87,6 +87,18 @@ def is_exported(folder: Path) -> bool:
     return index.get("scheduler", ["", ""])[1] == vp_grid(STUDENT_STEPS).scheduler
 
 
+def exported_steps(folder: Path) -> int:
+    """How many steps an exported student was trained for, from the manifest beside it.
+
+    The scheduler cannot tell: one configuration serves every grid. UsageError where there is no manifest.
+    """
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+
+    if not (folder / MANIFEST).is_file():
+        raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
+    return int(read_manifest(folder).recipe["grid"]["steps"])
+
+
 def pipeline_drawer(
     name: str,
     sampler: Sampler | None = None,
@@ -98,9 +110,10 @@ def pipeline_drawer(
     if is_exported(folder):
         if sampler not in (None, "few_step"):
             raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
-        check_steps("few_step", steps or STUDENT_STEPS)
+        length = steps or exported_steps(folder)
+        check_steps("few_step", length)
         family = load_family(folder)
-        return Drawer(folder.name, family, family.teacher, name, "few_step", steps or STUDENT_STEPS, 1.0, folder)
+        return Drawer(folder.name, family, family.teacher, name, "few_step", length, 1.0, folder)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
     from flashdmd_cli.training.state import State
 
-RECIPE = "recipe.yaml"
+RECIPE, DATA = "recipe.yaml", "data.sha256"
 FREE_TO_CHANGE = {"name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every"}
 """Keys that a resumed run may change: they do not alter what an iteration does."""
 SHOWN = ("dm", "fake", "gan", "discriminator")
@@ -44,12 +44,13 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def agree(recipe: Recipe, out: Path) -> None:
-    """Hold the recipe against the one that the run in `out` was started with, and note it there.
+def agree(recipe: Recipe, data: Path, out: Path) -> None:
+    """Hold recipe and data against those that the run in `out` was started with, and note them there.
 
-    Raises `UsageError` for a key that would make another run of it.
+    Raises `UsageError` for a key, or data, that would make another run of it.
     """
     from flashdmd_cli.runs.files import write_text_atomically
+    from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
     from flashdmd_cli.runs.recipe import dump_recipe, load_recipe
 
     path = out / RECIPE
@@ -61,7 +62,14 @@ def agree(recipe: Recipe, out: Path) -> None:
                     f"{key}: is {value}, but the run in {out} was started with {before[key]}",
                     hint="choose another --out, or the old value to resume",
                 )
+    note, digest = out / DATA, sha256_file(data / MANIFEST)
+    if note.is_file() and note.read_text().strip() != digest:
+        raise UsageError(
+            f"--data {data}: is not the data that the run in {out} was started with",
+            hint="name the folder it started with, or choose another --out",
+        )
     write_text_atomically(path, dump_recipe(recipe))
+    write_text_atomically(note, digest + "\n")
 
 
 def finished(recipe: Recipe, out: Path) -> bool:
@@ -158,22 +166,27 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     """
     from flashdmd_cli.runs.signals import StopFlag
 
-    agree(recipe, out)
+    shards, _ = open_data(data)
+    agree(recipe, data, out)
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out
     teacher, sam = find_teacher(recipe.teacher), find_sam(recipe)
-    shards, _ = open_data(data)
     observer.phase(f"loading the teacher {recipe.teacher}")
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.training.distill import Watch, distill
 
     family = load(SDXLFamily, teacher, recipe.model.precision)
+    size = (family.resolution, family.resolution)
+    if shards.picture_shape[-2:] != size:
+        raise InputError(
+            f"--data {data}: pictures are {'x'.join(map(str, shards.picture_shape[-2:]))} pixels, but the teacher "
+            f"draws {family.resolution}x{family.resolution}",
+            hint="prepare the data at the teacher's resolution",
+        )
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
-    warnings: list[str] = []
 
     def warn(text: str) -> None:
-        warnings.append(text)
         observer.output.say(f"warning: {text}")
 
     def progress(iteration: int, figures: dict[str, float]) -> None:
@@ -190,7 +203,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
             hint="run the same command again to resume",
             signal_number=stop.requested,
         )
-    write_checkpoint(recipe, family, state, data, out, warnings)
+    write_checkpoint(recipe, family, state, data, out)
     return out
 
 
@@ -232,9 +245,7 @@ def saving(folder: Path) -> Iterator[None]:
             raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
 
 
-def write_checkpoint(
-    recipe: Recipe, family: SDXLFamily, state: State, data: Path, out: Path, warnings: Sequence[str]
-) -> None:
+def write_checkpoint(recipe: Recipe, family: SDXLFamily, state: State, data: Path, out: Path) -> None:
     """`student/` as a plain diffusers network (adapters merged), then the manifest."""
     from flashdmd_cli.runs.manifest import (
         GridRecord,
@@ -266,6 +277,6 @@ def write_checkpoint(
             seed=recipe.train.seed,
             wall_seconds=state.seconds,
             license=LICENSES.get(recipe.teacher),
-            warnings=list(warnings),
+            warnings=state.probe.get("warnings", []),
         ),
     )

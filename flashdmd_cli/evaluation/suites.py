@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from flashdmd_cli.evaluation.metrics.composition import composition
 from flashdmd_cli.evaluation.metrics.coverage import coverage
@@ -117,7 +118,7 @@ class Seen:
 
     pictures: Tensor  # (N, 3, 64, 64)
     reading: Reading
-    group_layout: Tensor  # (C, K, 12)
+    group_free: Tensor  # (C, K, 16) layout and one-hot pattern
 
 
 def look(pictures: Tensor, suite: Suite, inspector: Reader) -> Seen:
@@ -127,7 +128,9 @@ def look(pictures: Tensor, suite: Suite, inspector: Reader) -> Seen:
     pictures = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     num = len(suite.captions)
     first, repeated = inspector.read(pictures[:num]), inspector.read(pictures[num:])
-    return Seen(pictures[:num], first, repeated.layout.unflatten(0, (suite.num_groups, GROUP_SIZE)))
+    # The background pattern beside the layout: a sampler that ties it to the caption keeps its share overall.
+    free = torch.cat([repeated.layout, one_hot(repeated.pattern, len(PATTERNS)).float()], dim=1)
+    return Seen(pictures[:num], first, free.unflatten(0, (suite.num_groups, GROUP_SIZE)))
 
 
 class Reference:
@@ -159,7 +162,7 @@ def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
         "frechet": frechet(drawn.reading.features, real.reading.features),
         "high_frequency": high_frequency(drawn.pictures, real.pictures),
         "coverage": spread.whole,
-        "diversity": diversity(drawn.group_layout, real.group_layout),
+        "diversity": diversity(drawn.group_free, real.group_free),
         "pattern_coverage": spread.pattern,
     }
     named = figures | {f"attributes.{name}": interval for name, interval in right.attributes.items()}

@@ -20,8 +20,6 @@ from flashdmd_cli.models.family import Conditioning
 _SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "trained_betas": None}
 """What a teacher's scheduler must say: the exported few-step scheduler knows no other noise schedule."""
 
-HUB_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-
 
 class SDXLFamily:
     """A `StableDiffusionXLPipeline` folder, frozen, in eval mode. `teacher` is its denoiser."""

@@ -93,7 +93,9 @@ class Adversarial(Table):
     """Multiply the adversarial loss of a step by sqrt(alpha_bar) of its timestep."""
 
     @model_validator(mode="after")
-    def _divisible(self) -> Self:
+    def _consistent(self) -> Self:
+        if self.kind == "latent" and self.steps == "last":
+            raise ValueError("steps should be all where kind is latent: those heads see every noise level")
         if self.crop_px % 8:
             raise ValueError(f"crop_px should be a multiple of 8, not {self.crop_px}")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.training.probe import Probe
-from flashdmd_cli.training.state import Role, State, frozen
+from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
 
 
@@ -73,7 +74,8 @@ def distill(
             state.seconds = seconds + time.monotonic() - began
             for warning in probe.check(figures):
                 watch.warn(warning)
-            if state.iteration % train.log_every == 0:
+            # Counted from the first iteration, which is a student's turn whatever the TTUR.
+            if (state.iteration - 1) % train.log_every == 0:
                 tracker.log(state.iteration - 1, figures)
             watch.progress(state.iteration, figures)
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
@@ -96,20 +98,34 @@ def iteration(recipe: Recipe, o: Objective, state: State, data: Data) -> dict[st
     kept: list[Kept] = []
 
     for micro in range(n):
-        draws = Draws(train.seed, 0, state.iteration, micro, next(student.net.parameters()).device)
+        draws = Draws(train.seed, 0, state.iteration, micro, o.family.device)
         batch = data.batch(state.iteration * n + micro, batch=train.micro_batch, seed=train.seed)
         cond = o.family.encode(batch.captions)
         z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
         x_t = o.walk(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
-        with torch.set_grad_enabled(students_turn), frozen(*(role.net for role in state.roles if role is not student)):
+        with torch.set_grad_enabled(students_turn):
             x = o.student_x0(student.net, x_t, index, cond)  # line 10
+        k = Kept(draws, cond, batch.pixels.to(z.device), x.detach())
+        kept.append(k)
+        leaf = k.x.clone().requires_grad_(students_turn)
+        pull = torch.zeros_like(leaf)
+        if students_turn:
+            dm = o.dm_loss(leaf, o.family.teacher, fake.net, cond, draws)  # lines 13-14
+            pull = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
+        if state.discriminator is not None and recipe.gan.steps == "all":
+            pull = pull + adversarial(recipe, o, state, k, leaf, index, students_turn, figures)
+        if students_turn:
+            x.backward(pull)
+        if state.discriminator is not None and recipe.gan.steps == "last":
+            # A graph of its own, after the first was freed: only one denoiser graph is alive at a time.
+            last = len(o.grid) - 1
+            x_hat = o.adversarial_state(student.net, x_t, k.x, index, cond, draws)
+            with torch.set_grad_enabled(students_turn):
+                x = o.student_x0(student.net, x_hat, last, cond)
+            leaf = x.detach().clone().requires_grad_(students_turn)
+            pull = adversarial(recipe, o, state, k, leaf, last, students_turn, figures)  # line 15
             if students_turn:
-                dm = o.dm_loss(x, o.family.teacher, fake.net, cond, draws)  # lines 13-14
-                figures.add("dm", dm, n)
-                figures.backward("dm", recipe.dm.weight * dm / n, x, keep_graph=recipe.gan.steps == "all")
-            kept.append(Kept(draws, cond, batch.pixels.to(z.device), x.detach()))
-            if state.discriminator is not None:
-                adversarial_turn(recipe, o, state, state.discriminator, kept[-1], x, index, students_turn, figures)
+                x.backward(pull)
 
     if students_turn:
         figures.values["grad_norm/student"] = student.update()  # line 17
@@ -129,29 +145,28 @@ def iteration(recipe: Recipe, o: Objective, state: State, data: Data) -> dict[st
     return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 
-def adversarial_turn(
-    recipe: Recipe, o: Objective, state: State, discriminator: Role, k: Kept, x: Tensor, index: int,
-    students_turn: bool, figures: Figures,
-) -> None:  # fmt: skip
-    """The student's adversarial loss (line 15), with a graph of its own where it acts at the last step only."""
-    gan, at_index, n = recipe.gan, index, recipe.train.accumulation
-    if gan.steps == "last":
-        # A second graph after the first was freed by its backward pass: only one denoiser graph is alive at a time.
-        last = len(o.grid) - 1
-        x_hat = o.adversarial_state(state.student.net, k.x, index, k.cond, k.draws)
-        x, at_index = o.student_x0(state.student.net, x_hat, last, k.cond), last
-    if gan.kind == "pixel":
-        view = o.view(x, k.draws)
+def adversarial(
+    recipe: Recipe, o: Objective, state: State, k: Kept, leaf: Tensor, index: int, students_turn: bool,
+    figures: Figures,
+) -> Tensor:  # fmt: skip
+    """Gradient of the student's weighted adversarial loss at its output `leaf` (line 15), zero out of its turn.
+
+    Keeps what the discriminator will see of the student in `k.view`.
+    """
+    assert state.discriminator is not None
+    heads = state.discriminator.net
+    if recipe.gan.kind == "pixel":
+        with torch.set_grad_enabled(students_turn):
+            view = o.view(leaf, k.draws)
         k.view = view.detach()
     if not students_turn:
-        return
-    if gan.kind == "pixel":
-        logits = discriminator.net(view)
+        return torch.zeros_like(leaf)
+    if recipe.gan.kind == "pixel":
+        logits = heads(view)
     else:
-        logits = o.latent_logits(discriminator.net, state.fake.net, x, k.cond, k.draws, "gan")
-    loss = o.generator_loss(logits, at_index)
-    figures.add("gan", loss, n)
-    figures.backward("gan", gan.weight * loss / n, x)
+        logits = o.latent_logits(heads, state.fake.net, leaf, k.cond, k.draws, "gan")
+    loss = o.generator_loss(logits, index)
+    return figures.gradient("gan", loss, recipe.gan.weight, leaf, recipe.train.accumulation)
 
 
 def discriminator_loss(
@@ -174,7 +189,7 @@ def discriminator_loss(
 
 
 class Figures:
-    """Means over the micro-batches of an iteration."""
+    """Means over the micro-batches of an iteration; gradient norms are those of the whole batch."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -183,11 +198,14 @@ class Figures:
         """Add one micro-batch's share of a mean over `of` of them."""
         self.values[name] = self.values.get(name, 0.0) + value.item() / of
 
-    def backward(self, name: str, loss: Tensor, x: Tensor, keep_graph: bool = False) -> None:
-        """Backward pass that notes the weighted gradient's norm at the student's output `x`.
+    def gradient(self, name: str, loss: Tensor, weight: float, leaf: Tensor, of: int) -> Tensor:
+        """Gradient at the student's output of one micro-batch's share of a weighted loss, with its figures noted.
 
-        The ratio of these norms says what lambda_adv means; it carries over between models where lambda_adv does not.
+        Taken at the output alone, so it can reach no network but the one that `x.backward` hands it to. The ratio of
+        the norms says what lambda_adv means; it carries over between models where lambda_adv does not.
         """
-        hook = x.register_hook(lambda g: self.values.__setitem__(f"output_grad/{name}", g.float().norm().item()))
-        loss.backward(retain_graph=keep_graph)
-        hook.remove()
+        self.add(name, loss, of)
+        (gradient,) = torch.autograd.grad(weight * loss / of, leaf)
+        key = f"output_grad/{name}"
+        self.values[key] = math.hypot(self.values.get(key, 0.0), gradient.float().norm().item())
+        return gradient

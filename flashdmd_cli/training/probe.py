@@ -21,6 +21,7 @@ class Probe:
         found = {"d_win": self._d_win(figures), "brightness": self._brightness(figures)}
         told = self.memory.setdefault("told", [])
         warnings = [text for kind, text in found.items() if text and kind not in told]
+        self.memory.setdefault("warnings", []).extend(warnings)
         self.memory["told"] = [kind for kind, text in found.items() if text]
         figures["tripwires"] = float(len(self.memory["told"]))
         return warnings

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,19 +82,6 @@ class Role:
                 index, slot = key.removeprefix(prefix).split(".")
                 state.setdefault(int(index), {})[slot] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-
-
-@contextmanager
-def frozen(*nets: nn.Module) -> Iterator[None]:
-    """Within it, backward passes go through these networks but leave no gradient in them."""
-    parameters = [p for net in nets for p in net.parameters() if p.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 @dataclass

@@ -17,7 +17,7 @@ from flashdmd_cli.shapes.inspector import Inspector
 BATCH = 64
 
 
-def build_inspector(work: Path, out: Path, steps: int = 4200, seed: int = 0) -> dict[str, float]:
+def build_inspector(work: Path, out: Path, steps: int = 2600, seed: int = 0) -> dict[str, float]:
     """Train the inspector and write `out/inspector.safetensors`; returns its accuracy on held-out scenes."""
     pool = load_pool(work)
     torch.manual_seed(seed)
@@ -35,7 +35,7 @@ def build_inspector(work: Path, out: Path, steps: int = 4200, seed: int = 0) -> 
         attribute = sum(F.cross_entropy(logits.float(), truth) for logits, truth in columns)
         ground = F.cross_entropy(pattern.float(), pool.pattern[index])
         place = F.smooth_l1_loss(layout.float(), pool.layout[index], beta=0.02)
-        return {"loss": attribute + 0.5 * ground + 20 * place, "pattern": ground, "layout": place}
+        return {"loss": attribute + 0.5 * ground + place, "pattern": ground, "layout": place}
 
     average = train("inspector", model, loss_fn, work, steps, lr=2e-3, seed=seed, ema_decay=0.995)
     _settle_batch_norm(average, pool)

@@ -26,6 +26,10 @@ def _ema(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor |
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         count = float(num_averaged)
+        if not averaged[0].is_floating_point():  # counters of batch normalisation
+            for old, new in zip(averaged, current, strict=True):
+                old.copy_(new)
+            return
         ema_update_(averaged, current, min(decay, (1 + count) / (10 + count)))
 
     return update

@@ -34,6 +34,8 @@ TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
 }
 """How the teacher is sampled beside the student: its name in the result -> sampler and steps."""
 ROWS = ("student_4", *TEACHER_ROWS)
+REAL = "real"
+"""A second set of real pictures: what the metrics say of perfection, chance included."""
 
 INTRODUCTION = """\
 A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
@@ -140,13 +142,13 @@ def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observ
 
 
 def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
-    """The figures of a row, measured once."""
+    """The figures of a row, or of a second set of real pictures, measured once."""
     from flashdmd_cli.evaluation.suites import evaluate
     from flashdmd_cli.runs.files import write_text_atomically
 
     path = at.figures(row)
     if not path.is_file():
-        metrics = evaluate(kept_pictures(row, at), reference).as_dict()
+        metrics = (reference.ceiling() if row == REAL else evaluate(kept_pictures(row, at), reference)).as_dict()
         write_text_atomically(path, json.dumps(plain(metrics), indent=2) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -166,7 +168,7 @@ def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, 
     reference = load_reference("shapes1k", NUM_CAPTIONS)
     draw_rows(recipe, reference.suite.all_captions, seed, at, observer)
     say(WHY_EVAL)
-    return {row: measure(row, reference, at) for row in ROWS}
+    return {row: measure(row, reference, at) for row in (*ROWS, REAL)}
 
 
 def demo(
@@ -246,7 +248,7 @@ def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds:
     whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}
     write_text_atomically(at.out / "demo.json", json.dumps(plain(whole), indent=2) + "\n")
     student = read_manifest(at.student)
-    files = [page, at.out / "demo.json", *(kept for row in ROWS for kept in (at.figures(row), at.pictures(row)))]
+    files = [page, at.out / "demo.json", *map(at.figures, (*ROWS, REAL)), *map(at.pictures, ROWS)]
     write_manifest(
         at.out,
         Manifest(

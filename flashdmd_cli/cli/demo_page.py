@@ -45,8 +45,9 @@ def demo_page(
     """The page from what was measured, the first pictures of every row, and the figures of the training."""
     from flashdmd_cli.evaluation import page
 
-    titled = {NAMES[row]: rows[row] for row in NAMES}
-    intervals = {NAMES[row]: rows[row]["intervals"] for row in NAMES}
+    measured = NAMES | {"real": "Real pictures, another set"}
+    titled = {name: rows[row] for row, name in measured.items()}
+    intervals = {name: rows[row]["intervals"] for row, name in measured.items()}
     student, teacher = rows["student_4"]["composition"], rows["teacher_30"]["composition"]
     panels = {
         title: {

@@ -1,0 +1,64 @@
+"""What is shipped of the embedded world does what the figures say of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from torchvision.transforms.functional import pil_to_tensor
+
+from flashdmd_cli.models.discriminator import load_sam_encoder
+from flashdmd_cli.runs.manifest import verify
+from flashdmd_cli.shapes.assets import ASSETS, asset
+from flashdmd_cli.shapes.captions import captions
+from flashdmd_cli.shapes.inspector import Inspector, load_inspector
+from flashdmd_cli.shapes.render import render
+from flashdmd_cli.shapes.world import sample_attributes, sample_scenes
+
+
+@pytest.fixture(scope="module")
+def inspector() -> Inspector:
+    return load_inspector(asset("inspector"))
+
+
+@pytest.fixture(scope="module")
+def held_out() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(31)
+    scenes = sample_scenes(400, generator, held_out=True)
+    return render(scenes, generator), scenes.attributes
+
+
+def test_assets_are_whole_and_small():
+    assert verify(ASSETS) == []
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 40e6
+
+
+def test_inspector_may_judge(inspector, held_out):
+    pictures, truth = held_out
+    assert (inspector.read(pictures).attributes == truth).all(1).float().mean() >= 0.99
+
+
+def test_autoencoder_keeps_every_attribute(inspector, held_out):
+    """Stock encoder and decoder, both: everything that is drawn passes through them."""
+    pictures, truth = held_out
+    vae = AutoencoderKL.from_pretrained(asset("shapes-sdxl") / "vae").eval()
+    with torch.no_grad():
+        again = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    accuracy = (inspector.read(again.clamp(-1, 1)).attributes == truth).float().mean(0)
+    assert accuracy.min() >= 0.97, accuracy
+
+
+def test_the_stock_pipeline_draws_what_the_caption_says(inspector):
+    """`StableDiffusionXLPipeline.from_pretrained` and nothing of ours draws far better than chance (0.32)."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(asset("shapes-sdxl"), add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    truth = sample_attributes(24, torch.Generator().manual_seed(32), held_out=True)
+    images = pipeline(
+        captions(truth), num_inference_steps=15, guidance_scale=4.0, generator=torch.Generator().manual_seed(0)
+    ).images
+    pictures = torch.stack([pil_to_tensor(image) for image in images]).float() / 127.5 - 1
+    assert (inspector.read(pictures).attributes == truth).float().mean() > 0.6
+
+
+def test_embedded_sam_loads():
+    assert not any(parameter.requires_grad for parameter in load_sam_encoder(asset("shapes-sam")).parameters())

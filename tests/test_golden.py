@@ -25,6 +25,7 @@ WATCHED = ("dm", "gan", "fake", "discriminator", "grad_norm/student", "grad_norm
 
 def curve(name, family, sam, data, out, iterations=20):
     flags = {"train.batch": 2, "train.micro_batch": 2, "train.iterations": iterations, "train.resolution": 32}
+    flags |= {"model.precision": "fp32"}
     distill(load_recipe(name, flags=flags), family, sam, data, out, QUIET, StopFlag())
     return [{key: row[key] for key in WATCHED if key in row} for row in read_metrics(out)]
 

@@ -53,7 +53,9 @@ def page() -> Page:
     log = [{"step": i, "dm": 1 / (i + 1), "fake": 0.5, "gan": None, "discriminator": 2.0} for i in range(5)]
     drawn = {name: torch.rand(2, 3, 8, 8) * 2 - 1 for name in NAMES}
     captions = ["a plain red circle above a blue ring", 'a "<b>bold</b>" caption']
-    return demo_page(load_recipe("shapes-4step"), {name: row() for name in NAMES}, drawn, captions, log, 75.0)
+    return demo_page(
+        load_recipe("shapes-4step"), {name: row() for name in (*NAMES, "real")}, drawn, captions, log, 75.0
+    )
 
 
 def test_page_loads_nothing_from_elsewhere(page, tmp_path):

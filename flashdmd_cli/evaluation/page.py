@@ -18,7 +18,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink);
        font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 68rem; margin: 0 auto; padding: 3rem 1.5rem 4rem; }
+main { max-width: 76rem; margin: 0 auto; padding: 3rem 1.5rem 4rem; }
 h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.015em; }
 h2 { font-size: 1.3rem; margin: 0 0 .6rem; }
 p, li { max-width: 46rem; }
@@ -33,7 +33,7 @@ thead th { color: var(--soft); font-weight: 600; font-size: .88rem; }
 tr.chosen td { background: #eef5fd; font-weight: 600; }
 .small { color: var(--soft); font-size: .85rem; font-weight: 400; }
 .pictures td, .pictures th { padding: .3rem; border: 0; text-align: center; vertical-align: middle; }
-.pictures th:first-child { text-align: left; white-space: normal; min-width: 9rem; padding-right: 1rem; }
+.pictures th:first-child { text-align: left; white-space: normal; min-width: 7.5rem; padding-right: .6rem; }
 .pictures img { width: 96px; height: 96px; border-radius: 6px; image-rendering: pixelated;
                 display: block; margin: auto; }
 .pictures .caption { font-size: .72rem; line-height: 1.25; width: 96px; white-space: normal; color: var(--soft);

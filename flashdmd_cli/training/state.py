@@ -59,8 +59,7 @@ class Role:
 
     def tensors(self) -> dict[str, Tensor]:
         """Trainable parameters, buffers and optimizer moments, by dotted name."""
-        trainable = {name for name, p in self.net.named_parameters() if p.requires_grad}
-        frozen = {name for name, _ in self.net.named_parameters()} - trainable
+        frozen = {name for name, p in self.net.named_parameters() if not p.requires_grad}
         weights = {f"{self.name}.net.{k}": v for k, v in self.net.state_dict().items() if k not in frozen}
         moments = {
             f"{self.name}.optimizer.{index}.{key}": value

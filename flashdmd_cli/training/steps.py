@@ -44,6 +44,12 @@ class Draws:
         """`num` timesteps, uniform on [low, high], both included."""
         return torch.randint(low, high + 1, (num,), generator=self.generator(role)).to(self.device)
 
+    def corner(self, role: str, x: Tensor, side: int) -> tuple[int, int]:
+        """Top and left of a square crop of `side` from `x` (B, C, H, W), uniform over all places."""
+        room = torch.tensor([x.shape[-2] - side, x.shape[-1] - side])
+        top, left = (torch.rand(2, generator=self.generator(role)) * (room + 1)).long().tolist()
+        return top, left
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -129,8 +135,7 @@ class Objective:
             return self.family.decode(latents)
         scale = self.family.resolution // latents.shape[-1]
         side, margin = gan.crop_px // scale, gan.crop_margin_latents
-        room = torch.tensor([latents.shape[-2] - side, latents.shape[-1] - side])
-        top, left = (torch.rand(2, generator=draws.generator("crop")) * (room + 1)).long().tolist()
+        top, left = draws.corner("crop", latents, side)
         # The decoder's middle block attends over all it is given, so a crop is an approximation; the margin takes the
         # padding's trace away from the edge.
         up, back = max(0, top - margin), max(0, left - margin)
@@ -146,8 +151,7 @@ class Objective:
         if self.recipe.gan.decode == "full":
             return pictures
         side = self.recipe.gan.crop_px
-        room = torch.tensor([pictures.shape[-2] - side, pictures.shape[-1] - side])
-        top, left = (torch.rand(2, generator=draws.generator("real crop")) * (room + 1)).long().tolist()
+        top, left = draws.corner("real crop", pictures, side)
         return pictures[..., top : top + side, left : left + side]
 
     def latent_logits(

@@ -58,10 +58,14 @@ def pixels(size: tuple[int, int] = (64, 64), batch: int = 2) -> Tensor:
     return torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+def judge(discriminator: PixelDiscriminator, picture: Tensor) -> list[Tensor]:
+    return discriminator(discriminator.look(picture))
+
+
 def test_gradient_reaches_pixels_and_heads_but_not_the_trunk(encoder: Any) -> None:
     discriminator = PixelDiscriminator(encoder, channels=16).train()
     picture = pixels().requires_grad_()
-    sum(logits.sum() for logits in discriminator(picture)).backward()
+    sum(logits.sum() for logits in judge(discriminator, picture)).backward()
     assert picture.grad is not None and picture.grad.abs().amax(dim=(1, 2, 3)).min() > 0
     assert all(parameter.grad is None for parameter in discriminator.trunk.parameters())
     assert all(parameter.grad is not None for parameter in discriminator.heads.parameters())
@@ -75,10 +79,10 @@ def test_pixel_gradient_is_the_derivative(encoder: Any) -> None:
     direction = torch.randn(picture.shape, generator=torch.Generator().manual_seed(2))
 
     def score(step: float) -> float:
-        return sum(logits.double().mean().item() for logits in discriminator(picture + step * direction))
+        return sum(logits.double().mean().item() for logits in judge(discriminator, picture + step * direction))
 
     leaf = picture.clone().requires_grad_()
-    sum(logits.mean() for logits in discriminator(leaf)).backward()
+    sum(logits.mean() for logits in judge(discriminator, leaf)).backward()
     assert leaf.grad is not None
     # A small step: the kinks of the leaky units bend the difference quotient of a large one.
     step = 3e-4
@@ -90,7 +94,7 @@ def test_pixel_gradient_is_the_derivative(encoder: Any) -> None:
 @pytest.mark.parametrize("size", [(48, 48), (64, 64), (96, 96), (64, 40), (50, 70)])
 def test_any_input_size(encoder: Any, size: tuple[int, int]) -> None:
     discriminator = PixelDiscriminator(encoder, channels=16)
-    logits = discriminator(pixels(size))
+    logits = judge(discriminator, pixels(size))
     tokens = [round(side / 4) for side in size]
     assert [x.shape for x in logits] == [(2, 1, (tokens[0] + 1) // 2, (tokens[1] + 1) // 2)] * 2
     assert all(x.isfinite().all() for x in logits)
@@ -150,7 +154,7 @@ def test_trunk_stays_in_eval_and_heads_have_spectral_norm(encoder: Any) -> None:
     assert not any(module.training for module in discriminator.trunk.modules())
     assert all(head.training for head in discriminator.heads)
     for _ in range(30):
-        discriminator(pixels())
+        judge(discriminator, pixels())
     weight = discriminator.heads[0].residual.weight.flatten(1)
     assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1.0, abs=0.05)
 
@@ -195,14 +199,17 @@ def test_small_sam_in_batches_answers_as_segment_anything_picture_by_picture() -
 
 
 def test_half_precision_trunk_keeps_float_heads(encoder: Any) -> None:
-    discriminator = PixelDiscriminator(encoder, channels=16)
-    full = discriminator.eval()(pixels())
-    discriminator.trunk.to(torch.bfloat16)
+    full = PixelDiscriminator(encoder, channels=16).eval()
+    half = PixelDiscriminator(encoder, channels=16, precision="bf16").eval()
+    half.load_state_dict(full.state_dict())
     picture = pixels().requires_grad_()
-    half = discriminator(picture)
-    assert all(logits.dtype == torch.float32 for logits in half)
-    assert torch.allclose(torch.cat([x.flatten() for x in half]), torch.cat([x.flatten() for x in full]), atol=0.2)
-    sum(logits.sum() for logits in half).backward()
+    logits, expected = judge(half, picture), judge(full, picture.detach())
+    assert any(not torch.equal(x, y) for x, y in zip(logits, expected, strict=True))
+    assert all(x.dtype == torch.float32 for x in logits)
+    assert torch.allclose(
+        torch.cat([x.flatten() for x in logits]), torch.cat([x.flatten() for x in expected]), atol=0.2
+    )
+    sum(x.sum() for x in logits).backward()
     assert picture.grad is not None and picture.grad.dtype == torch.float32
 
 

@@ -76,7 +76,9 @@ def show(rows: dict[str, Metrics], title: str, document: dict[str, Any], names: 
 
 
 def evaluate_command(
-    suite: Annotated[str, typer.Option(help="What to draw and measure: shapes1k.")] = "shapes1k",
+    suite: Annotated[
+        str, typer.Option(help="What to draw and measure: shapes1k, or shapes-val to choose settings on.")
+    ] = "shapes1k",
     source: From = None,
     sampler: Annotated[
         str | None, typer.Option(help="Of a teacher: ddim or stochastic (default: ddim).", show_default=False)

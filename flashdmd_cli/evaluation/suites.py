@@ -24,6 +24,8 @@ from flashdmd_cli.shapes.world import ATTRIBUTES, PATTERNS, sample_attributes, s
 
 SHAPES1K_SEED = 20_251_120
 """Draws the captions of `shapes1k`. Training pictures come from other seeds and never show these combinations."""
+SHAPES_VAL_SEED = 20_251_123
+"""Draws the captions of `shapes-val`."""
 REFERENCE_SEED = 20_251_121
 """Draws the real pictures that generated ones are measured against."""
 CEILING_SEED = 20_251_122
@@ -72,17 +74,26 @@ class Suite:
         return torch.cat(parts)
 
 
-def shapes1k(limit: int | None = None) -> Suite:
-    """1000 captions of combinations held out of training, always the same; `limit` takes the first, 2 at least."""
-    generator = torch.Generator().manual_seed(SHAPES1K_SEED)
-    attributes = sample_attributes(1000, generator, held_out=True)
+def _suite(name: str, seed: int, held_out: bool, limit: int | None) -> Suite:
+    generator = torch.Generator().manual_seed(seed)
+    attributes = sample_attributes(1000, generator, held_out=held_out)
     texts = write_captions(attributes, generator)
     if limit is not None and not 2 <= limit <= len(texts):
-        raise ValueError(f"--limit {limit}: shapes1k takes from 2 to {len(texts)} captions")
-    return Suite("shapes1k", attributes[:limit], texts[:limit])
+        raise ValueError(f"--limit {limit}: {name} takes from 2 to {len(texts)} captions")
+    return Suite(name, attributes[:limit], texts[:limit])
 
 
-SUITES: dict[str, Callable[[int | None], Suite]] = {"shapes1k": shapes1k}
+def shapes1k(limit: int | None = None) -> Suite:
+    """1000 captions of combinations held out of training, always the same; `limit` takes the first, 2 at least."""
+    return _suite("shapes1k", SHAPES1K_SEED, True, limit)
+
+
+def shapes_val(limit: int | None = None) -> Suite:
+    """1000 captions of other combinations, to choose settings on, so that `shapes1k` can judge them afterwards."""
+    return _suite("shapes-val", SHAPES_VAL_SEED, False, limit)
+
+
+SUITES: dict[str, Callable[[int | None], Suite]] = {"shapes1k": shapes1k, "shapes-val": shapes_val}
 
 
 @dataclass(frozen=True)

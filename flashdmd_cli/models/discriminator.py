@@ -190,16 +190,24 @@ class DiscriminatorHead(nn.Module):
 class PixelDiscriminator(nn.Module):
     """Trainable heads on the global-attention blocks of a frozen SAM; `heads.state_dict()` is all there is to save."""
 
-    def __init__(self, sam_encoder: ImageEncoderViT, channels: int | None = None) -> None:
-        """`channels` is the width of the heads; without it, 256 or the width of the encoder if that is smaller."""
+    def __init__(self, sam_encoder: ImageEncoderViT, channels: int | None = None, precision: str = "fp32") -> None:
+        """`channels` is the width of the heads; without it, 256 or the width of the encoder if that is smaller.
+
+        `precision` "bf16" runs the encoder under autocast; the heads stay in float32.
+        """
         super().__init__()
         self.trunk = SamTrunk(sam_encoder)
+        self.precision = precision
         width = channels or min(256, self.trunk.width)
         self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks)
 
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        """One logit map (B, 1, h, w) per global-attention block, for pixels (B, 3, H, W) on [-1, 1]."""
-        features = self.trunk(pixels)
+    def look(self, pixels: Tensor) -> list[Tensor]:
+        """What the frozen encoder sees in pixels (B, 3, H, W) on [-1, 1]: (B, C, h, w) for each global block."""
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.trunk(pixels)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """One logit map (B, 1, h', w') for each of the features that `look` gave."""
         return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
 
 

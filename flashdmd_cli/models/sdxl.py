@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import diffusers
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
@@ -19,6 +21,8 @@ from flashdmd_cli.models.family import Conditioning
 
 _SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "trained_betas": None}
 """What a teacher's scheduler must say: the exported few-step scheduler knows no other noise schedule."""
+PLAIN_ATTENTION_TOKENS = 1024
+"""Latent positions up to which plain attention's matrix of weights is small change."""
 
 
 class SDXLFamily:
@@ -57,6 +61,10 @@ class SDXLFamily:
         self.pipeline.to(device)
         return self
 
+    def autocast(self) -> torch.autocast:
+        """Forward passes inside run in the family's precision; pictures to look at are decoded outside, in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Embed prompts with both text encoders: penultimate states side by side, pooled from the second."""
@@ -80,7 +88,7 @@ class SDXLFamily:
 
     def _eps(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with self.autocast(), attention_kernel(x_t):
             return net(x_t, t, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample.float()
 
     def predict_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -143,6 +151,16 @@ class SDXLFamily:
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def attention_kernel(x: Tensor) -> AbstractContextManager[None]:
+    """The attention kernel for latents `x` (B, C, h, w): plain products where few tokens meet on a CPU.
+
+    There, the flash kernel's backward pass takes longer than everything else in the attention blocks together.
+    """
+    if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= PLAIN_ATTENTION_TOKENS:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 def _refuse_other_schedules(config: dict[str, Any]) -> None:

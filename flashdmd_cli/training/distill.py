@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ class Kept:
     cond: Conditioning
     pictures: Tensor
     x: Tensor
-    view: Tensor | None = None
+    brightness: Tensor | None = None
+    features: list[Tensor] | None = None  # what SAM sees in the student's picture
 
 
 def distill(
@@ -151,34 +152,35 @@ def adversarial(
 ) -> Tensor:  # fmt: skip
     """Gradient of the student's weighted adversarial loss at its output `leaf` (line 15), zero out of its turn.
 
-    Keeps what the discriminator will see of the student in `k.view`.
+    Keeps in `k` what the discriminator will learn from: SAM is frozen, so its features serve both turns.
     """
     assert state.discriminator is not None
-    heads = state.discriminator.net
+    heads: Any = state.discriminator.net
     if recipe.gan.kind == "pixel":
         with torch.set_grad_enabled(students_turn):
             view = o.view(leaf, k.draws)
-        k.view = view.detach()
+            features = heads.look(view)
+        k.brightness, k.features = view.detach().mean(), [f.detach() for f in features]
     if not students_turn:
         return torch.zeros_like(leaf)
     if recipe.gan.kind == "pixel":
-        logits = heads(view)
+        logits = heads(features)
     else:
         logits = o.latent_logits(heads, state.fake.net, leaf, k.cond, k.draws, "gan")
     loss = o.generator_loss(logits, index)
     return figures.gradient("gan", loss, recipe.gan.weight, leaf, recipe.train.accumulation)
 
 
-def discriminator_loss(
-    recipe: Recipe, o: Objective, heads: nn.Module, fake: nn.Module, k: Kept, figures: Figures
-) -> Tensor:
+def discriminator_loss(recipe: Recipe, o: Objective, heads: Any, fake: nn.Module, k: Kept, figures: Figures) -> Tensor:
     """Real pictures against the student's detached ones."""
     if recipe.gan.kind == "pixel":
-        assert k.view is not None
+        assert k.features is not None and k.brightness is not None
         real_view = o.real_view(k.pictures, k.draws)
-        real, made = heads(real_view), heads(k.view)
+        with torch.no_grad():
+            real_features = heads.look(real_view)
+        real, made = heads(real_features), heads(k.features)
         figures.add("brightness/real", real_view.mean(), recipe.train.accumulation)
-        figures.add("brightness/student", k.view.mean(), recipe.train.accumulation)
+        figures.add("brightness/student", k.brightness, recipe.train.accumulation)
     else:
         x_real = o.family.encode_pictures(k.pictures)
         real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")

@@ -176,4 +176,6 @@ def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Modul
     if recipe.gan.kind == "latent":
         width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
         return LatentDiscriminator(width).to(next(fake.parameters()).device)  # type: ignore[arg-type]
-    return PixelDiscriminator(load_sam_encoder(sam)).to(next(fake.parameters()).device)
+    return PixelDiscriminator(load_sam_encoder(sam), precision=recipe.model.precision).to(
+        next(fake.parameters()).device
+    )

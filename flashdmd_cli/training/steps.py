@@ -132,7 +132,7 @@ class Objective:
         """Decoded pictures, or a random crop of them: only the latents around the crop are decoded."""
         gan = self.recipe.gan
         if gan.decode == "full":
-            return self.family.decode(latents)
+            return self._decode(latents)
         scale = self.family.resolution // latents.shape[-1]
         side, margin = gan.crop_px // scale, gan.crop_margin_latents
         top, left = draws.corner("crop", latents, side)
@@ -141,7 +141,11 @@ class Objective:
         up, back = max(0, top - margin), max(0, left - margin)
         around = latents[..., up : top + side + margin, back : left + side + margin]
         y, x = (top - up) * scale, (left - back) * scale
-        return self.family.decode(around)[..., y : y + gan.crop_px, x : x + gan.crop_px]
+        return self._decode(around)[..., y : y + gan.crop_px, x : x + gan.crop_px]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        with self.family.autocast():
+            return self.family.decode(latents).float()
 
     def real_view(self, pictures: Tensor, draws: Draws) -> Tensor:
         """Real pictures as the discriminator compares them: cropped alike, on request through the autoencoder."""

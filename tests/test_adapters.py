@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from flashdmd_cli.models.adapters import LORA_TARGETS, add_lora, merged_copy, trainable_parameters
+from flashdmd_cli.models.adapters import LORA_TARGETS, add_lora, merge_lora, trainable_parameters
 
 
 def tiny_unet(linear: bool = True) -> UNet2DConditionModel:
@@ -60,13 +61,13 @@ def test_everything_trains_without_an_adapter() -> None:
 
 
 @pytest.mark.parametrize("linear", [True, False])
-def test_merged_copy_is_plain_and_answers_the_same(linear: bool, tmp_path: Path) -> None:
+def test_merged_network_is_plain_and_answers_the_same(linear: bool, tmp_path: Path) -> None:
     plain = tiny_unet(linear)
     keys, before = set(plain.state_dict()), answer(plain)
     unet = trained(add_lora(plain, rank=4, alpha=8))
     adapted = answer(unet)
     assert not torch.allclose(adapted, before, atol=1e-3)
-    merged = merged_copy(unet)
+    merged = merge_lora(copy.deepcopy(unet))
     assert set(merged.state_dict()) == keys
     assert torch.allclose(answer(merged), adapted, atol=1e-5)
     assert torch.equal(answer(unet), adapted) and len(trainable_parameters(unet)) > 0
@@ -74,12 +75,11 @@ def test_merged_copy_is_plain_and_answers_the_same(linear: bool, tmp_path: Path)
     assert torch.equal(answer(UNet2DConditionModel.from_pretrained(tmp_path)), answer(merged))
 
 
-def test_merged_copy_of_a_plain_network_shares_nothing() -> None:
+def test_a_plain_network_is_left_as_it_is() -> None:
     unet = tiny_unet()
-    copied = merged_copy(unet)
-    with torch.no_grad():
-        copied.conv_in.weight.zero_()
-    assert unet.conv_in.weight.abs().sum() > 0
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    assert merge_lora(unet) is unet
+    assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
 
 
 def test_a_second_adapter_is_refused() -> None:

@@ -37,9 +37,11 @@ def test_ablation_rows_differ_only_where_they_say() -> None:
     flash, dmd2, plus_a, plus_b, plus_abc = (
         load_recipe(f"shapes-4step{row}") for row in ("", "-dmd2", "-plus-a", "-plus-b", "-plus-abc")
     )
-    assert plus_abc.model_copy(update={"name": flash.name}) == flash
+    assert (flash.dm.steps, plus_abc.dm.steps) == ("all", "all_but_last")
+    assert plus_abc.model_copy(update={"name": flash.name, "dm": flash.dm, "fake": flash.fake}) == flash
     assert (plus_a.gan.kind, plus_a.gan.steps, plus_a.fake) == ("pixel", "all", dmd2.fake)
-    assert (plus_b.gan, plus_b.fake) == (dmd2.gan, flash.fake)
+    assert (plus_b.gan, plus_b.fake) == (dmd2.gan, plus_abc.fake)
+    assert (flash.fake.ttur, plus_abc.fake.ttur, flash.fake.ema) == (1, 2, plus_abc.fake.ema)
     assert (dmd2.gan.kind, dmd2.gan.loss, dmd2.fake.ttur, dmd2.fake.ema) == ("latent", "softplus", 5, None)
     assert all(row.train == flash.train for row in (dmd2, plus_a, plus_b))
 

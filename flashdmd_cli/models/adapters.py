@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from diffusers.models import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
@@ -30,10 +28,9 @@ def trainable_parameters(net: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in net.parameters() if parameter.requires_grad]
 
 
-def merged_copy(net: UNet2DConditionModel) -> UNet2DConditionModel:
-    """A plain copy of `net` with its adapter, if any, added into the weights; `net` stays as it is."""
-    plain = copy.deepcopy(net)
-    if getattr(plain, "peft_config", None):
-        plain.fuse_lora()
-        plain.unload_lora()
-    return plain
+def merge_lora(net: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Add the adapter of `net`, if any, into its weights, in place; a plain network is left."""
+    if getattr(net, "peft_config", None):
+        net.fuse_lora()
+        net.unload_lora()
+    return net

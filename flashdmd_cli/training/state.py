@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flashdmd_cli.core.losses import ema_update_
-from flashdmd_cli.models.adapters import add_lora, merged_copy, trainable_parameters
+from flashdmd_cli.models.adapters import add_lora, merge_lora, trainable_parameters
 from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
 from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.checkpoint import load_state, save_state
@@ -135,13 +135,12 @@ class State:
 
     def shipped_student(self) -> nn.Module:
         """The student as a plain network: averaged if the recipe says so, adapters merged."""
-        net = merged_copy(self.student.net) if self.average is None else copy.deepcopy(self.student.net)
+        net: Any = copy.deepcopy(self.student.net)
         if self.average is not None:
             with torch.no_grad():
                 for parameter, value in zip(trainable_parameters(net), self.average, strict=True):
                     parameter.copy_(value)
-            net = merged_copy(net)
-        return net.requires_grad_(False)
+        return merge_lora(net).requires_grad_(False)
 
     def save(self, folder: Path) -> None:
         """Write a resumable state."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import shutil
@@ -50,9 +49,9 @@ class Request:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides about the shards; caches can be added later."""
+        """What decides about the shards, beside the listing; caches can be added later."""
         reading = {key: value for key, value in vars(self.reading).items() if value}
-        facts = {"source": str(self.source), "num": self.num, "shard_size": self.shard_size}
+        facts = {"num": self.num, "shard_size": self.shard_size}
         return facts | reading | self.settings.as_dict()
 
 
@@ -191,7 +190,7 @@ class Preparation:
         manifest = Manifest(
             kind="data",
             files=[FileRecord(path=name) for name in files],
-            recipe=self.request.identity,
+            recipe={"source": str(self.request.source)} | self.request.identity,
             wall_seconds=time.monotonic() - self.began,
             collection=collection,
         )
@@ -244,11 +243,14 @@ class Preparation:
 
 
 def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
-    """UsageError when `out` is the finished result of another request."""
+    """UsageError when `out` is the finished result of another request, or lies where it would be read as input."""
+    if out.resolve().is_relative_to(request.source.resolve()):
+        raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
     if yes or not (out / MANIFEST).is_file():
         return
     manifest = read_manifest(out)
-    if manifest.kind != "data" or manifest.recipe != request.identity:
+    before = {key: value for key, value in manifest.recipe.items() if key != "source"}
+    if manifest.kind != "data" or manifest.collection is None or before != request.identity:
         raise UsageError(f"--out {out}: holds other data", hint="--yes replaces it, or choose another folder")
 
 
@@ -290,7 +292,7 @@ def full_disk_is_input(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (*UNWRITABLE, errno.EACCES, errno.EPERM):
+        if error.errno not in UNWRITABLE:
             raise
         failure = write_error(out, error.errno or 0, str(error))
         raise InputError(failure.message, failure.hint) from error

@@ -88,8 +88,9 @@ def assemble(num_chunks: int, settings: Settings, work: Path, out: Path) -> Summ
         scratch(work / "seen.sqlite") as connection,
         whole(out / REJECTED, work) as rejected_path,
         whole(out / PROMPTS, work) as prompts_path,
-        rejected_path.open("w", encoding="utf-8") as rejected,
-        prompts_path.open("w", encoding="utf-8") as prompts,
+        # Half a surrogate, from a name that is no UTF-8, is written as JSON's own escape.
+        rejected_path.open("w", encoding="utf-8", errors="backslashreplace") as rejected,
+        prompts_path.open("w", encoding="utf-8", errors="backslashreplace") as prompts,
     ):
         exact, near = Seen(connection, "digests"), SeenNear(connection)
         for chunk in range(num_chunks):

@@ -103,7 +103,7 @@ def write_caches(
             rows.append(encoders.latents(pictures).to("cpu", torch.bfloat16))
             tick(len(pictures))
         with whole(latents, work) as temporary:
-            save_file({"latents": torch.cat(rows)}, temporary, metadata)
+            _save({"latents": torch.cat(rows)}, temporary, metadata)
     prompts: list[str] = json.loads(_new_prompts(work, shard).read_text(encoding="utf-8"))
     if "text" in what and prompts and not is_current(text, encoders.identity):
         context, pooled = [], []
@@ -118,7 +118,12 @@ def write_caches(
         names = torch.tensor([list(digest(prompt)) for prompt in prompts], dtype=torch.uint8)
         tensors = {"context": torch.cat(context), "pooled": torch.cat(pooled), "prompts": names}
         with whole(text, work) as temporary:
-            save_file(tensors, temporary, metadata)
+            _save(tensors, temporary, metadata)
+
+
+def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    save_file(tensors, path, metadata)
+    path.chmod(0o644)  # the library would keep the file to its owner
 
 
 def _batches(shard: Path, batch: int) -> Iterator[Tensor]:

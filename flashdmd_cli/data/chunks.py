@@ -14,6 +14,7 @@ from typing import Any, Literal
 from flashdmd_cli.data.filters import Filter, as_number
 from flashdmd_cli.data.items import Item, Rejected, Row, Source
 from flashdmd_cli.data.pictures import Encoding, Opened, decode, encode, fit, open_picture, thumbnail
+from flashdmd_cli.data.reading import printable
 from flashdmd_cli.data.whole import whole, write_tar
 
 Duplicates = Literal["keep", "exact", "near"]
@@ -137,7 +138,7 @@ def process_chunk(
 
 def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tuple[Record, Members | None]:
     """What becomes of one row: its record, and its members unless it was rejected."""
-    record = Record(str(row["source"]))
+    record = Record(printable(str(row["source"])))
     item: Item | None = None
     try:
         if "reason" in row:

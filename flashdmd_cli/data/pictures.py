@@ -12,8 +12,8 @@ from PIL import Image, ImageCms, ImageOps
 from flashdmd_cli.data.items import Rejected
 
 Encoding = Literal["png", "jpg", "webp"]
-MAX_PIXELS = 178_956_970
-"""Pillow's own border between a large picture and a decompression bomb; 0.7 GB when decoded."""
+MAX_PIXELS = 2**27
+"""Above the largest camera's 102 million; half a gigabyte when decoded. What claims more is a decompression bomb."""
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -38,6 +38,7 @@ class Opened:
     image: Image.Image
     width: int
     height: int
+    data: bytes
 
     @property
     def columns(self) -> dict[str, float]:
@@ -53,7 +54,7 @@ class Opened:
 def open_picture(data: bytes) -> Opened:
     """Read the header of a picture file of any format that Pillow knows, whatever its name says.
 
-    `Rejected`: `empty_file`, `undecodable`, `too_many_pixels`.
+    `Rejected`: `empty_file`, `undecodable`, `truncated`, `too_many_pixels`.
     """
     if not data:
         raise Rejected("empty_file")
@@ -61,18 +62,28 @@ def open_picture(data: bytes) -> Opened:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Rejected("too_many_pixels", f"{width} x {height}")
+            # After the size: to find this mark in a PNG, Pillow decodes all of it.
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except Image.DecompressionBombError as error:
         raise Rejected("too_many_pixels", str(error)) from None
+    except Rejected:
+        raise
     # A hostile file can make a decoder raise nearly anything; whatever it is, the file is no use.
     except Exception as error:
-        raise Rejected("undecodable", f"{type(error).__name__}: {error}"[:200]) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Rejected("too_many_pixels", f"{width} x {height}")
-    if width < 1 or height < 1:
-        raise Rejected("undecodable", f"{width} x {height}")
-    return Opened(image, height, width) if turned else Opened(image, width, height)
+        raise _damage(error, data) from None
+    return Opened(image, height, width, data) if turned else Opened(image, width, height, data)
+
+
+def _damage(error: Exception, data: bytes) -> Rejected:
+    """What is wrong with a file that a decoder gave up."""
+    text = f"{type(error).__name__}: {error}"[:200]
+    # A WebP says how long it is, but its decoder does not say that it is shorter.
+    short = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
+    cut = short or any(word in text for word in ("truncated", "broken data stream"))
+    return Rejected("truncated" if cut else "undecodable", text)
 
 
 def decode(opened: Opened, side: int | None = None) -> tuple[Image.Image, list[str]]:
@@ -101,9 +112,7 @@ def decode(opened: Opened, side: int | None = None) -> tuple[Image.Image, list[s
     except Rejected:
         raise
     except Exception as error:  # as in `open_picture`
-        text = f"{type(error).__name__}: {error}"[:200]
-        cut = any(word in text for word in ("truncated", "broken data stream", "unexpected end", "IncompleteRead"))
-        raise Rejected("truncated" if cut else "undecodable", text) from None
+        raise _damage(error, opened.data) from None
 
 
 def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:

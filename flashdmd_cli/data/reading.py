@@ -15,6 +15,11 @@ CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT", "CAPTION")
 """Names under which tables keep captions, in the order in which they are looked for.."""
 
 
+def printable(name: str) -> str:
+    """A name that JSON and UTF-8 can hold, whatever bytes the file system has."""
+    return name.encode("utf-8", "replace").decode()
+
+
 def inside(root: Path, name: str) -> Path:
     """The file `name` under `root` (a resolved folder). `Rejected` when the name, or a link, leads out of it."""
     pure = PurePosixPath(name.replace("\\", "/"))
@@ -122,7 +127,7 @@ def scalars(columns: Mapping[Any, Any]) -> dict[str, Any]:
         if value is None or isinstance(value, (bool, int, float)):
             kept[name] = value
         elif isinstance(value, str) and len(value) <= 1000 and "\0" not in value:
-            kept[name] = value.encode("utf-8", "replace").decode()
+            kept[name] = printable(value)
     return kept
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flashdmd_cli.data.items import PICTURE_SUFFIXES, Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import caption_of, inside, parse_object, read_caption, read_file, scalars
+from flashdmd_cli.data.reading import caption_of, inside, parse_object, printable, read_caption, read_file, scalars
 
 MAX_JSON_BYTES = 2**20
 _BESIDE = (".txt", ".json")
@@ -34,11 +34,17 @@ class Folder:
         yield from self._walk(self.path, "")
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[Row]:
-        with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir(follow_symlinks=False), e.is_dir()) for e in entries if e.name[0] != ".")
+        try:
+            with os.scandir(folder) as entries:
+                found = sorted(
+                    (e.name, e.is_dir(follow_symlinks=False), e.is_dir()) for e in entries if e.name[0] != "."
+                )
+        except OSError as error:
+            yield rejected_row(printable(prefix or folder.name), "unreadable", str(error.strerror))
+            return
         stems = {name.rpartition(".")[0] for name, _, is_folder in found if not is_folder and _is_picture(name)}
         for name, is_own_folder, is_folder in found:
-            source = _printable(prefix + name)
+            source = printable(prefix + name)
             if is_own_folder:
                 yield from self._walk(folder / name, f"{prefix}{name}/")
             elif is_folder:
@@ -85,7 +91,7 @@ class Folder:
                 raise
         if self.names_are_captions:
             words = _stem(name).rpartition("/")[2].replace("_", " ").replace("-", " ")
-            return " ".join(_printable(words).split()) or "picture"
+            return " ".join(printable(words).split()) or "picture"
         return caption_of(columns, None)
 
 
@@ -95,8 +101,3 @@ def _stem(name: str) -> str:
 
 def _is_picture(name: str) -> bool:
     return name.rpartition(".")[2].lower() in PICTURE_SUFFIXES
-
-
-def _printable(name: str) -> str:
-    """A name that JSON and UTF-8 can hold, whatever bytes the file system has."""
-    return name.encode("utf-8", "replace").decode() if not name.isascii() else name

@@ -10,7 +10,16 @@ from typing import Any
 
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import MAX_LINE_BYTES, caption_of, inside, lines, parse_object, read_file, scalars
+from flashdmd_cli.data.reading import (
+    MAX_LINE_BYTES,
+    caption_of,
+    inside,
+    lines,
+    parse_object,
+    printable,
+    read_file,
+    scalars,
+)
 from flashdmd_cli.data.seen import Seen, scratch
 
 NAMES = ("metadata.jsonl", "metadata.csv")
@@ -52,7 +61,6 @@ class ImageFolder:
             if not isinstance(name, str) or not name:
                 raise Rejected("bad_row", "no file_name")
             name = name if base == "." else f"{base}/{name}"
-            source = name.encode("utf-8", "replace").decode()[:1000]
             path = inside(self.path, name)
             if not seen.add(str(path).encode("utf-8", "surrogatepass")):
                 raise Rejected("duplicate_key", name)
@@ -63,8 +71,8 @@ class ImageFolder:
         except (OSError, ValueError) as error:
             return rejected_row(source, "unreadable", str(error)[:200])
         if state is None:
-            return rejected_row(source, "missing_file")
-        return {"source": source, "file": name, "caption": caption, "columns": scalars(values),
+            return rejected_row(source, "missing_file", name[:200])
+        return {"source": printable(name)[:1000], "file": name, "caption": caption, "columns": scalars(values),
                 "size": state.st_size, "time": state.st_mtime_ns}  # fmt: skip
 
     def fetch(self, row: Row) -> Item:

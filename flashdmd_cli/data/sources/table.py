@@ -53,6 +53,8 @@ class Parquet:
         for path in self.files:
             try:
                 groups = self._checked(path)
+            except DataError:
+                raise
             except (OSError, ValueError) as error:
                 yield rejected_row(path.name, "bad_row", str(error)[:200])
                 continue

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flashdmd_cli.data.items import MAX_CAPTION_BYTES, PICTURE_SUFFIXES, Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import caption_of, decode_caption, parse_object, read_part, scalars
+from flashdmd_cli.data.reading import caption_of, decode_caption, parse_object, printable, read_part, scalars
 
 MAX_JSON_BYTES = 2**20
 _TEXTS = ("txt", "caption", "text")
@@ -88,7 +88,7 @@ def samples(path: Path) -> Iterator[Row]:
             yield from close()
             yield rejected_row(path.name, info.reason, info.detail)
             return
-        name = info.name.encode("utf-8", "replace").decode()[:1000]
+        name = printable(info.name)[:1000]
         if reason := _doubt(info):
             if reason != "folder":
                 yield rejected_row(f"{path.name}:{name}", reason)

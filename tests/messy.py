@@ -84,7 +84,7 @@ def messy_folder(folder: Path, num: int, width: int = 96, height: int = 80, seed
         match fault:
             case "truncated":
                 data = encoded(picture(index, width, height), "jpg")
-                data, path = data[: len(data) // 2], path.with_suffix(".jpg")
+                data, path = data[: len(data) * 9 // 10], path.with_suffix(".jpg")
             case "empty_file":
                 data = b""
             case "undecodable":

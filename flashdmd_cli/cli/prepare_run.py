@@ -66,6 +66,8 @@ class Preparation:
     observer: Progress
     stop: StopFlag
     began: float = field(default_factory=time.monotonic)
+    complete: bool = False
+    """Everything that was asked for is there, also what other shares do."""
 
     @property
     def work(self) -> Path:
@@ -91,6 +93,7 @@ class Preparation:
                 if (cached := add_caches(self, manifest)) is None:
                     return None
                 manifest = cached
+            self.complete = True
         return manifest
 
     def check_stop(self, what: str) -> None:
@@ -221,7 +224,7 @@ class Preparation:
             fcntl.flock(users, fcntl.LOCK_SH)
             self.work.mkdir(exist_ok=True)
             yield
-            if (self.out / MANIFEST).is_file():
+            if self.complete:
                 with suppress(BlockingIOError):
                     fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(self.work, ignore_errors=True)

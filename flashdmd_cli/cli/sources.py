@@ -123,5 +123,6 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path
                 out.mkdir()
             elif not resumes:
                 (out / MANIFEST).unlink(missing_ok=True)
-    write_text_atomically(out / MARK, kind + "\n")
+    if not (out / MARK).is_file():
+        write_text_atomically(out / MARK, kind + "\n")
     return out

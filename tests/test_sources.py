@@ -271,6 +271,22 @@ def test_filters_say_what_python_says(relation, value, bound):
         assert not holds and rejected.reason == str(each)
 
 
+keys = st.text(st.characters(exclude_characters="/.\0\\", exclude_categories=["Cs"]), min_size=1, max_size=120)
+
+
+@given(st.dictionaries(keys, st.text(max_size=50), max_size=5))
+@settings(max_examples=40, deadline=None)
+def test_a_tar_gives_every_sample_or_a_reason(tmp_path_factory, texts):
+    path = tmp_path_factory.mktemp("tar") / "a.tar"
+    write_tar(path, [(f"{key}.{kind}", body) for key, text in texts.items()
+                     for kind, body in (("png", PNG), ("txt", text.encode()))])  # fmt: skip
+    found = captions(open_source(path, Reading()))
+    assert list(found) == [f"a.tar:{key}" for key in texts]
+    for key, text in texts.items():
+        clean = text.removeprefix("\ufeff").strip()
+        assert found[f"a.tar:{key}"] == (clean or "no_caption") or "\0" in text
+
+
 def test_filters_that_make_no_sense():
     for text in ("aesthetic", "aesthetic>=", ">=3", "a>=b", "a=3", "a>=nan", "a>=inf"):
         with pytest.raises(ValueError):

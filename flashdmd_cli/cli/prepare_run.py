@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from flashdmd_cli.data.assemble import PROMPTS, REJECTED, Summary, assemble
 from flashdmd_cli.data.chunks import Settings, record_path
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import require_columns
-from flashdmd_cli.data.items import REASONS, Rejected, Source
+from flashdmd_cli.data.items import Rejected, Source
 from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import Reading, open_source
 from flashdmd_cli.runs.errors import InputError, Interrupted, UsageError
@@ -110,7 +111,9 @@ class Preparation:
     def _list(self, source: Source) -> Plan:
         """The source's listing, held against the one that this preparation began with."""
         self.observer.phase(f"listing {self.request.source}")
-        plan = write_plan(source.rows(), self.work / PLAN, self.request.shard_size, self.request.num)
+        # Under a name of its own until it is known to be the plan that others here work by.
+        listed = self.work / f"{os.getpid()}.{PLAN}"
+        plan = write_plan(source.rows(), listed, self.request.shard_size, self.request.num)
         if not len(plan):
             raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
         note = self.work / REQUEST
@@ -124,7 +127,8 @@ class Preparation:
         if not note.is_file() and not (self.out / MANIFEST).is_file():
             require_columns(self.request.settings.filters, known_columns(plan, source), str(self.request.source))
             write_text_atomically(note, asked)
-        return plan
+        os.replace(listed, self.work / PLAN)
+        return replace(plan, path=self.work / PLAN)
 
     def _finished(self, plan: Plan) -> Manifest | None:
         """The manifest, once all shards are made; UsageError when it is that of a source that has changed since."""
@@ -272,11 +276,6 @@ def known_columns(plan: Plan, source: Source) -> set[str]:
 def told(summary: Summary) -> str:
     """`3 no_caption, 1 truncated`."""
     return ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
-
-
-def reason_lines(rejected: dict[str, int]) -> list[str]:
-    """One line per reason with what it means."""
-    return [f"  {count:>8}  {reason:<18} {REASONS.get(reason, '')}".rstrip() for reason, count in rejected.items()]
 
 
 def advice(summary: Summary, request: Request) -> str:

@@ -2,8 +2,8 @@
 
     python docs/log/prepare-data/measure.py WORK counts|kills|processes|memory
 
-Run from the repository, with the test extra installed: the collections are those of `tests/messy.py`. WORK is a folder to
-write to.
+Run from the repository, with the test extra installed: the collections are those of `tests/messy.py`. WORK is where to
+write.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def counts(work: Path) -> None:
 def kills(work: Path) -> None:
     """SIGKILL at ten random moments, alternately with one and with two processes."""
     source, rng = collection(work, 2000), random.Random(0)
-    words = ["--resolution", 64, "--shard-size", 100]
+    words = ["--resolution", 64, "--shard-size", 50]
     whole = prepare(source, work / "undisturbed", *words)
     out, log = work / "killed", (work / "killed.log").open("w")
     done = 0
@@ -75,12 +75,12 @@ def kills(work: Path) -> None:
         nproc = 1 + done % 2
         command = [*COMMAND, "prepare-data", str(source), "--out", str(out), *map(str, words), "--nproc", str(nproc)]
         running = subprocess.Popen(command, stdout=log, stderr=log)
-        time.sleep(rng.uniform(0.2, 1.2) * (1 + 0.5 * (nproc - 1)))
+        time.sleep(rng.uniform(0.3, 1.0) * (1 + 0.5 * (nproc - 1)))
         if running.poll() is None:
             running.kill()
             running.wait()
             finished = len(list((out / ".work").glob("records-*")))
-            print(f"kill {done + 1}, {nproc} processes: {finished} of 20 shards done")
+            print(f"kill {done + 1}, {nproc} processes: {finished} of 40 shards done")
         else:
             print("came too late: the run had ended")
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -89,6 +90,9 @@ def test_every_fault_is_counted_and_a_second_run_does_nothing(messy, tmp_path):
     assert {row["reason"]: row["source"] for row in rows}["truncated"] == "part1/picture-00019.jpg"
     assert verify(tmp_path / "out") == []
     assert "every file is what the manifest says" in run("inspect", tmp_path / "out").stdout
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "190 of 200" in page and "truncated" in page and page.count("data:image/jpeg") > 36
+    assert not re.search(r"(src|href)=.(?!data:)", page) and "<script" not in page
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     assert prepared(run(*words)) == told
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before

@@ -101,7 +101,7 @@ def from_source(
 
 def tell(output: Output, folder: Path, manifest: Manifest | None) -> None:
     """The result, with the numbers of each filter."""
-    from flashdmd_cli.data.items import REASONS
+    from flashdmd_cli.data.items import meaning
 
     if manifest is None or manifest.collection is None:
         again = "run the same command again when the other shares are done"
@@ -127,7 +127,7 @@ def tell(output: Output, folder: Path, manifest: Manifest | None) -> None:
         [
             f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {shards} shards"
             f" (next: flashdmd distill --data {folder})",
-            *(f"  {num:>8}  {reason:<18} {REASONS.get(reason, '')}".rstrip() for reason, num in facts.rejected.items()),
+            *(f"  {num:>8}  {reason:<18} {meaning(reason)}" for reason, num in facts.rejected.items()),
             *([f"converted: {converted}"] if converted else []),
         ],
         str(folder),

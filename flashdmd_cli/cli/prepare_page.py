@@ -7,11 +7,11 @@ import html
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flashdmd_cli.data.assemble import Histogram, Summary
-from flashdmd_cli.data.items import PICTURE_SUFFIXES, REASONS
+from flashdmd_cli.data.items import PICTURE_SUFFIXES, meaning
 from flashdmd_cli.data.pictures import thumbnail
 from flashdmd_cli.data.whole import read_tar
 from flashdmd_cli.evaluation.page import Page, Section, write_page
@@ -38,8 +38,9 @@ def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: s
     lead = f"{summary.kept:,} of {summary.seen:,} rows of {source} are kept ({share:.1%})."
     sections = [
         Section("What was left out", ["The first reason counts."] if summary.rejected else ["Nothing."],
-                counts(summary.rejected, summary.seen, REASONS)),
-        Section("What was converted", [], counts(summary.notes, summary.kept, NOTES)) if summary.notes else None,
+                counts(summary.rejected, summary.seen, meaning)),
+        Section("What was converted", [],
+                counts(summary.notes, summary.kept, NOTES.__getitem__)) if summary.notes else None,
         Section("Distributions", ["Filled: kept. Outlined: left out, as far as it was known."],
                 "".join(drawings(summary.histograms))),
         Section("Kept", [], grid(kept_pictures(shards))),
@@ -50,11 +51,11 @@ def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: s
     return write_page(path, page)
 
 
-def counts(counted: Counter[str], of: int, meanings: Mapping[str, str]) -> str:
+def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> str:
     """A table: name, how many, share, meaning."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{count / max(of, 1):.2%}</td>"
-        f'<td style="text-align:left">{html.escape(meanings.get(name, ""))}</td></tr>'
+        f'<td style="text-align:left">{html.escape(meaning(name))}</td></tr>'
         for name, count in counted.most_common()
     )
     return f'<div class="wide"><table>{rows}</table></div>' if rows else ""

@@ -22,7 +22,7 @@ MAX_SHOWN = 36
 
 
 class Histogram:
-    """How often values occur, to two significant digits: the number of entries is bounded, whatever is counted."""
+    """How often values occur, to three significant digits: the number of entries is bounded, whatever is counted."""
 
     def __init__(self) -> None:
         self.kept: Counter[float] = Counter()
@@ -30,7 +30,7 @@ class Histogram:
 
     def add(self, value: float, kept: bool) -> None:
         """Count a value of a kept or of a rejected row."""
-        (self.kept if kept else self.rejected)[float(f"{value:.2g}")] += 1
+        (self.kept if kept else self.rejected)[float(f"{value:.3g}")] += 1
 
 
 @dataclass

@@ -41,6 +41,11 @@ REASONS: dict[str, str] = {
 (`aesthetic>=6.25`), a value that a threshold needs and that is not there under `no aesthetic`."""
 
 
+def meaning(reason: str) -> str:
+    """What a reason says, in words."""
+    return REASONS.get(reason, "no number in that column" if reason.startswith("no ") else "a threshold missed")
+
+
 class Rejected(Exception):
     """One row is left out: `reason` is what it counts under, `detail` what more is known."""
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from img2dataset.resizer import Resizer
 from PIL import Image
 
 from flashdmd_cli.data.pictures import decode, encode, fit, open_picture
@@ -59,6 +58,8 @@ def ours(side: int) -> Callable[[bytes], int]:
 
 
 def theirs(side: int) -> Callable[[bytes], int]:
+    from img2dataset.resizer import Resizer
+
     resizer = Resizer(side, "center_crop", False, encode_quality=95, encode_format="jpg")
 
     def run(data: bytes) -> int:

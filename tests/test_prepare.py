@@ -232,6 +232,8 @@ def test_prompts_alone_train_without_a_gan(world):
     assert (told["kept"], told["rejected"]) == (2, {"duplicate": 1})
     written = [json.loads(line)["prompt"] for line in (world / "prompts" / "prompts.jsonl").read_text().splitlines()]
     assert written == ["a plain red circle above a striped blue ring", "a cat"]
+    again = prepared(run("prepare-data", "prompts/prompts.jsonl", "--out", "again", "--json"))
+    assert again["kept"] == 2 and '"source": "prompts.jsonl:2"' in (world / "again" / "prompts.jsonl").read_text()
     small = ["--iterations", 1, "--set", "train.batch=2", "--set", "train.micro_batch=2", "--set", "dm.steps=all"]
     result = run("distill", "--teacher", "shapes-sdxl", "--data", "prompts", "--out", "a", *small)
     assert result.exit_code == 3 and "gan.kind" in result.stderr.splitlines()[-1]
@@ -266,6 +268,7 @@ def test_coco10k(tmp_path):
         (["in", "--shard-count", 3], 2, "--shard-index"),
         (["in", "--shard-index", 0, "--shard-count", 2, "--yes"], 2, "--yes"),
         (["in", "--cache", "text", "--teacher", "no/where/x", "--resolution", 16], 3, "--teacher no/where/x"),
+        (["in", "--cache", "latents", "--teacher", "shapes-sdxl", "--resolution", 16], 2, "--resolution 16"),
         (["in/x.png"], 3, "SOURCE in/x.png"),
         (["./nowhere"], 3, "SOURCE nowhere"),
         (["coco.pkl"], 3, "json.dump"),

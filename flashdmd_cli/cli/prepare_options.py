@@ -10,8 +10,9 @@ from flashdmd_cli.cli.sources import SDXL_ID
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from flashdmd_cli.cli.prepare_run import Request
+    from flashdmd_cli.data.chunks import Settings
     from flashdmd_cli.data.filters import Filter
+    from flashdmd_cli.data.sources import Reading
 
 ENCODINGS = ("png", "jpg", "webp")
 DUPLICATES = ("exact", "near", "keep")
@@ -38,9 +39,28 @@ class Options:
     num: int | None = None
 
 
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. Two calls with the same `identity` are the same preparation."""
+
+    source: Path
+    reading: Reading
+    settings: Settings
+    shard_size: int = 1000
+    num: int | None = None
+    cache: tuple[str, ...] = ()
+    teacher: str = "sdxl"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides about the shards, beside the listing; caches can be added later."""
+        reading = {key: value for key, value in vars(self.reading).items() if value}
+        facts = {"num": self.num, "shard_size": self.shard_size}
+        return facts | reading | self.settings.as_dict()
+
+
 def make_request(given: Options) -> Request:
     """The request that `given` describes; UsageError or InputError for the first thing that is wrong with it."""
-    from flashdmd_cli.cli.prepare_run import Request
     from flashdmd_cli.data.chunks import Settings
     from flashdmd_cli.data.sources import Reading
 
@@ -56,6 +76,7 @@ def make_request(given: Options) -> Request:
         keep_prompts=bool(suite) or is_prompts(given.source, given.reading),
     )
     cache = tuple(given.cache.split(",")) if given.cache else ()
+    check_cache(cache, side, given.teacher)
     return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, cache, given.teacher)
 
 
@@ -85,6 +106,17 @@ def check(given: Options) -> None:
             raise UsageError(f"{flag} {number}: must be from 1 to {most}")
     if not given.source.exists() and given.source.suffix not in PICKLE_SUFFIXES:
         raise InputError(f"SOURCE {given.source}: no such file or folder", hint="a path, or `shapes`")
+
+
+def check_cache(cache: tuple[str, ...], side: int, teacher: str) -> None:
+    """A cache needs the teacher on this machine, and latents its resolution."""
+    from flashdmd_cli.cli.prepare_caches import dimensions_of
+
+    if cache and (own := dimensions_of(teacher).resolution) != side and "latents" in cache:
+        raise UsageError(
+            f"--resolution {side}: {teacher} draws {own} pixels, so latents of others are no use to it",
+            hint="leave --resolution out, or cache text alone",
+        )
 
 
 def resolution_of(teacher: str) -> int:

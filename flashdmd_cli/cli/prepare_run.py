@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from flashdmd_cli.cli.output import UNWRITABLE, Progress
+from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, UNWRITABLE, Progress
 from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
+from flashdmd_cli.cli.prepare_options import Request
 from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
 from flashdmd_cli.cli.sources import claim
 from flashdmd_cli.data.assemble import PROMPTS, REJECTED, Summary, assemble
-from flashdmd_cli.data.chunks import Settings, record_path
+from flashdmd_cli.data.chunks import record_path
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import require_columns
-from flashdmd_cli.data.items import Rejected, Source
+from flashdmd_cli.data.items import Rejected, Row, Source
 from flashdmd_cli.data.plan import Plan, write_plan
-from flashdmd_cli.data.sources import Reading, open_source
+from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import InputError, Interrupted, UsageError
 from flashdmd_cli.runs.files import write_error, write_text_atomically
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
@@ -34,26 +34,6 @@ REPORT = "report.html"
 PEEK = 50
 """Rows looked at to learn which columns a source has."""
 MEMBERS = {"txt": "caption, UTF-8", "json": "source, original_size, crop_top_left, target_size, columns"}
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked for. Two calls with the same `identity` are the same preparation."""
-
-    source: Path
-    reading: Reading
-    settings: Settings
-    shard_size: int = 1000
-    num: int | None = None
-    cache: tuple[str, ...] = ()
-    teacher: str = "sdxl"
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What decides about the shards, beside the listing; caches can be added later."""
-        reading = {key: value for key, value in vars(self.reading).items() if value}
-        facts = {"num": self.num, "shard_size": self.shard_size}
-        return facts | reading | self.settings.as_dict()
 
 
 @dataclass
@@ -113,7 +93,7 @@ class Preparation:
         self.observer.phase(f"listing {self.request.source}")
         # Under a name of its own until it is known to be the plan that others here work by.
         listed = self.work / f"{os.getpid()}.{PLAN}"
-        plan = write_plan(source.rows(), listed, self.request.shard_size, self.request.num)
+        plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
         if not len(plan):
             raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
         note = self.work / REQUEST
@@ -129,6 +109,17 @@ class Preparation:
             write_text_atomically(note, asked)
         os.replace(listed, self.work / PLAN)
         return replace(plan, path=self.work / PLAN)
+
+    def _rows(self, source: Source) -> Iterator[Row]:
+        """The source's rows, with a word now and then, for a listing can take its time."""
+        told = time.monotonic()
+        for number, row in enumerate(source.rows()):
+            if number % 1000 == 0:
+                self.check_stop("finished shards")
+                if time.monotonic() - told > PLAIN_LINE_SECONDS:
+                    told = time.monotonic()
+                    self.observer.output.say(f"  {number} rows so far")
+            yield row
 
     def _finished(self, plan: Plan) -> Manifest | None:
         """The manifest, once all shards are made; UsageError when it is that of a source that has changed since."""
@@ -232,6 +223,8 @@ class Preparation:
                 with suppress(BlockingIOError):
                     fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(self.work, ignore_errors=True)
+                    for left in self.out.glob(".*.tmp"):  # of a writer that was killed
+                        left.unlink(missing_ok=True)
 
     def stopped(self) -> bool:
         return self.stop.requested is not None

@@ -109,17 +109,18 @@ def assemble(num_chunks: int, settings: Settings, work: Path, out: Path) -> Summ
                 if not record.reason:
                     content.update(bytes.fromhex(record.digest))
                 else:
-                    rejected.write(_json_line(source=record.source, reason=record.reason, detail=record.detail))
+                    told = {"source": record.source, "reason": record.reason, "detail": record.detail}
+                    rejected.write(_json_line(told))
                 # A prompt stays where its picture is no use: a suite has as many as its name says.
                 if record.caption and not record.reason.endswith("duplicate"):
-                    prompts.write(_json_line(**record.columns, source=record.source, prompt=record.caption))
+                    prompts.write(_json_line(record.columns | {"source": record.source, "prompt": record.caption}))
     if not settings.keep_prompts:
         (out / PROMPTS).unlink()
     summary.content = content.hexdigest()
     return summary
 
 
-def _json_line(**values: Any) -> str:
+def _json_line(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False) + "\n"
 
 

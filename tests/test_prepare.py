@@ -132,16 +132,16 @@ def test_many_processes_write_the_same_bytes(messy, reference, tmp_path):
 
 
 def test_killed_and_restarted_the_shards_are_the_same(messy, reference, tmp_path):
-    rng, killed = random.Random(0), 0
-    for attempt in range(12):
-        began = process(messy, "--out", tmp_path / "out", *SMALL, *(["--nproc", 2] if attempt == 1 else []))
-        time.sleep(rng.uniform(0.25, 0.6))
-        if began.poll() is not None:
-            break
+    rng, out, killed = random.Random(0), tmp_path / "out", 0
+    for finished in (0, 1, 2, 4):  # shards of 4 that are to be done before the blow; at the last one it is counting
+        began = process(messy, "--out", out, *SMALL, *(["--nproc", 2] if finished == 1 else []))
+        while began.poll() is None and len(list(out.glob(".work/records-*"))) < finished:
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.05))
+        killed += began.poll() is None
         began.kill()
         began.wait()
-        killed += 1
-        assert not (tmp_path / "out" / "manifest.json").exists() or verify(tmp_path / "out") == []
+        assert not (out / "manifest.json").exists() or verify(out) == []
     assert killed
     assert run("prepare-data", messy, "--out", tmp_path / "out", *SMALL).exit_code == 0
     assert hashes(tmp_path / "out") == reference and verify(tmp_path / "out") == []

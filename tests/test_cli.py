@@ -38,7 +38,9 @@ SURFACE = [
     "eval: --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
     "export: --format --from --out --yes",
     "inspect: folder",
-    "prepare-data: --num --out --seed --yes source",
+    "prepare-data: --cache --caption-column --captions-from-names --duplicates --encode --filter --format"
+    " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
+    " --teacher --yes source",
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",

@@ -43,8 +43,13 @@ def summary(manifest: Manifest) -> list[str]:
     counted = ", ".join(f"{role} {num}" for role, num in facts["updates"].items() if num)
     weights = " ".join(str(value) for value in (facts.get("weights") or {}).values())
     versions = " ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
+    data = facts.get("collection") or {}
     rows = {
         "kind": facts["kind"],
+        "source": data.get("source"),
+        "kept": f"{data['kept']} of {data['seen']}" if data else "",
+        "left out": ", ".join(f"{num} {reason}" for reason, num in data.get("rejected", {}).items()),
+        "cached": " and ".join((data.get("cache") or {}).get("what", [])),
         "family": facts.get("family"),
         "step": facts.get("step") or "",
         "images seen": facts.get("images_seen") or "",

@@ -112,7 +112,8 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path
 
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    # Another rank of the same command may be writing the mark at this moment.
+    if any(not path.name.startswith(f".{MARK}.") for path in out.iterdir()):
         if (found := owner(out)) != kind:
             whose = f"belongs to a {found} result" if found else f"is not empty and not a {kind} result"
             raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
@@ -122,5 +123,6 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path
                 out.mkdir()
             elif not resumes:
                 (out / MANIFEST).unlink(missing_ok=True)
-    write_text_atomically(out / MARK, kind + "\n")
+    if not (out / MARK).is_file():
+        write_text_atomically(out / MARK, kind + "\n")
     return out

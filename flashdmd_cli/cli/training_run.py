@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.output import Progress
+from flashdmd_cli.cli.prepare_caches import encoders_hash
 from flashdmd_cli.cli.sources import SDXL_ID, SHAPES, find_teacher
 from flashdmd_cli.runs.errors import InputError, Interrupted, UsageError
 
@@ -114,15 +115,36 @@ def find_sam(recipe: Recipe) -> str | Path:
     return sam
 
 
-def open_data(folder: Path) -> tuple[ShardDataset, Manifest]:
-    """The shards of a data folder, every file held against its manifest."""
+def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, Manifest]:
+    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made."""
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import read_manifest
 
     manifest = read_manifest(folder)
     if manifest.kind != "data":
         raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")
-    return ShardDataset(folder, [record.model_dump() for record in manifest.files]), manifest
+    cache = manifest.collection.cache if manifest.collection is not None else None
+    # A cache of other encoders would train a student on what its teacher never says.
+    fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
+    cached = cache.what if cache is not None and fits else ()
+    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached), manifest
+
+
+def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: Path) -> None:
+    """InputError when the pictures are not what the run needs; prompts alone do where there is no GAN."""
+    side = shards.picture_shape[-2:]
+    if side == (0, 0):
+        if recipe.gan.kind != "none":
+            raise InputError(
+                f"--data {data}: holds prompts alone, but gan.kind {recipe.gan.kind} needs real pictures",
+                hint="--set gan.kind=none trains without, or prepare data with pictures",
+            )
+    elif side != (resolution, resolution):
+        raise InputError(
+            f"--data {data}: pictures are {'x'.join(map(str, side))} pixels, but the teacher "
+            f"draws {resolution}x{resolution}",
+            hint="prepare the data at the teacher's resolution",
+        )
 
 
 @dataclass
@@ -166,24 +188,23 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     """
     from flashdmd_cli.runs.signals import StopFlag
 
-    shards, _ = open_data(data)
+    teacher = find_teacher(recipe.teacher)
+    shards, manifest = open_data(data, teacher)
     agree(recipe, data, out)
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out
-    teacher, sam = find_teacher(recipe.teacher), find_sam(recipe)
+    sam = find_sam(recipe)
+    if manifest.collection is not None and (cache := manifest.collection.cache):
+        used = shards.caches.latents or shards.caches.text
+        how = f"reading {' and '.join(cache.what)} from" if used else "not the teacher's, so it is left alone:"
+        observer.phase(f"{how} the cache of {data}")
     observer.phase(f"loading the teacher {recipe.teacher}")
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.training.distill import Watch, distill
 
     family = load(SDXLFamily, teacher, recipe.model.precision)
-    size = (family.resolution, family.resolution)
-    if shards.picture_shape[-2:] != size:
-        raise InputError(
-            f"--data {data}: pictures are {'x'.join(map(str, shards.picture_shape[-2:]))} pixels, but the teacher "
-            f"draws {family.resolution}x{family.resolution}",
-            hint="prepare the data at the teacher's resolution",
-        )
+    check_pictures(shards, recipe, family.resolution, data)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
 
     def warn(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Reads prompt files: text (one prompt a line) or JSON (a list of prompts)."""
+"""Reads prompt files: text (one prompt a line), JSON (a list of prompts) or JSONL (as `prepare-data` writes it)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
-    """Prompts of a UTF-8 file, at most `limit`: lines of a text file (empty ones skipped), or a JSON list of strings.
+    """Prompts of a UTF-8 file, at most `limit`: lines of a text file (empty ones skipped), a JSON list of strings, or
+    JSON lines, each a string or an object with a `prompt`.
 
     Raises `DataError` if the file is missing, unreadable, empty or a pickle.
     """
@@ -26,11 +27,25 @@ def read_prompts(path: Path, limit: int | None = None) -> list[str]:
         raise DataError(
             f"--prompts {path} cannot be read: {error}", "give a UTF-8 text file, one prompt a line"
         ) from None
-    prompts = _from_json(path, text) if path.suffix == ".json" else text.splitlines()
+    if path.suffix == ".jsonl":
+        prompts = [_from_line(path, line) for line in text.split("\n") if line.strip()]
+    else:
+        prompts = _from_json(path, text) if path.suffix == ".json" else text.splitlines()
     prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:limit]
     if not prompts:
         raise DataError(f"--prompts {path} holds no prompt", "give a text file, one prompt a line")
     return prompts
+
+
+def _from_line(path: Path, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"--prompts {path} is not JSON lines: {error}", 'a line is {"prompt": "..."}') from None
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(prompt, str):
+        raise DataError(f"--prompts {path} has a line without a prompt", 'a line is {"prompt": "..."}')
+    return prompt
 
 
 def _from_json(path: Path, text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Webdataset shards: tar files of `key.png`, `key.txt` and `key.json`, written once and read at random."""
+"""Webdataset shards: tar files of `key.png` (or jpg, webp), `key.txt` and `key.json`, written once, read at random."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from flashdmd_cli.data.caches import CacheReader
 from flashdmd_cli.data.errors import DataError
 
+PICTURES = ("png", "jpg", "jpeg", "webp")
 SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
 """Members of one sample."""
 
@@ -44,7 +46,7 @@ class Sample:
     """One captioned picture."""
 
     key: str
-    picture: Tensor  # (3, H, W) uint8
+    picture: Tensor  # (3, H, W) uint8; (3, 0, 0) of a prompt alone
     caption: str
     facts: dict[str, Any]  # the sample's JSON, empty if it has none
 
@@ -53,8 +55,12 @@ class Sample:
 class Batch:
     """`B` captioned pictures as a training step takes them."""
 
-    pixels: Tensor  # (B, 3, H, W) float32 on [-1, 1]
+    pixels: Tensor  # (B, 3, H, W) float32 on [-1, 1]; (B, 3, 0, 0) of prompts alone
     captions: list[str]
+    latents: Tensor | None = None
+    """(B, C, h, w) float32 of the pictures, where the data has them cached."""
+    text: tuple[Tensor, Tensor] | None = None
+    """Context (B, L, D) and pooled embeddings (B, P) of the captions, float32, where the data has them cached."""
 
 
 def write_shards(
@@ -112,14 +118,26 @@ class _Member:
             return file.read(self.size)
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """One sample of a shard, unread."""
+
+    key: str
+    members: dict[str, _Member]
+    place: tuple[Path, int]  # shard, number in it
+
+
 class ShardDataset:
     """The samples of a folder of shards, read at random.
 
     `expected` is the list of files of the folder's manifest (`path`, `size`, `sha256`): every file is held against it
-    on opening, and only the shards it names are read. Raises `DataError` for whatever is missing or damaged.
+    on opening, and only the shards it names are read. `cached` says which of `latents` and `text` batches bring along
+    from the files beside the shards. Raises `DataError` for whatever is missing or damaged.
     """
 
-    def __init__(self, folder: Path, expected: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self, folder: Path, expected: Sequence[Mapping[str, Any]] | None = None, cached: Sequence[str] = ()
+    ) -> None:
         self.folder = folder
         if expected is None:
             shards = sorted(folder.glob("*.tar"))
@@ -133,9 +151,10 @@ class ShardDataset:
             raise DataError(f"--data {folder} holds no sample", REBUILD)
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._orders: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self.caches = CacheReader(shards, cached)
         self.picture_shape = tuple(self._decode(0).picture.shape)
-        """(3, H, W), the same for every picture."""
-        self._capacity = max(1, CACHE_BYTES // int(np.prod(self.picture_shape)))
+        """(3, H, W), the same for every picture; (3, 0, 0) where there are prompts alone."""
+        self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -167,9 +186,16 @@ class ShardDataset:
 
     def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch:
         """The pictures and captions of `indices`; `batch` is the number of pictures on this rank."""
-        samples = [self.sample(index) for index in self.indices(step, rank, world, batch, seed)]
+        chosen = self.indices(step, rank, world, batch, seed)
+        samples = [self.sample(index) for index in chosen]
         pixels = torch.stack([sample.picture for sample in samples]).float() / 127.5 - 1
-        return Batch(pixels, [sample.caption for sample in samples])
+        latents = text = None
+        if self.caches.latents:
+            latents = torch.stack([self.caches.latent(*self._index[index].place) for index in chosen])
+        if self.caches.text:
+            context, pooled = zip(*(self.caches.embedding(sample.caption) for sample in samples), strict=True)
+            text = torch.stack(context), torch.stack(pooled)
+        return Batch(pixels, [sample.caption for sample in samples], latents, text)
 
     def _at(self, position: int, seed: int) -> int:
         epoch, place = divmod(position, len(self))
@@ -182,14 +208,17 @@ class ShardDataset:
         return int(self._orders[seed, epoch][place])
 
     def _decode(self, index: int) -> Sample:
-        key, members = self._index[index]
+        key, members = self._index[index].key, self._index[index].members
+        kind = next((kind for kind in PICTURES if kind in members), None)
+        picture = torch.empty((3, 0, 0), dtype=torch.uint8)
         try:
-            with Image.open(io.BytesIO(members["png"].read())) as image:
-                picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            if kind is not None:
+                with Image.open(io.BytesIO(members[kind].read())) as image:
+                    picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
             caption = members["txt"].read().decode()
             facts = json.loads(members["json"].read()) if "json" in members else {}
         except (OSError, ValueError, SyntaxError) as error:
-            shard = members["png"].shard
+            shard = members["txt"].shard
             raise DataError(f"--data: sample {key} of {shard} cannot be read: {error}", REBUILD) from None
         return Sample(key, picture, caption, facts)
 
@@ -213,8 +242,8 @@ def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
                 raise DataError(f"--data: {path} differs from its manifest (SHA-256)", REBUILD)
 
 
-def _index_shard(shard: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
-    """Keys of a shard and where their members lie, in the order of the file."""
+def _index_shard(shard: Path) -> Iterator[_Entry]:
+    """The samples of a shard and where their members lie, in the order of the file."""
     samples: dict[str, dict[str, _Member]] = {}
     end = 0
     try:
@@ -232,7 +261,11 @@ def _index_shard(shard: Path) -> Iterator[tuple[str, dict[str, _Member]]]:
     # A reader of tar files stops without complaint at a damaged header; a whole file goes on with an empty block.
     if _Member(shard, end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"--data: {shard} is cut off or damaged after {len(samples)} samples", REBUILD)
-    for key, members in samples.items():
-        if missing := {"png", "txt"} - members.keys():
-            raise DataError(f"--data: sample {key} of {shard} lacks {', '.join(sorted(missing))}", REBUILD)
-    yield from samples.items()
+    has_pictures = any(kind in PICTURES for members in samples.values() for kind in members)
+    for number, (key, members) in enumerate(samples.items()):
+        missing = [] if "txt" in members else ["txt"]
+        if has_pictures and not any(kind in PICTURES for kind in members):
+            missing.append("its picture")
+        if missing:
+            raise DataError(f"--data: sample {key} of {shard} lacks {', '.join(missing)}", REBUILD)
+        yield _Entry(key, members, (shard, number))

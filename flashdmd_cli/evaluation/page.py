@@ -8,10 +8,10 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STYLE = """
 :root { --ink: #1c2530; --soft: #5d6b7a; --line: #dfe5ec; --paper: #ffffff; --ground: #f4f6f9; --mark: #0b66c3; }
@@ -93,6 +93,7 @@ def _inline(text: str) -> str:
 
 def picture_uri(picture: Tensor) -> str:
     """A picture (3, H, W) on [-1, 1] as a PNG data URI."""
+    import torch
     from PIL import Image
 
     pixels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

@@ -71,6 +71,10 @@ class SDXLFamily:
         context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return Conditioning(context, pooled, self._time_ids(len(prompts)))
 
+    def conditioning(self, context: Tensor, pooled: Tensor) -> Conditioning:
+        """The conditioning of embeddings that were computed before: context (B, L, D) and pooled (B, P)."""
+        return Conditioning(context.to(self.device), pooled.to(self.device), self._time_ids(len(context)))
+
     def null(self, batch: int) -> Conditioning:
         """The unconditional input of SDXL: zeros for both embeddings, not the embedding of an empty prompt."""
         config = self.pipeline.unet.config

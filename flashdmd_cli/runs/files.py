@@ -51,7 +51,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
     Raises `FlashDMDError` when the disk is full or read-only.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -88,6 +88,41 @@ class Weights(_Record):
     """The last weights, or their moving average."""
 
 
+class CacheRecord(_Record):
+    """Latents and text embeddings beside the pictures."""
+
+    what: list[str]
+    """`latents`, `text`."""
+    teacher: str
+    """Whose encoders made them, as the command was told."""
+    encoders: str
+    """Content hash of autoencoder, text encoders and tokenizers."""
+
+
+class Collection(_Record):
+    """What a folder of data holds, and what became of its source."""
+
+    seen: int
+    """Rows of the source."""
+    kept: int
+    """Samples in the shards."""
+    pictures: bool = True
+    """False: prompts alone."""
+    members: dict[str, str] = {}
+    """Kinds of files of a sample, with what each is."""
+    rejected: dict[str, int] = {}
+    """Reason or threshold -> how many rows it took."""
+    converted: dict[str, int] = {}
+    """What had to be done to kept pictures (`exif`, `cmyk`, `16 bit`, `alpha`, `animated`, `profile`, `enlarged`)."""
+    source: str
+    """Format and path of the source, as given."""
+    listing: str
+    """SHA-256 over names, sizes and times of the source's files: a changed source is noticed."""
+    content: str
+    """SHA-256 over the digests of all kept pictures: the same wherever the source lies."""
+    cache: CacheRecord | None = None
+
+
 class Manifest(_Record):
     """The facts of a folder."""
 
@@ -108,6 +143,8 @@ class Manifest(_Record):
     """The resolved recipe, or the options of a command that has none."""
     data: str | None = None
     """Hash of the data's manifest."""
+    collection: Collection | None = None
+    """Of data made from a source: what was kept, and what was not."""
     versions: dict[str, str] = {}
     seed: int | None = None
     hardware: dict[str, str | int] = {}

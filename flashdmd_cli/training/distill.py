@@ -46,6 +46,7 @@ class Kept:
     draws: Draws
     cond: Conditioning
     pictures: Tensor
+    latents: Tensor | None
     x: Tensor
     brightness: Tensor | None = None
     features: list[Tensor] | None = None  # what SAM sees in the student's picture
@@ -101,12 +102,13 @@ def iteration(recipe: Recipe, o: Objective, state: State, data: Data) -> dict[st
     for micro in range(n):
         draws = Draws(train.seed, 0, state.iteration, micro, o.family.device)
         batch = data.batch(state.iteration * n + micro, batch=train.micro_batch, seed=train.seed)
-        cond = o.family.encode(batch.captions)
+        cond = o.conditioning(batch)
         z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
         x_t = o.walk(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
         with torch.set_grad_enabled(students_turn):
             x = o.student_x0(student.net, x_t, index, cond)  # line 10
-        k = Kept(draws, cond, batch.pixels.to(z.device), x.detach())
+        latents = None if batch.latents is None else batch.latents.to(z.device)
+        k = Kept(draws, cond, batch.pixels.to(z.device), latents, x.detach())
         kept.append(k)
         leaf = k.x.clone().requires_grad_(students_turn)
         pull = torch.zeros_like(leaf)
@@ -175,14 +177,14 @@ def discriminator_loss(recipe: Recipe, o: Objective, heads: Any, fake: nn.Module
     """Real pictures against the student's detached ones."""
     if recipe.gan.kind == "pixel":
         assert k.features is not None and k.brightness is not None
-        real_view = o.real_view(k.pictures, k.draws)
+        real_view = o.real_view(k.pictures, k.latents, k.draws)
         with torch.no_grad():
             real_features = heads.look(real_view)
         real, made = heads(real_features), heads(k.features)
         figures.add("brightness/real", real_view.mean(), recipe.train.accumulation)
         figures.add("brightness/student", k.brightness, recipe.train.accumulation)
     else:
-        x_real = o.family.encode_pictures(k.pictures)
+        x_real = o.real_latents(k.pictures, k.latents)
         real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")
         made = o.latent_logits(heads, fake, k.x, k.cond, k.draws, "made")
     loss = o.discriminator_loss(real, made)

@@ -12,6 +12,7 @@ from flashdmd_cli.core import losses
 from flashdmd_cli.core.grid import Grid
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, signal_weight
+from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.discriminator import mid_block_features
 from flashdmd_cli.models.family import Conditioning, Family
 from flashdmd_cli.runs.randomness import generator
@@ -58,6 +59,10 @@ class Objective:
     recipe: Recipe
     family: Family
     grid: Grid
+
+    def conditioning(self, batch: Batch) -> Conditioning:
+        """What a batch's captions tell a denoiser: from the data's cache where there is one, else encoded now."""
+        return self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(*batch.text)
 
     # -- the student's way down the grid ------------------------------------------------------------------------------
 
@@ -147,11 +152,15 @@ class Objective:
         with self.family.autocast():
             return self.family.decode(latents).float()
 
-    def real_view(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def real_latents(self, pictures: Tensor, latents: Tensor | None) -> Tensor:
+        """Latents of real pictures: the cached ones, else encoded now."""
+        return self.family.encode_pictures(pictures) if latents is None else latents
+
+    def real_view(self, pictures: Tensor, latents: Tensor | None, draws: Draws) -> Tensor:
         """Real pictures as the discriminator compares them: cropped alike, on request through the autoencoder."""
         if self.recipe.gan.real == "vae_roundtrip":
             with torch.no_grad():
-                return self.view(self.family.encode_pictures(pictures), draws)
+                return self.view(self.real_latents(pictures, latents), draws)
         if self.recipe.gan.decode == "full":
             return pictures
         side = self.recipe.gan.crop_px

@@ -1,0 +1,151 @@
+"""Options of `prepare-data` become a checked request; every wrong one is one line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashdmd_cli.cli.sources import SDXL_ID
+from flashdmd_cli.runs.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.data.chunks import Settings
+    from flashdmd_cli.data.filters import Filter
+    from flashdmd_cli.data.sources import Reading
+
+ENCODINGS = ("png", "jpg", "webp")
+DUPLICATES = ("exact", "near", "keep")
+LARGEST_PNG = 256
+"""Pictures up to so many pixels are written without loss; larger ones as JPEG, a fifth of the size."""
+SUITE_SIDE = 512
+"""Pixels of a suite's reference pictures, unless --resolution says otherwise: COCO's are 640 at most."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line said, unchecked."""
+
+    source: Path
+    reading: dict[str, Any] = field(default_factory=dict)
+    """Fields of `data.sources.Reading`."""
+    filters: list[str] = field(default_factory=list)
+    resolution: int | None = None
+    encoding: str | None = None
+    duplicates: str = "exact"
+    teacher: str = "sdxl"
+    cache: str = ""
+    shard_size: int = 1000
+    num: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for. Two calls with the same `identity` are the same preparation."""
+
+    source: Path
+    reading: Reading
+    settings: Settings
+    shard_size: int = 1000
+    num: int | None = None
+    cache: tuple[str, ...] = ()
+    teacher: str = "sdxl"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides about the shards, beside the listing; caches can be added later."""
+        reading = {key: value for key, value in vars(self.reading).items() if value}
+        facts = {"num": self.num, "shard_size": self.shard_size}
+        return facts | reading | self.settings.as_dict()
+
+
+def make_request(given: Options) -> Request:
+    """The request that `given` describes; UsageError or InputError for the first thing that is wrong with it."""
+    from flashdmd_cli.data.chunks import Settings
+    from flashdmd_cli.data.sources import Reading
+
+    check(given)
+    suite = given.reading.get("suite")
+    side = given.resolution or (SUITE_SIDE if suite else resolution_of(given.teacher))
+    settings = Settings(
+        side=side,
+        encoding=given.encoding or ("png" if side <= LARGEST_PNG else "jpg"),  # type: ignore[arg-type]
+        filters=parse_filters(given.filters, side, suite),
+        # A suite has as many prompts as its name says.
+        duplicates="keep" if suite else given.duplicates,  # type: ignore[arg-type]
+        keep_prompts=bool(suite) or is_prompts(given.source, given.reading),
+    )
+    cache = tuple(given.cache.split(",")) if given.cache else ()
+    check_cache(cache, side, given.teacher)
+    return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, cache, given.teacher)
+
+
+def check(given: Options) -> None:
+    """Hold every value against those that are known."""
+    from flashdmd_cli.cli.prepare_caches import KINDS
+    from flashdmd_cli.data.chunks import MAX_SHARD_SIZE
+    from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
+    from flashdmd_cli.data.sources import FORMATS
+    from flashdmd_cli.data.sources.coco import SUITES
+
+    for flag, value, known in (
+        ("--format", given.reading.get("format"), FORMATS),
+        ("--suite", given.reading.get("suite"), tuple(SUITES)),
+        ("--encode", given.encoding, ENCODINGS),
+        ("--duplicates", given.duplicates, DUPLICATES),
+        *(("--cache", kind, KINDS) for kind in given.cache.split(",") if given.cache),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"{flag} {value}: unknown", hint=f"known: {', '.join(known)}")
+    for flag, number, most in (
+        ("--num", given.num, 10**12),
+        ("--shard-size", given.shard_size, MAX_SHARD_SIZE),
+        ("--resolution", given.resolution, 16384),
+    ):
+        if number is not None and not 1 <= number <= most:
+            raise UsageError(f"{flag} {number}: must be from 1 to {most}")
+    if not given.source.exists() and given.source.suffix not in PICKLE_SUFFIXES:
+        raise InputError(f"SOURCE {given.source}: no such file or folder", hint="a path, or `shapes`")
+
+
+def check_cache(cache: tuple[str, ...], side: int, teacher: str) -> None:
+    """A cache needs the teacher on this machine, and latents its resolution."""
+    from flashdmd_cli.cli.prepare_caches import dimensions_of
+
+    if cache and (own := dimensions_of(teacher).resolution) != side and "latents" in cache:
+        raise UsageError(
+            f"--resolution {side}: {teacher} draws {own} pixels, so latents of others are no use to it",
+            hint="leave --resolution out, or cache text alone",
+        )
+
+
+def resolution_of(teacher: str) -> int:
+    """Side of the teacher's pictures; SDXL's is known without its weights."""
+    from flashdmd_cli.cli.prepare_caches import dimensions_of
+    from flashdmd_cli.models.dimensions import SDXL
+
+    if teacher in ("sdxl", SDXL_ID):
+        return SDXL.resolution
+    return dimensions_of(teacher).resolution
+
+
+def parse_filters(texts: list[str], side: int, suite: str | None) -> tuple[Filter, ...]:
+    """The filters of the command line. Unless one of them says otherwise, nothing is enlarged: `min_side>=side`."""
+    from flashdmd_cli.data.filters import Filter
+
+    filters = []
+    for text in texts:
+        try:
+            filters.append(Filter.parse(text))
+        except ValueError as error:
+            raise UsageError(f"--filter {text}: {error}", hint="for example --filter 'aesthetic>=6.25'") from None
+    if not suite and not any(each.column == "min_side" for each in filters):
+        filters.append(Filter("min_side", ">=", float(side)))
+    return tuple(filters)
+
+
+def is_prompts(source: Path, reading: dict[str, Any]) -> bool:
+    """Whether the source is prompts alone."""
+    from flashdmd_cli.data.sources import detect
+
+    return (reading.get("format") or detect(source)) == "prompts"

@@ -1,0 +1,150 @@
+"""`report.html` of prepared data: what was kept, what was not and why, and the histograms people look at."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from flashdmd_cli.data.assemble import Histogram, Summary
+from flashdmd_cli.data.items import PICTURE_SUFFIXES, meaning
+from flashdmd_cli.data.pictures import thumbnail
+from flashdmd_cli.data.whole import read_tar
+from flashdmd_cli.evaluation.page import Page, Section, write_page
+
+NUM_SHOWN = 36
+NUM_BINS = 30
+WIDTH, HEIGHT = 320, 130
+FIRST = ("short side", "aspect", "caption length")
+LOGARITHMIC = ("short side", "aspect", "caption length")
+NOTES = {
+    "exif": "turned upright by their EXIF mark",
+    "cmyk": "converted from CMYK",
+    "16 bit": "reduced from 16 bits a channel",
+    "alpha": "transparent parts laid on white",
+    "animated": "first picture of an animation",
+    "profile": "brought to sRGB by their colour profile",
+    "enlarged": "smaller than the target, so enlarged",
+}
+
+
+def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: str) -> Path:
+    """Write the page. It loads nothing: pictures and drawings are inside."""
+    share = summary.kept / summary.seen
+    lead = f"{summary.kept:,} of {summary.seen:,} rows of {source} are kept ({share:.1%})."
+    sections = [
+        Section("What was left out", ["The first reason counts."] if summary.rejected else ["Nothing."],
+                counts(summary.rejected, summary.seen, meaning)),
+        Section("What was converted", [],
+                counts(summary.notes, summary.kept, NOTES.__getitem__)) if summary.notes else None,
+        Section("Distributions", ["Filled: kept. Outlined: left out, as far as it was known."],
+                "".join(drawings(summary.histograms))),
+        Section("Kept", [], grid(kept_pictures(shards))),
+        Section("Left out", ["Those that are pictures at all, a few for each reason."],
+                grid((shown.jpeg, shown.reason, shown.source) for shown in summary.shown)) if summary.shown else None,
+    ]  # fmt: skip
+    page = Page("Prepared data", lead, [section for section in sections if section is not None])
+    return write_page(path, page)
+
+
+def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> str:
+    """A table: name, how many, share, meaning."""
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{count / max(of, 1):.2%}</td>"
+        f'<td style="text-align:left">{html.escape(meaning(name))}</td></tr>'
+        for name, count in counted.most_common()
+    )
+    return f'<div class="wide"><table>{rows}</table></div>' if rows else ""
+
+
+def kept_pictures(shards: Sequence[Path]) -> Iterator[tuple[bytes, str, str]]:
+    """Small pictures, captions and keys from shards that lie evenly over the whole, a few of each."""
+    chosen = [shards[len(shards) * i // min(len(shards), 9)] for i in range(min(len(shards), 9))]
+    per_shard = -(-NUM_SHOWN // max(len(chosen), 1))
+    shown = 0
+    for shard in chosen:
+        taken = 0
+        for key, members in read_tar(shard):
+            data = next((data for kind, data in members.items() if kind in PICTURE_SUFFIXES), None)
+            if taken == per_shard or shown == NUM_SHOWN:
+                break
+            taken, shown = taken + 1, shown + 1
+            yield small(data) if data else b"", members["txt"].decode(), key
+
+
+def small(data: bytes) -> bytes:
+    """A small JPEG of one of our own pictures."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        return thumbnail(image)
+
+
+def grid(pictures: Iterator[tuple[bytes, str, str]]) -> str:
+    """Small pictures side by side, each with a text below and another one on hovering; no picture, then text alone."""
+    cells = []
+    for jpeg, text, title in pictures:
+        uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+        image = f'<img alt="" src="{uri}" style="width:112px;height:112px;object-fit:contain">' if jpeg else ""
+        shortened = text if len(text) <= 90 else text[:89] + "…"
+        cells.append(
+            f'<figure style="width:112px;margin:0" title="{html.escape(title, quote=True)}">{image}'
+            f'<figcaption style="font-size:.72rem;line-height:1.25;overflow-wrap:anywhere">{html.escape(shortened)}'
+            "</figcaption></figure>"
+        )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{"".join(cells)}</div>'
+
+
+def drawings(histograms: Mapping[str, Histogram]) -> Iterator[str]:
+    """One drawing per quantity: sizes, aspects and lengths first, then the columns."""
+    yield '<div style="display:flex;flex-wrap:wrap;gap:18px">'
+    for name in [*FIRST, *sorted(set(histograms) - set(FIRST))]:
+        if name in histograms:
+            yield drawing(name, histograms[name], logarithmic=name in LOGARITHMIC)
+    yield "</div>"
+
+
+def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
+    """Bars as SVG; on a logarithmic axis where values span orders of magnitude."""
+
+    def place(value: float) -> float:
+        return math.log(value) if logarithmic else value
+
+    def label(at: float) -> str:
+        return f"{math.exp(at) if logarithmic else at:.3g}"
+
+    values = [place(value) for value in (*histogram.kept, *histogram.rejected) if value > 0 or not logarithmic]
+    low, high = min(values), max(values)
+    if high - low < 1e-9:
+        low, high = low - 0.5, high + 0.5
+    heights = [[0] * NUM_BINS, [0] * NUM_BINS]
+    for bars, counted in zip(heights, (histogram.kept, histogram.rejected), strict=True):
+        for value, count in counted.items():
+            if value > 0 or not logarithmic:
+                bars[min(NUM_BINS - 1, int((place(value) - low) / (high - low) * NUM_BINS))] += count
+    top = max(1, *heights[0], *heights[1])
+    step = WIDTH / NUM_BINS
+
+    def bars_of(bars: list[int], style: str) -> str:
+        return "".join(
+            f'<rect x="{i * step + 1:.1f}" y="{HEIGHT - 2 - bar / top * (HEIGHT - 6):.1f}" width="{step - 2:.1f}" '
+            f'height="{bar / top * (HEIGHT - 6):.1f}" {style}/>'
+            for i, bar in enumerate(bars)
+            if bar
+        )
+
+    return (
+        f'<figure style="margin:0"><svg width="{WIDTH}" height="{HEIGHT + 18}" role="img" '
+        f'aria-label="{html.escape(name, quote=True)}">'
+        + bars_of(heights[0], 'fill="#0b66c3" fill-opacity=".75"')
+        + bars_of(heights[1], 'fill="none" stroke="#b3402a"')
+        + f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 2}" y2="{HEIGHT - 2}" stroke="#5d6b7a"/>'
+        f'<g font-size="11" fill="#5d6b7a"><text x="0" y="{HEIGHT + 12}">{label(low)}</text>'
+        f'<text x="{WIDTH / 2}" y="{HEIGHT + 12}" text-anchor="middle">{label((low + high) / 2)}</text>'
+        f'<text x="{WIDTH}" y="{HEIGHT + 12}" text-anchor="end">{label(high)}</text></g></svg>'
+        f"<figcaption>{html.escape(name)}, tallest bar {top:,}</figcaption></figure>"
+    )

@@ -1,0 +1,293 @@
+"""A whole preparation on disk: list the source, make shards, assemble, write page and manifest, then the caches."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, UNWRITABLE, Progress
+from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
+from flashdmd_cli.cli.prepare_options import Request
+from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
+from flashdmd_cli.cli.sources import claim
+from flashdmd_cli.data.assemble import PROMPTS, REJECTED, Summary, assemble
+from flashdmd_cli.data.chunks import record_path
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.filters import require_columns
+from flashdmd_cli.data.items import Rejected, Row, Source
+from flashdmd_cli.data.plan import Plan, write_plan
+from flashdmd_cli.data.sources import open_source
+from flashdmd_cli.runs.errors import InputError, Interrupted, UsageError
+from flashdmd_cli.runs.files import write_error, write_text_atomically
+from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
+from flashdmd_cli.runs.signals import StopFlag
+
+WORK, REQUEST, PLAN, LOCK = ".work", "request.json", "plan.jsonl", ".lock"
+REPORT = "report.html"
+PEEK = 50
+"""Rows looked at to learn which columns a source has."""
+MEMBERS = {"txt": "caption, UTF-8", "json": "source, original_size, crop_top_left, target_size, columns"}
+
+
+@dataclass
+class Preparation:
+    """One call of the command: where it works, and who watches."""
+
+    request: Request
+    out: Path
+    share: Share
+    num_processes: int
+    observer: Progress
+    stop: StopFlag
+    began: float = field(default_factory=time.monotonic)
+    complete: bool = False
+    """Everything that was asked for is there, also what other shares do."""
+
+    @property
+    def work(self) -> Path:
+        return self.out / WORK
+
+    def run(self, yes: bool = False) -> Manifest | None:
+        """Prepare, or go on preparing. None when other shares still have work to do.
+
+        Raises `Interrupted` when a signal came before the end; what was finished stays.
+        """
+        refuse_other_data(self.request, self.out, yes)
+        source = open_source(self.request.source, self.request.reading)
+        claim(self.out, "data", yes)
+        with full_disk_is_input(self.out), self._workplace():
+            plan = self._list(source)
+            if not (manifest := self._finished(plan)):
+                self._make_shards(plan, source)
+                if not self.others_too(lambda: self._finished(plan) is not None or self._all_made(plan)):
+                    return None
+                with self.alone():
+                    manifest = self._finished(plan) or self._assemble(plan, source)
+            if self.request.cache:
+                if (cached := add_caches(self, manifest)) is None:
+                    return None
+                manifest = cached
+            self.complete = True
+        return manifest
+
+    def check_stop(self, what: str) -> None:
+        """`Interrupted` when a signal came."""
+        if self.stop.requested is not None:
+            raise Interrupted(
+                f"interrupted; {what} in {self.out} stay",
+                hint="run the same command again to go on",
+                signal_number=self.stop.requested,
+            )
+
+    # -- listing ------------------------------------------------------------------------------------------------------
+
+    def _list(self, source: Source) -> Plan:
+        """The source's listing, held against the one that this preparation began with."""
+        self.observer.phase(f"listing {self.request.source}")
+        # Under a name of its own until it is known to be the plan that others here work by.
+        listed = self.work / f"{os.getpid()}.{PLAN}"
+        plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
+        if not len(plan):
+            raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
+        note = self.work / REQUEST
+        asked = json.dumps({"request": self.request.identity, "listing": plan.sha256}, sort_keys=True)
+        if note.is_file() and note.read_text(encoding="utf-8") != asked:
+            begun = json.loads(note.read_text(encoding="utf-8"))
+            what = "SOURCE: has changed since" if begun["request"] == self.request.identity else "--out: other options"
+            raise UsageError(
+                f"{what}: {self.out} was begun with other input", hint="--yes begins anew, or choose another --out"
+            )
+        if not note.is_file() and not (self.out / MANIFEST).is_file():
+            require_columns(self.request.settings.filters, known_columns(plan, source), str(self.request.source))
+            write_text_atomically(note, asked)
+        os.replace(listed, self.work / PLAN)
+        return replace(plan, path=self.work / PLAN)
+
+    def _rows(self, source: Source) -> Iterator[Row]:
+        """The source's rows, with a word now and then, for a listing can take its time."""
+        told = time.monotonic()
+        for number, row in enumerate(source.rows()):
+            if number % 1000 == 0:
+                self.check_stop("finished shards")
+                if time.monotonic() - told > PLAIN_LINE_SECONDS:
+                    told = time.monotonic()
+                    self.observer.output.say(f"  {number} rows so far")
+            yield row
+
+    def _finished(self, plan: Plan) -> Manifest | None:
+        """The manifest, once all shards are made; UsageError when it is that of a source that has changed since."""
+        if not (self.out / MANIFEST).is_file():
+            return None
+        manifest = read_manifest(self.out)
+        if manifest.collection is None or manifest.collection.listing != plan.sha256:
+            raise UsageError(
+                f"SOURCE {self.request.source}: has changed since {self.out} was prepared",
+                hint="--yes prepares it anew, or choose another --out",
+            )
+        return manifest
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def _make_shards(self, plan: Plan, source: Source) -> None:
+        if self.request.cache:
+            most = plan.num_rows  # how many are kept, and how many prompts are the same, is not known yet
+            needed = refuse_too_big(self.out, dimensions_of(self.request.teacher), most, most, self.request.cache)
+            self.observer.phase(f"the caches will take at most {size(needed)}")
+        mine = [chunk for chunk in self.share.of(len(plan)) if not record_path(self.work, chunk).is_file()]
+        rows = sum(self._rows_of(plan, chunk) for chunk in mine)
+        again = len(self.share.of(len(plan))) - len(mine)
+        known = f", {again} of {again + len(mine)} shards are done already" if again else ""
+        if not mine:
+            return
+        noun = "prompt" if source.prompts_only else "picture"
+        self.observer.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
+        job = ChunkJob(plan, source, self.request.settings, self.work)
+        run_tasks(job, mine, self.num_processes, self.teller(rows), self.stopped)
+        self.check_stop("finished shards")
+
+    def _rows_of(self, plan: Plan, chunk: int) -> int:
+        size = self.request.shard_size
+        return min(size, plan.num_rows - chunk * size)
+
+    def _all_made(self, plan: Plan) -> bool:
+        return all(record_path(self.work, chunk).is_file() for chunk in range(len(plan)))
+
+    def _assemble(self, plan: Plan, source: Source) -> Manifest:
+        """Shards under their names, page, manifest. Only one process does this."""
+        self.observer.phase("counting, and dropping duplicates")
+        summary = assemble(len(plan), self.request.settings, self.work, self.out)
+        if not summary.kept:
+            raise DataError(
+                f"SOURCE {self.request.source}: nothing is kept of {summary.seen}: {told(summary)}",
+                advice(summary, self.request),
+            )
+        from flashdmd_cli.cli.prepare_page import write_report
+
+        write_report(self.out / REPORT, summary, [self.out / name for name in summary.shards], str(self.request.source))
+        files = [*summary.shards, REJECTED, REPORT, *([PROMPTS] if self.request.settings.keep_prompts else [])]
+        pictures = not source.prompts_only
+        picture = {self.request.settings.encoding: f"picture, RGB, {self.request.settings.side} px square"}
+        collection = Collection(
+            seen=summary.seen,
+            kept=summary.kept,
+            pictures=pictures,
+            members=(picture if pictures else {}) | MEMBERS,
+            rejected=dict(summary.rejected.most_common()),
+            converted=dict(summary.notes.most_common()),
+            source=f"{source.kind} {self.request.source}",
+            listing=plan.sha256,
+            content=summary.content,
+        )
+        manifest = Manifest(
+            kind="data",
+            files=[FileRecord(path=name) for name in files],
+            recipe={"source": str(self.request.source)} | self.request.identity,
+            wall_seconds=time.monotonic() - self.began,
+            collection=collection,
+        )
+        return write_manifest(self.out, manifest)
+
+    # -- with others --------------------------------------------------------------------------------------------------
+
+    def others_too(self, ready: Callable[[], bool]) -> bool:
+        """Whether what other shares do is done: torchrun's ranks wait for it, jobs of an array do not."""
+        while not ready():
+            if not self.share.waits:
+                return False
+            self.check_stop("finished shards")
+            time.sleep(0.2)
+        return True
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One process of all that share `out` at a time."""
+        with (self.work / LOCK).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _workplace(self) -> Iterator[None]:
+        """The folder of what is unfinished; the last of all processes that use it clears it when all is done."""
+        with (self.out / LOCK).open("a") as users:
+            fcntl.flock(users, fcntl.LOCK_SH)
+            self.work.mkdir(exist_ok=True)
+            yield
+            if self.complete:
+                with suppress(BlockingIOError):
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(self.work, ignore_errors=True)
+                    for left in self.out.glob(".*.tmp"):  # of a writer that was killed
+                        left.unlink(missing_ok=True)
+
+    def stopped(self) -> bool:
+        return self.stop.requested is not None
+
+    def teller(self, total: int) -> Callable[[int], None]:
+        """A counter that tells the observer."""
+        done = 0
+        self.observer.progress(0, total)
+
+        def tick(num: int) -> None:
+            nonlocal done
+            done += num
+            self.observer.progress(done, total)
+
+        return tick
+
+
+def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
+    """UsageError when `out` is the finished result of another request, or lies where it would be read as input."""
+    if out.resolve().is_relative_to(request.source.resolve()):
+        raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
+    if yes or not (out / MANIFEST).is_file():
+        return
+    manifest = read_manifest(out)
+    before = {key: value for key, value in manifest.recipe.items() if key != "source"}
+    if manifest.kind != "data" or manifest.collection is None or before != request.identity:
+        raise UsageError(f"--out {out}: holds other data", hint="--yes replaces it, or choose another folder")
+
+
+def known_columns(plan: Plan, source: Source) -> set[str]:
+    """Columns of the first rows that can be read."""
+    found: set[str] = set()
+    for row in plan.chunk(0)[:PEEK]:
+        if "reason" not in row:
+            try:
+                found |= set(source.fetch(row).columns)
+            except Rejected:
+                continue
+    return found
+
+
+def told(summary: Summary) -> str:
+    """`3 no_caption, 1 truncated`."""
+    return ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
+
+
+def advice(summary: Summary, request: Request) -> str:
+    """What to do when nothing was kept."""
+    reason = next(iter(summary.rejected.most_common()), ("", 0))[0]
+    if reason == "no_caption":
+        return "write a .txt beside each picture, or take --captions-from-names"
+    if reason.startswith("min_side"):
+        return "pictures would be enlarged; --filter 'min_side>=1' allows it, --resolution N asks for less"
+    return "see rejected.jsonl there"
+
+
+@contextmanager
+def full_disk_is_input(out: Path) -> Iterator[None]:
+    """A disk that cannot take what is written is told in one line, with the exit code of bad input."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        failure = write_error(out, error.errno or 0, str(error))
+        raise InputError(failure.message, failure.hint) from error

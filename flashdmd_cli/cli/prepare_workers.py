@@ -1,0 +1,195 @@
+"""Numbered tasks, done here or by a pool of processes, and which of them are this process's share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from flashdmd_cli.data.chunks import Settings, Stopped, process_chunk
+from flashdmd_cli.data.items import Source
+from flashdmd_cli.data.plan import Plan
+from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+
+Tick = Callable[[int], None]
+Stop = Callable[[], bool]
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which tasks are this process's: every `count`-th, from `index`."""
+
+    index: int = 0
+    count: int = 1
+    waits: bool = False
+    """Whether the other shares are being worked on now, so that it makes sense to wait for them (torchrun)."""
+    local: int = 0
+    """Number of this process on its machine: it takes that accelerator."""
+
+    @classmethod
+    def find(cls, index: int | None, count: int | None) -> Share:
+        """From the options of a job array, else from what torchrun sets; UsageError when they make no sense."""
+        if (index is None) != (count is None):
+            missing, given = ("index", "count") if index is None else ("count", "index")
+            raise UsageError(f"--shard-{missing}: missing beside --shard-{given}", hint="a job array gives both")
+        if index is not None and count is not None:
+            if count < 1 or not 0 <= index < count:
+                raise UsageError(
+                    f"--shard-index {index}: must be from 0 to --shard-count - 1 = {count - 1}",
+                    hint="for SLURM: --shard-index $SLURM_ARRAY_TASK_ID --shard-count $SLURM_ARRAY_TASK_COUNT",
+                )
+            return cls(index, count)
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        if world > 1 and "RANK" in os.environ:
+            return cls(int(os.environ["RANK"]), world, waits=True, local=int(os.environ.get("LOCAL_RANK", "0")))
+        return cls()
+
+    @property
+    def tells(self) -> bool:
+        """Whether this process tells of the result: of torchrun's ranks the first does."""
+        return not self.waits or self.index == 0
+
+    def of(self, total: int) -> range:
+        """The numbers below `total` that are this share's."""
+        return range(self.index, total, self.count)
+
+
+class Job(Protocol):
+    """Work on numbered tasks. It travels to worker processes, so it is picklable."""
+
+    def start(self, number: int) -> None:
+        """Get ready in process `number` of the pool."""
+        ...
+
+    def run(self, task: int, tick: Tick, stop: Stop) -> None:
+        """Do one task, telling `tick` what is done; raises `Stopped` when `stop` says so."""
+        ...
+
+
+@dataclass
+class ChunkJob:
+    """Chunk k of the plan becomes shard k."""
+
+    plan: Plan
+    source: Source
+    settings: Settings
+    folder: Path
+
+    def start(self, number: int) -> None:
+        """Nothing to load."""
+
+    def run(self, task: int, tick: Tick, stop: Stop) -> None:
+        process_chunk(task, self.plan.chunk(task), self.source, self.settings, self.folder, tick, stop)
+
+
+def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, stop: Stop, first: int = 0) -> None:
+    """Do all tasks, in this process or in `num_processes` others. `done` is told how much was done since it was last
+    told. Returns early when `stop` says so; `first` is the number of the first process.
+
+    Raises what a task raises; `FlashDMDError` when a worker dies.
+    """
+    stream = iter(tasks)
+    if num_processes == 1:
+        head = next(stream, None)
+        if head is None:
+            return
+        job.start(first)
+        try:
+            job.run(head, done, stop)
+            for task in stream:
+                job.run(task, done, stop)
+        except Stopped:
+            return
+        return
+    with _pool(job, num_processes, first) as (pool, counter, halt):
+        # A few tasks ahead and no more: the list of all of them would grow with the source.
+        running: set[Future[None]] = {pool.submit(_run, task) for task in islice(stream, 2 * num_processes)}
+        told = 0
+        try:
+            while running:
+                finished, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
+                if stop():
+                    halt.set()
+                    stream = iter(())
+                for future in finished:
+                    future.result()
+                running |= {pool.submit(_run, task) for task in islice(stream, len(finished))}
+                now = counter.value
+                done(now - told)
+                told = now
+        except BrokenProcessPool:
+            raise FlashDMDError(
+                "--nproc: a worker process died, perhaps for want of memory",
+                hint="the same command goes on with what is missing; try a smaller --nproc",
+            ) from None
+        except BaseException:
+            halt.set()
+            raise
+
+
+@dataclass
+class _Worker:
+    """What a worker process keeps between tasks."""
+
+    job: Job
+    counter: Any
+    halt: Any
+
+    def tick(self, num: int) -> None:
+        with self.counter.get_lock():
+            self.counter.value += num
+
+
+_worker: _Worker | None = None
+
+
+@contextmanager
+def _pool(job: Job, num: int, first: int) -> Iterator[tuple[ProcessPoolExecutor, Any, Any]]:
+    """A pool of fresh processes (spawned: a forked one would inherit threads), a shared counter and a flag to halt."""
+    context = multiprocessing.get_context("spawn")
+    counter, halt, numbers = context.Value("q", 0), context.Event(), context.Value("i", first)
+    pool = ProcessPoolExecutor(num, context, _start, (job, numbers, counter, halt))
+    try:
+        yield pool, counter, halt
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start(job: Job, numbers: Any, counter: Any, halt: Any) -> None:
+    """Begin a worker's life."""
+    global _worker
+    # Ctrl-C reaches the whole group; the parent hears it and tells the workers when to stop.
+    for which in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(which, signal.SIG_IGN)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    with numbers.get_lock():
+        number = numbers.value
+        numbers.value += 1
+    job.start(number)
+    _worker = _Worker(job, counter, halt)
+
+
+def _leave_with_parent() -> None:
+    """A parent that was killed leaves no workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(task: int) -> None:
+    assert _worker is not None
+    try:
+        _worker.job.run(task, _worker.tick, _worker.halt.is_set)
+    except Stopped:
+        return

@@ -1,0 +1,91 @@
+"""Thresholds on columns, `aesthetic>=6.25`: on those that come with a picture and on those that are measured here."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.items import Rejected
+
+MEASURED_ON_CAPTIONS = ("caption_length",)
+MEASURED_ON_PICTURES = ("width", "height", "min_side", "aspect")
+"""Columns that every row has: characters of the caption, pixels of the upright picture, width over height."""
+
+_OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+_FORM = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|==|!=|>|<)\s*([^<>=!\s]+)\s*")
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Keep rows whose `column` stands in this relation to `bound`."""
+
+    column: str
+    relation: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Filter:
+        """`"aesthetic>=6.25"` as a filter; `ValueError` says what is wrong with it."""
+        found = _FORM.fullmatch(text)
+        if found is None:
+            raise ValueError("is not of the form COLUMN>=NUMBER (also >, <, <=, ==, !=)")
+        column, relation, bound = found.groups()
+        number = as_number(bound)
+        if number is None:
+            raise ValueError(f"{bound} is not a number")
+        return cls(column, relation, number)
+
+    def __str__(self) -> str:
+        return f"{self.column}{self.relation}{self.bound:g}"
+
+    @property
+    def measured_on_pictures(self) -> bool:
+        """Whether the picture must be opened to know the value."""
+        return self.column in MEASURED_ON_PICTURES
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the value has to come with the row."""
+        return self.column not in (*MEASURED_ON_CAPTIONS, *MEASURED_ON_PICTURES)
+
+    def check(self, columns: Mapping[str, Any]) -> None:
+        """`Rejected` when a row misses the threshold, or has no number to hold against it."""
+        value = as_number(columns.get(self.column))
+        if value is None:
+            raise Rejected(f"no {self.column}")
+        if not _OPERATORS[self.relation](value, self.bound):
+            raise Rejected(str(self), f"{self.column} is {value:g}")
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, also one written as text (CSV knows no other); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def require_columns(filters: Iterable[Filter], known: set[str], where: str) -> None:
+    """`DataError` for a filter on a column that the source does not have, naming those it has."""
+    for each in filters:
+        if each.foreign and each.column not in known:
+            raise DataError(
+                f"--filter {each}: {where} has no column {each.column}",
+                f"columns there: {', '.join(sorted(known)) or 'none'}; "
+                f"of every picture: {', '.join((*MEASURED_ON_CAPTIONS, *MEASURED_ON_PICTURES))}",
+            )

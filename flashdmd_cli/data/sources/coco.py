@@ -1,0 +1,118 @@
+"""COCO caption annotations (`captions_*.json`): one caption per picture, and the prompts of `--suite coco10k`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
+from flashdmd_cli.data.reading import check_caption, inside, read_file
+
+SUITES = {"coco10k": 10_000}
+"""Size of each suite. Its pictures are those whose `sha256("<suite>/<image id>")` comes first in the order of digests:
+a rule that needs no random generator, so that anyone can draw the same set in any language."""
+
+
+@dataclass
+class Coco:
+    """The images of an annotation file in the order of their ids, each with its caption of the smallest id.
+
+    Where the image files are at hand (beside the annotations, or in `train2014/`, `images/`, ... of the same folder),
+    they come along; else the prompts come alone.
+    """
+
+    path: Path
+    suite: str | None = None
+    kind: str = "coco"
+    prompts_only: bool = False
+
+    def __post_init__(self) -> None:
+        self.path = self.path.resolve()
+        self.annotations = find_annotations(self.path)
+        self.root = self.annotations.parent
+        if self.root.name == "annotations":
+            self.root = self.root.parent
+        split = self.annotations.stem.removeprefix("captions_")
+        folders = (self.root / split, self.root / "images" / split, self.root / "images", self.root)
+        self.folders = [folder.relative_to(self.root).as_posix() for folder in folders if folder.is_dir()]
+
+    def rows(self) -> Iterator[Row]:
+        """Prompts with their ids, and the file of each picture that is there. The annotation file is read whole."""
+        images, captions = self._read()
+        ids = sorted(set(images) & set(captions))
+        if self.suite is not None:
+            ids = choose(ids, self.suite)
+        base = next((folder for folder in self.folders if self._holds(folder, images, ids)), None)
+        self.prompts_only = base is None
+        for image in ids:
+            annotation, text = captions[image]
+            source = f"{self.annotations.name}:{image}"
+            try:
+                caption = check_caption(text)
+            except Rejected as rejected:
+                yield rejected_row(source, rejected.reason, rejected.detail)
+                continue
+            columns = {"image_id": image, "annotation_id": annotation}
+            row = {"source": source, "caption": caption, "columns": columns}
+            yield row if base is None else row | {"file": f"{base}/{images[image]}"}
+
+    def _holds(self, folder: str, images: dict[int, str], ids: list[int]) -> bool:
+        try:
+            return any(inside(self.root, f"{folder}/{images[image]}").is_file() for image in ids[:100])
+        except Rejected:
+            return False
+
+    def _read(self) -> tuple[dict[int, str], dict[int, tuple[int, str]]]:
+        try:
+            document = json.loads(self.annotations.read_bytes())
+            images = {int(entry["id"]): str(entry["file_name"]) for entry in document["images"]}
+            captions: dict[int, tuple[int, str]] = {}
+            for entry in document["annotations"]:
+                image, candidate = int(entry["image_id"]), (int(entry["id"]), str(entry["caption"]))
+                captions[image] = min(captions.get(image, candidate), candidate)
+        except OSError as error:
+            raise DataError(f"SOURCE: {self.annotations} cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(
+                f"SOURCE: {self.annotations} is no caption annotation file of COCO: {type(error).__name__} {error}",
+                "it has `images` (id, file_name) and `annotations` (id, image_id, caption)",
+            ) from None
+        return images, captions
+
+    def fetch(self, row: Row) -> Item:
+        """A prompt, with its picture where there is one."""
+        picture = read_file(inside(self.root, row["file"])) if "file" in row else None
+        return Item(row["caption"], row["columns"], picture)
+
+
+def find_annotations(path: Path) -> Path:
+    """The annotation file itself, or the one of a COCO folder; `DataError` when there are several or none."""
+    if path.is_file():
+        return path
+    found = sorted({*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")})
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(file.relative_to(path).as_posix() for file in found)
+    raise DataError(
+        f"SOURCE {path}: " + (f"several annotation files: {names}" if found else "no captions_*.json there"),
+        "name the file itself, for example annotations/captions_val2014.json",
+    )
+
+
+def choose(ids: list[int], suite: str) -> list[int]:
+    """The ids of a suite, ascending; `DataError` when there are fewer than it has."""
+    size = SUITES[suite]
+    if len(ids) < size:
+        raise DataError(
+            f"--suite {suite}: needs {size} captioned images, there are {len(ids)}",
+            "it is drawn from captions_val2014.json (40,504 images)",
+        )
+    digests: list[tuple[Any, int]] = sorted(
+        (hashlib.sha256(f"{suite}/{image}".encode()).digest(), image) for image in ids
+    )
+    return sorted(image for _, image in digests[:size])

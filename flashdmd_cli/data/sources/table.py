@@ -1,0 +1,117 @@
+"""Parquet tables with pictures as bytes: a binary column, or the `{bytes, path}` of Hugging Face datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.items import MAX_FILE_BYTES, Item, Rejected, Row, rejected_row
+from flashdmd_cli.data.reading import CAPTION_COLUMNS, caption_of, scalars
+
+IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "img", "image_bytes", "bytes", "content")
+_BATCH = 16
+"""Rows decoded at a time."""
+
+
+@dataclass
+class _Cursor:
+    """Where the last row was read: rows come in order, so the next one is usually in the same batch."""
+
+    place: tuple[str, int] = ("", -1)
+    batches: Any = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    start: int = 0  # row number of rows[0] in its group
+
+
+@dataclass
+class Parquet:
+    """The rows of one parquet file, or of all those of a folder, in the order of the files."""
+
+    path: Path
+    image_column: str | None = None
+    caption_column: str | None = None
+    kind: str = "parquet"
+    prompts_only: bool = False
+    _cursor: _Cursor = field(default_factory=_Cursor, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.path = self.path.resolve()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cursor": _Cursor()}  # an open file does not travel between processes
+
+    @property
+    def files(self) -> list[Path]:
+        """The tables, sorted by name."""
+        return [self.path] if self.path.is_file() else sorted(self.path.glob("*.parquet"))
+
+    def rows(self) -> Iterator[Row]:
+        """File, row group and number of every row. `DataError` when a column that is needed is not there."""
+        for path in self.files:
+            try:
+                groups = self._checked(path)
+            except DataError:
+                raise
+            except (OSError, ValueError) as error:
+                yield rejected_row(path.name, "bad_row", str(error)[:200])
+                continue
+            state = path.stat()
+            stamp = {"size": state.st_size, "time": state.st_mtime_ns}
+            number = 0
+            for group, count in enumerate(groups):
+                for row in range(count):
+                    yield {"source": f"{path.name}#{number}", "file": path.name, "group": group, "row": row} | stamp
+                    number, stamp = number + 1, {}
+
+    def _checked(self, path: Path) -> list[int]:
+        """Rows of each row group of a table that has the columns."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(path) as table:
+            names = table.schema_arrow.names
+            for flag, wanted, usual in (
+                ("--image-column", self.image_column, IMAGE_COLUMNS),
+                ("--caption-column", self.caption_column, CAPTION_COLUMNS),
+            ):
+                if not (wanted in names if wanted else any(name in names for name in usual)):
+                    raise DataError(
+                        f"{flag} {wanted or ''}".rstrip() + f": {path.name} has no such column",
+                        f"columns there: {', '.join(names)}",
+                    )
+            return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
+
+    def fetch(self, row: Row) -> Item:
+        """A row's picture, caption and scalars."""
+        try:
+            values = self._values(row)
+        except (OSError, ValueError) as error:
+            raise Rejected("bad_row", str(error)[:200]) from None
+        names = (self.image_column,) if self.image_column else IMAGE_COLUMNS
+        image = next((values[name] for name in names if values.get(name) is not None), None)
+        data = image.get("bytes") if isinstance(image, dict) else image
+        if not isinstance(data, bytes):
+            raise Rejected("no_picture", "the image column holds no bytes")
+        if len(data) > MAX_FILE_BYTES:
+            raise Rejected("file_too_big")
+        return Item(caption_of(values, self.caption_column), scalars(values), data)
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        import pyarrow.parquet as pq
+
+        cursor, place, number = self._cursor, (row["file"], row["group"]), row["row"]
+        if cursor.place != place or number < cursor.start:
+            path = self.path if self.path.is_file() else self.path / row["file"]
+            # Without `pre_buffer` a column is read as it is needed, and not a whole row group at once.
+            table = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+            batches = table.iter_batches(_BATCH, row_groups=[row["group"]])
+            cursor.place, cursor.batches, cursor.rows, cursor.start = place, batches, [], 0
+        while number >= cursor.start + len(cursor.rows):
+            cursor.start += len(cursor.rows)
+            batch = next(cursor.batches, None)
+            if batch is None:
+                raise ValueError("the row group ends before")
+            cursor.rows = batch.to_pylist()
+        return cursor.rows[number - cursor.start]

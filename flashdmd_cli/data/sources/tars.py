@@ -1,0 +1,136 @@
+"""Webdataset tars, as img2dataset writes them: `key.jpg`, `key.txt`, `key.json`. Nothing is ever unpacked."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flashdmd_cli.data.items import MAX_CAPTION_BYTES, PICTURE_SUFFIXES, Item, Rejected, Row, rejected_row
+from flashdmd_cli.data.reading import caption_of, decode_caption, parse_object, printable, read_part, scalars
+
+MAX_JSON_BYTES = 2**20
+_TEXTS = ("txt", "caption", "text")
+
+
+@dataclass
+class Tars:
+    """The samples of all `*.tar` of a folder, or of one tar, in the order of the files."""
+
+    path: Path
+    caption_column: str | None = None
+    kind: str = "webdataset"
+    prompts_only: bool = False
+
+    def __post_init__(self) -> None:
+        self.path = self.path.resolve()
+
+    @property
+    def files(self) -> list[Path]:
+        """The tars, sorted by name."""
+        return [self.path] if self.path.is_file() else sorted(self.path.glob("*.tar"))
+
+    def rows(self) -> Iterator[Row]:
+        """One row per sample, with the place of each of its members; one for each member that is no use."""
+        for tar in self.files:
+            state = tar.stat()
+            # In front of its samples: a replaced tar makes another listing even where the offsets are the same.
+            stamp = {"size": state.st_size, "time": state.st_mtime_ns}
+            for row in samples(tar):
+                yield row | ({"tar": tar.name} if "reason" not in row else {}) | stamp
+                stamp = {}
+
+    def fetch(self, row: Row) -> Item:
+        """Read the members of a sample."""
+        tar = self.path if self.path.is_file() else self.path / row["tar"]
+        members: dict[str, list[int]] = row["members"]
+        picture = next((members[name] for name in members if name in PICTURE_SUFFIXES), None)
+        if picture is None:
+            raise Rejected("no_picture", ", ".join(sorted(members)))
+        columns = self._columns(tar, members)
+        return Item(self._caption(tar, members, columns), scalars(columns), read_part(tar, picture))
+
+    def _columns(self, tar: Path, members: dict[str, list[int]]) -> dict[str, Any]:
+        if "json" not in members:
+            return {}
+        try:
+            return parse_object(read_part(tar, members["json"], limit=MAX_JSON_BYTES, too_big="bad_row"))
+        except Rejected:
+            return {}  # as in a folder: a filter that needs a column will say so
+
+    def _caption(self, tar: Path, members: dict[str, list[int]], columns: dict[str, Any]) -> str:
+        text = next((members[name] for name in _TEXTS if name in members), None)
+        if self.caption_column is not None or text is None or text[1] == 0:
+            return caption_of(columns, self.caption_column)
+        return decode_caption(read_part(tar, text, limit=MAX_CAPTION_BYTES, too_big="caption_too_big"))
+
+
+def samples(path: Path) -> Iterator[Row]:
+    """Rows of one tar: members that follow each other under one key are a sample, as webdataset reads them."""
+    seen: set[str] = set()  # keys of one tar, thousands at most
+    key: str | None = None
+    members: dict[str, list[int]] = {}
+
+    def close() -> Iterator[Row]:
+        if members:
+            source = f"{path.name}:{key}"
+            if key in seen:
+                yield rejected_row(source, "duplicate_key")
+            else:
+                assert key is not None
+                seen.add(key)
+                yield {"source": source, "members": dict(members)}
+
+    for info in _headers(path):
+        if isinstance(info, Rejected):
+            yield from close()
+            yield rejected_row(path.name, info.reason, info.detail)
+            return
+        name = printable(info.name)[:1000]
+        if reason := _doubt(info):
+            if reason != "folder":
+                yield rejected_row(f"{path.name}:{name}", reason)
+            continue
+        folder, _, base = name.rpartition("/")
+        stem, _, kind = base.partition(".")
+        now, kind = (f"{folder}/{stem}" if folder else stem), kind.lower()
+        if now != key or kind in members:
+            yield from close()
+            key, members = now, {}
+        members[kind] = [info.offset_data, info.size]
+    yield from close()
+
+
+def _doubt(info: tarfile.TarInfo) -> str | None:
+    path = PurePosixPath(info.name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in info.name:
+        return "unsafe_path"
+    if info.issym() or info.islnk():
+        return "link"
+    if info.isdir():
+        return "folder"
+    return None if info.isreg() and not info.issparse() else "not_a_file"
+
+
+def _headers(path: Path) -> Iterator[tarfile.TarInfo | Rejected]:
+    """Headers of a tar's members, one at a time; a `Rejected` at the end where the file is cut off or damaged."""
+    size = path.stat().st_size
+    end = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            while (info := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # the reader would keep them all
+                end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                if info.isreg() and info.offset_data + info.size > size:
+                    break
+                yield info
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+        yield Rejected("tar_truncated", str(error)[:200])
+        return
+    # A reader of tars stops without complaint at a damaged header; a whole tar goes on with an empty block.
+    with path.open("rb") as file:
+        file.seek(min(end, size))
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            yield Rejected("tar_truncated", f"after {min(end, size)} bytes")

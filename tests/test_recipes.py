@@ -9,7 +9,7 @@ import yaml
 
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.recipe import RECIPES, Recipe, dump_recipe, list_recipes, load_recipe, recipe_keys
-from flashdmd_cli.runs.recipe_schema import Table
+from flashdmd_cli.runs.tables import Table
 
 
 def test_all_recipes_are_found() -> None:

@@ -41,7 +41,12 @@ def step(request):
 
 def test_density_is_the_gaussian(step):
     schedule, t, x0, _, winner, _ = step
-    torch.testing.assert_close(log_density(schedule, winner, x0, t).double(), gaussian(schedule, x0, t).log_prob(winner.double()), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        log_density(schedule, winner, x0, t).double(),
+        gaussian(schedule, x0, t).log_prob(winner.double()),
+        rtol=1e-5,
+        atol=1e-4,
+    )
 
 
 def test_margin_and_its_gradient_are_those_of_the_four_gaussians(step):
@@ -61,12 +66,16 @@ def test_margin_is_the_noise_difference_times_the_disagreement(step):
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     eps = sample(3) - sample(4)
     expected = ((alpha / sigma) * eps * (x0 - x0_ref)).sum((1, 2, 3))
-    torch.testing.assert_close(preference_margin(schedule, winner, loser, x0, x0_ref, t), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        preference_margin(schedule, winner, loser, x0, x0_ref, t), expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_log_ratio_is_the_difference_of_densities(step):
     schedule, t, x0, x0_ref, winner, _ = step
-    expected = gaussian(schedule, x0, t).log_prob(winner.double()) - gaussian(schedule, x0_ref, t).log_prob(winner.double())
+    expected = gaussian(schedule, x0, t).log_prob(winner.double()) - gaussian(schedule, x0_ref, t).log_prob(
+        winner.double()
+    )
     torch.testing.assert_close(log_ratio(schedule, winner, x0, x0_ref, t).double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -100,7 +109,9 @@ def test_a_student_that_is_its_reference_has_no_margin_and_a_loss_of_ln_2(step):
 def test_the_values_of_the_four_step_grid():
     """alpha / sigma of the transitions to 749, 499 and 249 on SDXL's schedule."""
     t = torch.tensor([749, 499, 249])
-    torch.testing.assert_close((VP.alpha(t) / VP.sigma(t)).flatten(), torch.tensor([0.2450, 0.6200, 1.4426]), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        (VP.alpha(t) / VP.sigma(t)).flatten(), torch.tensor([0.2450, 0.6200, 1.4426]), atol=2e-4, rtol=0
+    )
 
 
 def drawn_by(scheduler, index: int, x0: torch.Tensor, z: torch.Tensor, output) -> torch.Tensor:

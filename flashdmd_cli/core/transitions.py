@@ -48,9 +48,7 @@ def preference_margin(
     `H = (alpha / sigma^2) <winner - loser, x0 - x0_ref> = (alpha / sigma) <eps_w - eps_l, x0 - x0_ref>`.
     """
     alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
-    return _over_dimensions(
-        alpha / sigma.square() * (winner.float() - loser.float()) * (x0.float() - x0_ref.float())
-    )
+    return _over_dimensions(alpha / sigma.square() * (winner.float() - loser.float()) * (x0.float() - x0_ref.float()))
 
 
 def step_kl(schedule: Schedule, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:

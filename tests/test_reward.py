@@ -17,6 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.models.reward_files import RewardBase, load_reward, new_reward, save_reward
 
+SMALL = {"visual_projection": {"weight": torch.zeros(3, 3)}, "logit_scale": 1}
 PROMPTS = ["a plain red circle above a striped blue ring", "a dotted green square left of a plain white ring"]
 
 
@@ -161,7 +162,7 @@ def test_what_is_still_the_teachers_is_not_stored(reward, tiny_family, tmp_path)
         (lambda f: shutil.rmtree(f / "unet"), FileNotFoundError, "unet"),
         (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), FileNotFoundError, "lacks weights"),
         (
-            lambda f: torch.save({"visual_projection": {"weight": torch.zeros(3, 3)}, "logit_scale": 1}, f / "state_dict.pt"),
+            lambda f: torch.save(SMALL, f / "state_dict.pt"),
             ValueError,
             "visual_projection.weight is (3, 3)",
         ),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli import __version__
+from flashdmd_cli.cli.align import align
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
 from flashdmd_cli.cli.doctor import doctor
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("prepare-data")(prepare_data)
 app.command("distill")(distill)
+app.command("align")(align)
 app.command("sample")(sample)
 app.command("eval")(evaluate_command)
 app.command("export")(export)

@@ -43,19 +43,25 @@ def distill(
     return run(recipe, state, lambda: iteration(recipe, objective, state, data), out, watch, stop)
 
 
-def iteration(recipe: Recipe, o: Objective, state: State, data: Data) -> dict[str, float]:
-    """One iteration of Algorithm 1: the student in every `ttur`-th, then the fake score, then the discriminator."""
+def iteration(
+    recipe: Recipe, o: Objective, state: State, data: Data, number: int | None = None
+) -> dict[str, float]:  # fmt: skip
+    """One iteration of Algorithm 1: the student in every `ttur`-th, then the fake score, then the discriminator.
+
+    Its `number`, the state's own if not given, decides whose turn it is and what is drawn.
+    """
+    number = state.iteration if number is None else number
     train, n, figures = recipe.train, recipe.train.accumulation, Figures()
     student, fake = state.student, state.fake
     # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
-    step_draw = generator(train.seed, 0, state.iteration, "grid step")
+    step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
-    students_turn = state.iteration % recipe.fake.ttur == 0
+    students_turn = number % recipe.fake.ttur == 0
     kept: list[Kept] = []
 
     for micro in range(n):
-        draws = Draws(train.seed, 0, state.iteration, micro, o.family.device)
-        batch = data.batch(state.iteration * n + micro, batch=train.micro_batch, seed=train.seed)
+        draws = Draws(train.seed, 0, number, micro, o.family.device)
+        batch = data.batch(number * n + micro, batch=train.micro_batch, seed=train.seed)
         cond = o.family.encode(batch.captions)
         z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
         x_t = o.walk(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)

@@ -14,7 +14,7 @@ class Figures:
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
 
-    def add(self, name: str, value: Tensor, of: int) -> None:
+    def add(self, name: str, value: Tensor, of: float) -> None:
         """Add one micro-batch's share of a mean over `of` of them."""
         self.values[name] = self.values.get(name, 0.0) + value.item() / of
 

@@ -29,7 +29,8 @@ from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
     [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
-    ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["shapes"], ["shapes", "build"],
+    ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
+    ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
     "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
@@ -43,6 +44,8 @@ SURFACE = [
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
+    "reward score: --at --image --pairs --prompt --reward --seed --teacher",
+    "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
     "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps",
     "shapes build: --out --seed --steps --work part",
 ]
@@ -175,6 +178,9 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
         (["export", "--format", "gif"], 2, "diffusers"),
         (["export"], 3, "--from"),
         (["inspect", "nowhere"], 3, "nowhere"),
+        (["reward", "train", "--pairs", "none.jsonl", "--teacher", "nowhere/at/all"], 3, "--teacher"),
+        (["reward", "score", "--reward", "x"], 2, "--pairs"),
+        (["reward", "score", "--reward", "x", "--image", "a.png"], 2, "--prompt"),
         (["recipes", "show", "nothing"], 2, "recipes list"),
         (["recipes", "list", "--json", "--quiet"], 2, "--quiet"),
         (["shapes", "build", "cat", "--out", "x"], 2, "inspector"),

@@ -203,19 +203,24 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
     manifest["recipe"]["teacher"], manifest["recipe"]["gan"]["sam"] = str(shipped / "shapes-sdxl"), str(sam)
     (teacher / "manifest.json").write_text(json.dumps(manifest))
     words = [sys.executable, "-m", "flashdmd_cli.cli.app", "align", "--from", "runs/student", "--reward", str(reward),
-             "--recipe", "align/shapes", *SMALL, *LOOSE, *PROBE, "--rl-ratio", "2", "--iterations", "6"]  # fmt: skip
+             "--recipe", "align/shapes", *SMALL, *LOOSE, *PROBE, "--rl-ratio", "2", "--iterations"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
-    process = subprocess.Popen([*words, "--out", "killed"], stderr=subprocess.PIPE, env=environment)
-    deadline = time.monotonic() + 90
+    process = subprocess.Popen([*words, "100000", "--out", "killed"], stderr=subprocess.PIPE, env=environment)
+    deadline = time.monotonic() + 240
     while latest_state(ready / "killed" / "state") is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert latest_state(ready / "killed" / "state") is not None
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL and not (ready / "killed" / "manifest.json").exists()
+    # Beyond whatever was reached, by an odd number so that a probe and a round of stage 1 lie in between.
+    last = str(int(latest_state(ready / "killed" / "state").name.removeprefix("step-")) + 3)
     for out in ("killed", "whole"):
-        done = subprocess.run([*words, "--out", out], capture_output=True, text=True, env=environment, check=False)
+        done = subprocess.run(
+            [*words, last, "--out", out], capture_output=True, text=True, env=environment, check=False
+        )
         assert done.returncode == 0, done.stderr
     one, two = ready / "killed", ready / "whole"
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
-    for path in ("student/diffusion_pytorch_model.safetensors", "state/step-00000006/tensors.safetensors"):
+    for path in ("student/diffusion_pytorch_model.safetensors", f"state/step-{int(last):08d}/tensors.safetensors"):
         assert (one / path).read_bytes() == (two / path).read_bytes()

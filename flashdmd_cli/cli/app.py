@@ -16,6 +16,7 @@ from flashdmd_cli.cli.export import export
 from flashdmd_cli.cli.inspect import inspect
 from flashdmd_cli.cli.prepare import prepare_data
 from flashdmd_cli.cli.recipes import recipes_app
+from flashdmd_cli.cli.reward import reward_app
 from flashdmd_cli.cli.sample import sample
 from flashdmd_cli.cli.shapes import shapes_app
 
@@ -37,6 +38,7 @@ app.command("eval")(evaluate_command)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(reward_app, name="reward")
 app.command("doctor")(doctor)
 app.add_typer(shapes_app, name="shapes")
 

@@ -216,10 +216,8 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
     # Beyond whatever was reached, by an odd number so that a probe and a round of stage 1 lie in between.
     last = str(int(latest_state(ready / "killed" / "state").name.removeprefix("step-")) + 3)
     for out in ("killed", "whole"):
-        done = subprocess.run(
-            [*words, last, "--out", out], capture_output=True, text=True, env=environment, check=False
-        )
-        assert done.returncode == 0, done.stderr
+        done = run(*words[3:], last, "--out", out)
+        assert done.exit_code == 0, done.output
     one, two = ready / "killed", ready / "whole"
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
     for path in ("student/diffusion_pytorch_model.safetensors", f"state/step-{int(last):08d}/tensors.safetensors"):

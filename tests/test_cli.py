@@ -28,10 +28,12 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
-    ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["shapes"], ["shapes", "build"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
+    ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
+    ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
+    "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
     "demo: --iterations --out --seed",
     "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
     "doctor:",
@@ -44,6 +46,8 @@ SURFACE = [
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
+    "reward score: --at --image --pairs --prompt --reward --seed --teacher",
+    "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
     "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps",
     "shapes build: --out --seed --steps --work part",
 ]
@@ -134,9 +138,14 @@ def test_what_a_dry_run_prints_is_a_recipe_again(tmp_path):
     assert json.loads(run("recipes", "show", path, "--json").stdout)["gan"]["weight"] == 0.7
 
 
-@pytest.mark.parametrize("name", list_recipes())
+@pytest.mark.parametrize("name", [name for name in list_recipes() if "/" not in name])
 def test_every_recipe_dry_runs(name):
     assert run("distill", "--recipe", name, "--dry-run").exit_code == 0
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_is_shown(name):
+    assert yaml.safe_load(run("recipes", "show", name).stdout)["name"] == name.replace("/", "-")
 
 
 def test_missing_weights_are_one_line(tmp_path, monkeypatch):
@@ -154,6 +163,9 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
         (["distill", "--set", "gan.wieght=1", "--dry-run"], 2, "gan.weight"),
         (["distill", "--recipe", "sdxl-5step", "--dry-run"], 2, "--recipe"),
         (["distill", "--teacher", "nowhere/at/all"], 3, "--teacher nowhere/at/all"),
+        (["distill", "--recipe", "align/shapes"], 2, "flashdmd align --from CKPT --recipe align/shapes"),
+        (["align"], 3, "--from"),
+        (["align", "--from", "nowhere"], 3, "--from nowhere"),
         (["prepare-data", "coco"], 2, "shapes"),
         (["prepare-data", "shapes", "--num", 0], 2, "--num"),
         (["sample", "--from", "x", "--compare", "friend", "--prompt", "p"], 2, "--compare"),
@@ -168,6 +180,9 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
         (["export", "--format", "gif"], 2, "diffusers"),
         (["export"], 3, "--from"),
         (["inspect", "nowhere"], 3, "nowhere"),
+        (["reward", "train", "--pairs", "none.jsonl", "--teacher", "nowhere/at/all"], 3, "--teacher"),
+        (["reward", "score", "--reward", "x"], 2, "--pairs"),
+        (["reward", "score", "--reward", "x", "--image", "a.png"], 2, "--prompt"),
         (["recipes", "show", "nothing"], 2, "recipes list"),
         (["recipes", "list", "--json", "--quiet"], 2, "--quiet"),
         (["shapes", "build", "cat", "--out", "x"], 2, "inspector"),

@@ -8,19 +8,36 @@ import pytest
 import yaml
 
 from flashdmd_cli.runs.errors import InputError, UsageError
-from flashdmd_cli.runs.recipe import RECIPES, Recipe, dump_recipe, list_recipes, load_recipe, recipe_keys
-from flashdmd_cli.runs.recipe_schema import Table
+from flashdmd_cli.runs.recipe import (
+    RECIPES,
+    Recipe,
+    RewardRecipe,
+    dump_recipe,
+    list_recipes,
+    load_any_recipe,
+    load_recipe,
+    load_reward_recipe,
+    recipe_keys,
+    table_of,
+)
+from flashdmd_cli.runs.tables import Table
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(list_recipes()) == 10
+    assert len(list_recipes()) == 10 + 18 + 2
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_each_recipe_loads_has_its_name_and_a_comment(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.name == path.stem
+    recipe = load_any_recipe(path)
+    assert recipe.name == "-".join(path.relative_to(RECIPES).with_suffix("").parts)
     assert path.read_text().startswith("# ")
+    assert (path.parent.name == "align") == (getattr(recipe, "align", None) is not None)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_names_of_stage_1_say_steps_and_teacher(path: Path) -> None:
+    recipe = load_recipe(path)
     assert recipe.grid.steps == int(path.stem.split("-")[1].removesuffix("step"))
     assert path.stem.startswith(recipe.teacher.removesuffix("-sdxl"))
 
@@ -132,11 +149,73 @@ def test_recipe_is_frozen() -> None:
         load_recipe("shapes-4step").train.batch = 3  # type: ignore[misc]
 
 
-def test_every_field_has_a_docstring() -> None:
-    tables = [field.annotation for field in Recipe.model_fields.values()]
-    for table in (table for table in tables if isinstance(table, type) and issubclass(table, Table)):
+@pytest.mark.parametrize("schema", [Recipe, RewardRecipe])
+def test_every_field_has_a_docstring(schema: type[Table]) -> None:
+    tables = [table for field in schema.model_fields.values() if (table := table_of(field.annotation)) is not None]
+    assert len(tables) >= 4
+    for table in tables:
         assert table.__doc__
         assert all(field.description for field in table.model_fields.values()), table
+
+
+# -- stage 2 ------------------------------------------------------------------------------------------------------
+
+
+def test_an_alignment_goes_on_top_of_the_students_own_recipe() -> None:
+    """Not on top of the recipe it names as its base: the regulariser is what the student was distilled with."""
+    stage1 = load_recipe("shapes-4step", ["gan.weight=0.7", "fake.ttur=5", "train.seed=3", "train.iterations=9"])
+    aligned = load_recipe("align/shapes", ["align.beta=7"], {"align.rl_ratio": 2}, stage1)
+    assert (aligned.gan.weight, aligned.fake.ttur, aligned.train.seed) == (0.7, 5, 3)
+    assert aligned.align is not None
+    assert (aligned.align.beta, aligned.align.rl_ratio, aligned.align.reward) == (7, 2, "embedded")
+    assert aligned.train.iterations == load_recipe("align/shapes").train.iterations
+    assert load_recipe("align/shapes-no-gan", stage1=stage1).gan.kind == "none"
+
+
+def test_rows_of_table_4() -> None:
+    """Each differs from its neighbour in what its name says."""
+    rows = {row: load_recipe(f"align/sdxl-{row}").model_dump(exclude={"name"}) for row in
+            ("no-gan", "1to1", "2to1", "10to1", "all-noise", "post-training")}  # fmt: skip
+    five = rows["no-gan"]
+    assert (five["align"]["rl_ratio"], five["gan"]["kind"], five["train"]["iterations"]) == (5, "none", 2000)
+    for row, ratio in (("1to1", 1), ("2to1", 2), ("10to1", 10), ("post-training", None)):
+        assert rows[row] == five | {"align": five["align"] | {"rl_ratio": ratio}}
+    assert rows["all-noise"] == five | {"align": five["align"] | {"steps": "all_noise"}}
+    final = load_recipe("align/sdxl")
+    assert (final.gan.kind, final.train.iterations, final.preference_step_indices) == ("pixel", 5000, (0, 1))
+
+
+def test_which_steps_an_alignment_compares() -> None:
+    four, eight = {"align": {}}, {"align": {}, "grid": {"steps": 8}}
+    every = {"align": {"steps": "all_noise"}}
+    assert Recipe.model_validate(four).preference_step_indices == (0, 1)
+    assert Recipe.model_validate(eight).preference_step_indices == (0, 1)
+    assert Recipe.model_validate(four | every).preference_step_indices == (0, 1, 2)
+    assert Recipe.model_validate({"align": {}, "grid": {"steps": 2}}).preference_step_indices == (0,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("align.bta=3", "align.bta: no such recipe key; did you mean align.beta?"),
+        ("align.candidates=1", "align.candidates: input should be greater than or equal to 2"),
+        ("align.threshold=[0.6, 0.4]", "align.threshold should not fall with noise"),
+        ("align.threshold=[0.6, 1.4]", "align.threshold"),
+        ("grid.steps=1", "grid.steps should be 2, 4 or 8"),
+        ("bands.saturation=0", "bands.saturation: input should be greater than 0"),
+    ],
+)
+def test_wrong_alignments_are_told_in_one_line(setting: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe("align/shapes", [setting])
+    assert caught.value.message.startswith(message)
+
+
+def test_reward_recipes_have_keys_of_their_own() -> None:
+    assert load_reward_recipe("reward/sdxl").pairs.timesteps == tuple(range(1, 952, 50))
+    assert load_reward_recipe("reward/shapes", ["pairs.held_out=0.2"]).pairs.held_out == 0.2
+    with pytest.raises(UsageError, match="optim.lr_student: no such recipe key; did you mean optim.lr?"):
+        load_reward_recipe("reward/shapes", ["optim.lr_student=1"])
 
 
 def test_keys_are_dotted() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli import __version__
+from flashdmd_cli.cli.align import align
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
 from flashdmd_cli.cli.doctor import doctor
@@ -15,6 +16,7 @@ from flashdmd_cli.cli.export import export
 from flashdmd_cli.cli.inspect import inspect
 from flashdmd_cli.cli.prepare import prepare_data
 from flashdmd_cli.cli.recipes import recipes_app
+from flashdmd_cli.cli.reward import reward_app
 from flashdmd_cli.cli.sample import sample
 from flashdmd_cli.cli.shapes import shapes_app
 
@@ -30,11 +32,13 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("prepare-data")(prepare_data)
 app.command("distill")(distill)
+app.command("align")(align)
 app.command("sample")(sample)
 app.command("eval")(evaluate_command)
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(reward_app, name="reward")
 app.command("doctor")(doctor)
 app.add_typer(shapes_app, name="shapes")
 

@@ -155,9 +155,9 @@ def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
 
 def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, Any]:
     """All four parts; returns the metrics of every row with their intervals."""
+    from flashdmd_cli.cli.distill_run import run_distill
     from flashdmd_cli.cli.evaluate import load_reference
     from flashdmd_cli.cli.prepare import prepare
-    from flashdmd_cli.cli.training_run import run_distill
 
     say = observer.output.say
     say(WHY_DATA)

@@ -10,6 +10,7 @@ import typer
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.sources import RUNS, SHAPES, claim, find_run, find_teacher
+from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
     from flashdmd_cli.core.grid import Grid
@@ -96,7 +97,12 @@ def distill(
         if dry_run:
             print_recipe(resolved, output)
             return
-        from flashdmd_cli.cli.training_run import find_sam, run_distill
+        if resolved.align is not None:
+            raise UsageError(
+                f"--recipe {resolved.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe}"
+            )
+        from flashdmd_cli.cli.distill_run import run_distill
+        from flashdmd_cli.cli.training_run import find_sam
 
         find_teacher(resolved.teacher)
         find_sam(resolved)

@@ -161,11 +161,11 @@ def student_drawer(
     family: SDXLFamily | None = None,
 ) -> Drawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise."""
-    from flashdmd_cli.runs.manifest import read_manifest
+    from flashdmd_cli.runs.manifest import CHECKPOINTS, read_manifest
     from flashdmd_cli.runs.recipe import Recipe
 
     manifest = read_manifest(folder)
-    if manifest.kind != "distill":
+    if manifest.kind not in CHECKPOINTS:
         raise InputError(f"--from {folder}: is a {manifest.kind} folder", hint="flashdmd distill writes a checkpoint")
     if sampler not in (None, "few_step"):
         raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")

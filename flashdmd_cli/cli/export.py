@@ -34,12 +34,12 @@ def export(
         from flashdmd_cli.cli.drawing import student_drawer
         from flashdmd_cli.cli.training_run import saving
         from flashdmd_cli.export.diffusers import export_diffusers
-        from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
+        from flashdmd_cli.runs.manifest import CHECKPOINTS, Manifest, parent_record, read_manifest, write_manifest
 
         began = time.monotonic()
         checkpoint = find_run(source)
         made = read_manifest(checkpoint)
-        if made.kind != "distill":
+        if made.kind not in CHECKPOINTS:
             raise InputError(
                 f"--from {checkpoint}: is a {made.kind} folder", hint="flashdmd distill writes a checkpoint"
             )

@@ -42,9 +42,9 @@ def list_command(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = F
 def show(name: Name, sets: Sets = None, as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Print a recipe with every default filled in."""
     with command(as_json, quiet, debug) as output:
-        from flashdmd_cli.runs.recipe import dump_recipe, load_recipe
+        from flashdmd_cli.runs.recipe import dump_recipe, load_any_recipe
 
-        recipe = load_recipe(name, sets or [])
+        recipe = load_any_recipe(name, sets or [])
         output.result(recipe.model_dump(mode="json"), dump_recipe(recipe).rstrip(), recipe.name)
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
-from flashdmd_cli.cli.output import command
+from flashdmd_cli.cli.output import Output, Progress, command
+from flashdmd_cli.cli.sources import SHAPES, claim
 from flashdmd_cli.runs.errors import UsageError
 
-PARTS = ("inspector", "vae", "text", "unet", "sam")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTS = ("inspector", "vae", "text", "unet", "sam", "reward")
+TEACHER_STEPS = 4
+"""Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
 shapes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
@@ -23,6 +31,30 @@ shapes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 @shapes_app.callback()
 def shapes() -> None:
     """The embedded world: rebuild the models that the package ships."""
+
+
+def build_reward(out: Path, work: Path, steps: int | None, seed: int, output: Output) -> Path:
+    """Pairs drawn by the shipped teacher and labelled by the shipped inspector, and a reward model trained on them."""
+    from flashdmd_cli.building.pairs import build_pairs
+    from flashdmd_cli.cli.drawing import as_teacher, load_family
+    from flashdmd_cli.cli.reward_run import run_reward
+    from flashdmd_cli.runs.recipe import load_reward_recipe
+    from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.shapes.inspector import load_inspector
+
+    recipe = load_reward_recipe("reward/shapes", (), {"train.iterations": steps, "train.seed": seed})
+    folder = asset(SHAPES)
+    with Progress(output) as observer:
+        teacher = as_teacher(load_family(folder), SHAPES, folder, "stochastic", TEACHER_STEPS)
+
+        def draw(texts: Sequence[str], first: int) -> Tensor:
+            from flashdmd_cli.evaluation.generate import generate
+
+            return generate(teacher.family, teacher.net, texts, seed, "stochastic", TEACHER_STEPS, teacher.guidance,
+                            first_index=first)  # fmt: skip
+
+        pairs = build_pairs(draw, load_inspector(asset("inspector")), work / "pairs", seed=seed, say=output.say)
+        return run_reward(recipe, pairs, claim(out, "reward"), observer, half=True)
 
 
 @shapes_app.command("build")
@@ -40,13 +72,22 @@ def build(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train one part of the embedded world. Order: inspector, vae, text, unet, sam; the same command again resumes."""
+    """Train one part of the embedded world. Order: as listed; the same command again resumes."""
     with command(as_json, quiet, debug) as output:
         if part not in PARTS:
             raise UsageError(f"PART {part}: unknown", hint=f"known parts: {', '.join(PARTS)}")
         if steps is not None and steps < 1:
             raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
         began = time.monotonic()
+        if part == "reward":
+            folder = build_reward(out, work, steps, seed, output)
+            figures = {
+                f"accuracy_{t}": v for t, v in json.loads((folder / "report.json").read_text())["accuracy"].items()
+            }
+            told = "".join(f", {name} {value:.3f}" for name, value in figures.items())
+            document = {"part": part, "out": out, "figures": figures, "seconds": time.monotonic() - began}
+            output.result(document, f"{out}: {part} built{told}", str(out))
+            return
         length = {} if steps is None else {"steps": steps}
         builder = getattr(importlib.import_module(f"flashdmd_cli.building.{part}"), f"build_{part}")
         # The builders tell their progress by `print`; stdout is for results.

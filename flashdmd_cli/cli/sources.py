@@ -14,6 +14,8 @@ SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 """The folders of a stock `StableDiffusionXLPipeline`."""
+WRITERS = {"data": "prepare-data shapes", "distill": "distill", "align": "align", "reward": "reward train"}
+"""Which command writes a kind of folder."""
 MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
 
@@ -67,28 +69,28 @@ def find_teacher(name: str, flag: str = "--teacher") -> Path:
     )
 
 
-def find_run(name: str | None, kind: str = "distill", flag: str = "--from") -> Path:
-    """A checkpoint folder as given, or the newest of its kind under ./runs."""
-    from flashdmd_cli.runs.manifest import newest
+def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
+    """A folder as given, or the newest of its kinds (default: those that hold a student) under ./runs."""
+    from flashdmd_cli.runs.manifest import CHECKPOINTS, newest
 
+    kinds = kinds or CHECKPOINTS
     if name is not None:
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise InputError(f"{flag} {name}: no such folder", hint="flashdmd distill writes one")
+            raise InputError(f"{flag} {name}: no such folder", hint=f"flashdmd {WRITERS[kinds[0]]} writes one")
         return folder
-    command = "prepare-data shapes" if kind == "data" else kind
-    hint = f"name a folder, or make one with: flashdmd {command}"
-    missing = InputError(f"{flag}: nothing given, and no finished {kind} folder under ./{RUNS}", hint=hint)
+    hint = f"name a folder, or make one with: flashdmd {WRITERS[kinds[0]]}"
+    missing = InputError(f"{flag}: nothing given, and no finished {kinds[0]} folder under ./{RUNS}", hint=hint)
     if not RUNS.is_dir():
         raise missing
     try:
-        return newest(RUNS, kind)
+        return newest(RUNS, *kinds)
     except (FileNotFoundError, InputError):
         raise missing from None
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """A folder that `distill` finished, in contrast to a pipeline folder."""
+    """A folder that `distill` or `align` finished, in contrast to a pipeline folder."""
     return (folder / "manifest.json").is_file() and not (folder / "model_index.json").is_file()
 
 

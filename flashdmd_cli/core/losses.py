@@ -68,6 +68,29 @@ def softplus_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None
     return (score if weight is None else score * weight).mean()
 
 
+def preference_loss(margin: Tensor, beta: float, num_dimensions: int) -> Tensor:
+    """Eq. 12, `-mean log sigmoid(beta H / d)`, of margins H (B,) in nats over d dimensions; ln 2 where H is zero.
+
+    Deviates from the paper: Eq. 12 prints no `1 / d`. LPO and PSO take means over dimensions, and their beta belongs to
+    that; here it is a divisor, so that one beta serves every latent size.
+    """
+    return -F.logsigmoid(beta * margin.float() / num_dimensions).mean()
+
+
+def pairwise_cross_entropy(score_0: Tensor, score_1: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Loss of a reward model on pairs of one prompt (LRM's criterion; Pick-a-Pic, Kirstain et al. 2023, Eq. 2).
+
+    Scores (B,) of both pictures; `label` (B,) is 0 where picture 0 is better, 1 where picture 1 is, 0.5 for a tie.
+    KL between the label as a distribution and `softmax([score_0, score_1])`, so a tie that is scored as one costs
+    nothing. `weight` (B,) is normalised to a sum of one; without it all pairs count alike.
+    """
+    difference, label = score_1.float() - score_0.float(), label.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(difference, label, reduction="none")
+    entropy = -torch.special.xlogy(label, label) - torch.special.xlogy(1 - label, 1 - label)
+    losses = cross_entropy - entropy
+    return losses.mean() if weight is None else (losses * weight / weight.sum()).sum()
+
+
 @torch.no_grad()
 def ema_update_(target: Iterable[Tensor], source: Iterable[Tensor], decay: float) -> None:
     """`target <- decay * target + (1 - decay) * source`, in place (Eq. 11: the fake score follows the student)."""

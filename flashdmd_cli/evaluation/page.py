@@ -102,6 +102,12 @@ def picture_uri(picture: Tensor) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
+def picture_file(path: Path, title: str) -> str:
+    """A PNG file as it is, in the page itself."""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<div class="wide"><img alt="{html.escape(title, quote=True)}" src="data:image/png;base64,{data}"></div>'
+
+
 def pictures(rows: Mapping[str, Tensor], captions: Sequence[str]) -> str:
     """Pictures side by side: a row per sampler, a column per caption; each value is (N, 3, H, W) on [-1, 1]."""
     heads = "".join(f'<td class="caption">{html.escape(caption)}</td>' for caption in captions)

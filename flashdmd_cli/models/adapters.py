@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from diffusers.models import UNet2DConditionModel
 from peft import LoraConfig
 from torch import nn
@@ -34,3 +38,28 @@ def merge_lora(net: UNet2DConditionModel) -> UNet2DConditionModel:
         net.fuse_lora()
         net.unload_lora()
     return net
+
+
+class Reference:
+    """The network that a student was before its training began, frozen.
+
+    With adapters it is the student itself with them switched off, which costs no memory; else a copy.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        """Take `student` as it is before its first update (an adapter that was just put on answers as if absent)."""
+        self.student = student
+        adapted = bool(getattr(student, "peft_config", None))
+        self.copy = None if adapted else copy.deepcopy(student).requires_grad_(False)
+
+    @contextmanager
+    def network(self) -> Iterator[nn.Module]:
+        """The reference for as long as the context lasts; the student must not be run as itself meanwhile."""
+        if self.copy is not None:
+            yield self.copy
+            return
+        self.student.disable_adapters()  # type: ignore[operator]
+        try:
+            yield self.student
+        finally:
+            self.student.enable_adapters()  # type: ignore[operator]

@@ -23,7 +23,9 @@ MANIFEST = "manifest.json"
 NOT_LISTED = ("state", "tensorboard")
 """Folders that change after the manifest is written, so they are left out of it."""
 
-Kind = Literal["data", "distill", "align", "sample", "eval", "export", "demo", "asset"]
+Kind = Literal["data", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
+CHECKPOINTS: tuple[Kind, ...] = ("distill", "align")
+"""Kinds of folder that hold a student."""
 
 
 class _Record(BaseModel):
@@ -44,6 +46,7 @@ class Updates(_Record):
     student: int = 0
     fake: int = 0
     discriminator: int = 0
+    preference: int = 0
 
 
 class TeacherRecord(_Record):
@@ -202,7 +205,18 @@ def verify(folder: Path) -> list[str]:
 
     A listed file must be there with its size and hash; a parent that is still there must have its recorded hash.
     """
-    manifest, problems = read_manifest(folder), []
+    manifest = read_manifest(folder)
+    problems = damaged_files(folder, manifest)
+    for parent in manifest.parents:
+        path = folder / parent.path / MANIFEST
+        if path.is_file() and sha256_file(path) != parent.sha256:
+            problems.append(f"parent {parent.path}: its manifest has changed since")
+    return problems
+
+
+def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
+    """The listed files that are missing or not what they were, one line each."""
+    problems = []
     for record in manifest.files:
         path = folder / record.path
         if not path.is_file():
@@ -211,10 +225,6 @@ def verify(folder: Path) -> list[str]:
             problems.append(f"{record.path}: {path.stat().st_size} bytes, recorded {record.size}")
         elif sha256_file(path) != record.sha256:
             problems.append(f"{record.path}: contents differ from the recorded hash")
-    for parent in manifest.parents:
-        path = folder / parent.path / MANIFEST
-        if path.is_file() and sha256_file(path) != parent.sha256:
-            problems.append(f"parent {parent.path}: its manifest has changed since")
     return problems
 
 

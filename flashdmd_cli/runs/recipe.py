@@ -1,6 +1,7 @@
 """Reading recipes: defaults, then a recipe file, then `--set a.b=c`, then flags; the later one wins.
 
-The fields and their defaults are in `recipe_schema`; the shipped files in the folder `recipes`.
+The fields and their defaults are in `recipe_schema`, `align_schema` and `reward_schema`; the shipped files in the
+folder `recipes`.
 """
 
 from __future__ import annotations
@@ -8,16 +9,30 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from flashdmd_cli.runs.errors import InputError, UsageError
-from flashdmd_cli.runs.recipe_schema import Recipe, Table
+from flashdmd_cli.runs.recipe_schema import Recipe
+from flashdmd_cli.runs.reward_schema import RewardRecipe
+from flashdmd_cli.runs.tables import Table
 
-__all__ = ["Recipe", "dump_recipe", "list_recipes", "load_recipe", "recipe_keys", "recipe_path"]
+__all__ = [
+    "Recipe",
+    "RewardRecipe",
+    "dump_recipe",
+    "list_recipes",
+    "load_any_recipe",
+    "load_recipe",
+    "load_reward_recipe",
+    "recipe_keys",
+    "recipe_path",
+    "table_of",
+]
 
+R = TypeVar("R", Recipe, RewardRecipe)
 RECIPES = Path(__file__).parents[1] / "recipes"
 
 
@@ -42,47 +57,80 @@ def recipe_path(name: str) -> Path:
 
 
 def load_recipe(
-    name_or_path: str | Path, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
+    name_or_path: str | Path,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, object] | None = None,
+    stage1: Recipe | None = None,
 ) -> Recipe:
     """The checked recipe: defaults < the file < `sets` ("a.b=c", YAML values) < `flags` ({"a.b": value}, None skipped).
 
-    A file may start from another recipe with `base: NAME` and say only what differs. Raises `UsageError` for a wrong
-    key (naming the nearest right one) or value, `InputError` for a missing or unreadable file.
+    A file may start from another recipe with `base: NAME` and say only what differs. With `stage1`, the recipe of a
+    checkpoint that is to be aligned, that one takes the place of everything below the file's alignment: the regulariser
+    is what the student was distilled with. Raises `UsageError` for a wrong key (naming the nearest right one) or
+    value, `InputError` for a missing or unreadable file.
     """
-    values = _read(recipe_path(str(name_or_path)), ())
-    for text in sets:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise UsageError(f"--set: {text!r} is not KEY=VALUE", hint="for example --set train.batch=8")
-        _put(values, key.strip(), _parse(value, "--set"))
-    for key, flag in (flags or {}).items():
-        if flag is not None:
-            _put(values, key, flag)
-    try:
-        return Recipe.model_validate(values)
-    except ValidationError as error:
-        raise _usage_error(error) from None
+    layers = _layers(recipe_path(str(name_or_path)), ())
+    if stage1 is not None:
+        lowest = next((i for i, layer in enumerate(layers) if "align" in layer), 0)
+        layers = [stage1.model_dump(mode="json"), *layers[lowest:]]
+    return _check(Recipe, layers, sets, flags)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def load_reward_recipe(
+    name_or_path: str | Path, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
+) -> RewardRecipe:
+    """The checked recipe of a reward model, with the precedence and the errors of `load_recipe`."""
+    return _check(RewardRecipe, _layers(recipe_path(str(name_or_path)), ()), sets, flags)
+
+
+def load_any_recipe(name_or_path: str | Path, sets: Sequence[str] = ()) -> Recipe | RewardRecipe:
+    """A recipe of either kind: those of reward models lie in a folder `reward`."""
+    rewards = recipe_path(str(name_or_path)).parent.name == "reward"
+    return (load_reward_recipe if rewards else load_recipe)(name_or_path, sets)
+
+
+def dump_recipe(recipe: Recipe | RewardRecipe) -> str:
     """The resolved recipe as YAML, every field written out; `load_recipe` reads it back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def recipe_keys() -> list[str]:
+def recipe_keys(schema: type[Table] = Recipe) -> list[str]:
     """Every key of a recipe, dotted as `--set` takes it."""
     keys: list[str] = []
-    for name, field in Recipe.model_fields.items():
-        table = field.annotation
-        if isinstance(table, type) and issubclass(table, Table):
-            keys += [f"{name}.{inner}" for inner in table.model_fields]
-        else:
-            keys.append(name)
+    for name, field in schema.model_fields.items():
+        inner = table_of(field.annotation)
+        keys += [f"{name}.{key}" for key in inner.model_fields] if inner is not None else [name]
     return keys
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The nested values of a recipe file, on top of those of its base."""
+def table_of(annotation: Any) -> type[Table] | None:
+    """The table that a field holds, also where it may be null; None for a plain field."""
+    kinds = get_args(annotation) or (annotation,)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
+
+
+def _check(
+    schema: type[R], layers: Sequence[dict[str, Any]], sets: Sequence[str], flags: Mapping[str, object] | None
+) -> R:
+    values: dict[str, Any] = {}
+    for layer in layers:
+        _merge(values, layer)
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set: {text!r} is not KEY=VALUE", hint="for example --set train.batch=8")
+        _put(values, key.strip(), _parse(value, "--set"), schema)
+    for key, flag in (flags or {}).items():
+        if flag is not None:
+            _put(values, key, flag, schema)
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise _usage_error(error, schema) from None
+
+
+def _layers(path: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
+    """The nested values of a recipe file, last, and of those that it is based on, the lowest first."""
     if path in seen:
         raise UsageError(f"base: {path} starts from itself", hint="remove one `base` line of the circle")
     try:
@@ -93,13 +141,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"--recipe: {path} is not a table of keys", hint="`flashdmd recipes show NAME` shows one")
     base = values.pop("base", None)
-    result = _read(recipe_path(str(base)), (*seen, path)) if base is not None else {}
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(result.get(key), dict):
-            result[key] |= value
-        else:
-            result[key] = value
-    return result
+    below = _layers(recipe_path(str(base)), (*seen, path)) if base is not None else []
+    return [*below, values]
+
+
+def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    """Put a layer on top, table by table."""
+    for key, value in layer.items():
+        below = values.get(key)
+        values[key] = {**(below if isinstance(below, dict) else {}), **value} if isinstance(value, dict) else value
 
 
 def _parse(text: str, source: str) -> Any:
@@ -109,10 +159,10 @@ def _parse(text: str, source: str) -> Any:
         raise UsageError(f"{source}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from error
 
 
-def _put(values: dict[str, Any], key: str, value: object) -> None:
+def _put(values: dict[str, Any], key: str, value: object, schema: type[Table]) -> None:
     """Set a dotted key in nested values."""
-    if key not in recipe_keys():
-        raise _unknown(key)
+    if key not in recipe_keys(schema):
+        raise _unknown(key, schema)
     *tables, last = key.split(".")
     for table in tables:
         inner = values.get(table)
@@ -121,10 +171,11 @@ def _put(values: dict[str, Any], key: str, value: object) -> None:
     values[last] = value
 
 
-def _unknown(key: str) -> UsageError:
+def _unknown(key: str, schema: type[Table]) -> UsageError:
+    example = "reward/sdxl" if schema is RewardRecipe else "sdxl-4step"
     return UsageError(
-        f"{key}: no such recipe key{_nearest(key, recipe_keys())}",
-        hint="`flashdmd recipes show sdxl-4step` shows the keys",
+        f"{key}: no such recipe key{_nearest(key, recipe_keys(schema))}",
+        hint=f"`flashdmd recipes show {example}` shows the keys",
     )
 
 
@@ -138,12 +189,12 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _usage_error(error: ValidationError) -> UsageError:
+def _usage_error(error: ValidationError, schema: type[Table]) -> UsageError:
     """The first complaint of the checker, as one line that starts with the key."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     if first["type"] == "extra_forbidden":
-        return _unknown(key)
+        return _unknown(key, schema)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         line = f"{key}.{message}" if key else message

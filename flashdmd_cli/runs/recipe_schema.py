@@ -1,26 +1,19 @@
 """The fields of a recipe: every choice of a run in frozen, checked tables.
 
-The defaults are those of full fine-tuning of SDXL in 4 steps.
+The defaults are those of full fine-tuning of SDXL in 4 steps. The tables of stage 2 are in `align_schema`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+from flashdmd_cli.runs.align_schema import Alignment, Bands, ProbeTable
+from flashdmd_cli.runs.tables import AdamW, Count, Decay, NonNegative, Positive, Table
 
-
-class Table(BaseModel):
-    """A frozen group of fields that refuses unknown ones."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
-    )
+HIGH_NOISE_STEPS = 2
+"""How many of the first grid steps count as high noise: 999 and 749 of 4, 999 and 874 of 8 (section 8 of the paper)."""
 
 
 class Model(Table):
@@ -110,7 +103,7 @@ class FakeScore(Table):
     """lambda_ema of Eq. 11, fake <- lambda fake + (1 - lambda) student after a student update; null: never."""
 
 
-class Optimizer(Table):
+class Optimizer(AdamW):
     """AdamW for each of the three roles."""
 
     lr_student: Positive = 1e-6
@@ -119,14 +112,6 @@ class Optimizer(Table):
     """Learning rate of the fake score."""
     lr_discriminator: Positive = 1e-5
     """Learning rate of the discriminator's heads."""
-    warmup: Annotated[int, Field(ge=0)] = 100
-    """Updates of each role in which its learning rate rises linearly from zero."""
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decays of AdamW's first and second moments."""
-    weight_decay: NonNegative = 0.01
-    """Decoupled weight decay."""
-    clip: Positive = 1.0
-    """Largest gradient norm, for each role."""
 
 
 class Train(Table):
@@ -166,7 +151,7 @@ class Train(Table):
 
 
 class Recipe(Table):
-    """One distillation run."""
+    """One run of stage 1 or 2."""
 
     name: str = "unnamed"
     """Name shown in logs and manifests."""
@@ -181,9 +166,15 @@ class Recipe(Table):
     fake: FakeScore = FakeScore()
     optim: Optimizer = Optimizer()
     train: Train = Train()
+    align: Alignment | None = None
+    """Stage 2: preference learning with this recipe's other losses as the regulariser; null: stage 1 alone."""
+    probe: ProbeTable = ProbeTable()
+    bands: Bands = Bands()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.align is not None and self.grid.steps == 1:
+            raise ValueError("grid.steps should be 2, 4 or 8 for an alignment: a single step draws nothing to prefer")
         if self.gan.kind == "pixel" and self.gan.decode == "crop" and self.gan.crop_px > self.train.resolution:
             raise ValueError(
                 f"gan.crop_px should not exceed train.resolution, but {self.gan.crop_px} > {self.train.resolution}"
@@ -202,3 +193,10 @@ class Recipe(Table):
         if self.gan.kind == "none":
             return ()
         return tuple(range(self.grid.steps)) if self.gan.steps == "all" else (self.grid.steps - 1,)
+
+    @property
+    def preference_step_indices(self) -> tuple[int, ...]:
+        """Indices into the grid of the steps whose candidates are compared; the last step draws nothing."""
+        stochastic = self.grid.steps - 1
+        every = self.align is not None and self.align.steps == "all_noise"
+        return tuple(range(stochastic if every else min(HIGH_NOISE_STEPS, stochastic)))

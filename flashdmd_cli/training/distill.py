@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.family import Conditioning, Family
-from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag
-from flashdmd_cli.runs.tracking import Tracker
-from flashdmd_cli.training.probe import Probe
+from flashdmd_cli.training.figures import Figures
+from flashdmd_cli.training.loop import Data, Watch, run
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
-
-
-class Data(Protocol):
-    """Captioned pictures in an order that is a function of (seed, step)."""
-
-    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch: ...
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a run tells the outside: figures of an iteration, a warning, a student to preview."""
-
-    progress: Callable[[int, dict[str, float]], None]
-    warn: Callable[[str], None]
-    preview: Callable[[nn.Module, int], None]
 
 
 @dataclass
@@ -60,48 +40,29 @@ def distill(
     Returns the state, short of `recipe.train.iterations` if `stop` was requested; it is saved either way.
     """
     state = State.new(recipe, family, sam)
-    saved = latest_state(out / "state")
-    if saved is not None:
-        state.load(saved)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
-    train, began, seconds = recipe.train, time.monotonic(), state.seconds
-    with Tracker(out, start=state.iteration) as tracker:
-        probe = Probe(state.probe)
-        if state.iteration == 0:
-            watch.preview(state.shipped_student(), 0)
-        while state.iteration < train.iterations and stop.requested is None:
-            figures = iteration(recipe, objective, state, data)
-            state.iteration += 1
-            state.images_seen += train.batch
-            state.seconds = seconds + time.monotonic() - began
-            for warning in probe.check(figures):
-                watch.warn(warning)
-            # Counted from the first iteration, which is a student's turn whatever the TTUR.
-            if (state.iteration - 1) % train.log_every == 0:
-                tracker.log(state.iteration - 1, figures)
-            watch.progress(state.iteration, figures)
-            if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
-                state.save(state_folder(out / "state", state.iteration))
-            if state.iteration % train.preview_every == 0 or state.iteration == train.iterations:
-                watch.preview(state.shipped_student(), state.iteration)
-    if stop.requested is not None:
-        state.save(state_folder(out / "state", state.iteration))
-    return state
+    return run(recipe, state, lambda: iteration(recipe, objective, state, data), out, watch, stop)
 
 
-def iteration(recipe: Recipe, o: Objective, state: State, data: Data) -> dict[str, float]:
-    """One iteration of Algorithm 1: the student in every `ttur`-th, then the fake score, then the discriminator."""
+def iteration(
+    recipe: Recipe, o: Objective, state: State, data: Data, number: int | None = None
+) -> dict[str, float]:  # fmt: skip
+    """One iteration of Algorithm 1: the student in every `ttur`-th, then the fake score, then the discriminator.
+
+    Its `number`, the state's own if not given, decides whose turn it is and what is drawn.
+    """
+    number = state.iteration if number is None else number
     train, n, figures = recipe.train, recipe.train.accumulation, Figures()
     student, fake = state.student, state.fake
     # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
-    step_draw = generator(train.seed, 0, state.iteration, "grid step")
+    step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
-    students_turn = state.iteration % recipe.fake.ttur == 0
+    students_turn = number % recipe.fake.ttur == 0
     kept: list[Kept] = []
 
     for micro in range(n):
-        draws = Draws(train.seed, 0, state.iteration, micro, o.family.device)
-        batch = data.batch(state.iteration * n + micro, batch=train.micro_batch, seed=train.seed)
+        draws = Draws(train.seed, 0, number, micro, o.family.device)
+        batch = data.batch(number * n + micro, batch=train.micro_batch, seed=train.seed)
         cond = o.conditioning(batch)
         z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
         x_t = o.walk(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
@@ -190,26 +151,3 @@ def discriminator_loss(recipe: Recipe, o: Objective, heads: Any, fake: nn.Module
     loss = o.discriminator_loss(real, made)
     figures.add("discriminator", loss, recipe.train.accumulation)
     return loss
-
-
-class Figures:
-    """Means over the micro-batches of an iteration; gradient norms are those of the whole batch."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-
-    def add(self, name: str, value: Tensor, of: int) -> None:
-        """Add one micro-batch's share of a mean over `of` of them."""
-        self.values[name] = self.values.get(name, 0.0) + value.item() / of
-
-    def gradient(self, name: str, loss: Tensor, weight: float, leaf: Tensor, of: int) -> Tensor:
-        """Gradient at the student's output of one micro-batch's share of a weighted loss, with its figures noted.
-
-        Taken at the output alone, so it can reach no network but the one that `x.backward` hands it to. The ratio of
-        the norms says what lambda_adv means; it carries over between models where lambda_adv does not.
-        """
-        self.add(name, loss, of)
-        (gradient,) = torch.autograd.grad(weight * loss / of, leaf)
-        key = f"output_grad/{name}"
-        self.values[key] = math.hypot(self.values.get(key, 0.0), gradient.float().norm().item())
-        return gradient

@@ -4,45 +4,66 @@ from __future__ import annotations
 
 from typing import Any
 
-D_WIN_LOSS = 0.135
-D_WIN_STREAK = 3
-BRIGHTNESS_DRIFT = 0.10
+from flashdmd_cli.runs.align_schema import Bands
+
 SMOOTHING = 0.9
+NUM_BEFORE = 10
+"""Student updates before a gradient is held against the mean of those before it."""
 
 
 class Probe:
     """Watches the figures of each iteration. `memory` is JSON-able and belongs to the run's state."""
 
-    def __init__(self, memory: dict[str, Any]) -> None:
-        self.memory = memory
+    def __init__(self, memory: dict[str, Any], bands: Bands) -> None:
+        self.memory, self.bands = memory, bands
 
     def check(self, figures: dict[str, float]) -> list[str]:
         """Warnings of this iteration; each kind is told once until it has gone away."""
-        found = {"d_win": self._d_win(figures), "brightness": self._brightness(figures)}
-        told = self.memory.setdefault("told", [])
-        warnings = [text for kind, text in found.items() if text and kind not in told]
+        watches = {
+            "d_win": ("discriminator", self._d_win),
+            "brightness": ("brightness/student", self._brightness),
+            "dm_gradient": ("output_grad/dm", self._dm_gradient),
+        }
+        told, warnings = self.memory.setdefault("told", []), []
+        for kind, (needed, look) in watches.items():
+            if needed not in figures:
+                continue  # not every iteration has every figure: what was found last stands
+            text = look(figures)
+            if text and kind not in told:
+                warnings.append(text)
+                told.append(kind)
+            elif not text and kind in told:
+                told.remove(kind)
         self.memory.setdefault("warnings", []).extend(warnings)
-        self.memory["told"] = [kind for kind, text in found.items() if text]
-        figures["tripwires"] = float(len(self.memory["told"]))
+        figures["tripwires"] = float(len(told))
         return warnings
 
     def _d_win(self, figures: dict[str, float]) -> str | None:
         """The discriminator tells everything apart: its gradient no longer says which way is better."""
-        loss = figures.get("discriminator")
-        streak = self.memory.get("d_win_streak", 0) + 1 if loss is not None and loss <= D_WIN_LOSS else 0
-        self.memory["d_win_streak"] = streak
-        if streak < D_WIN_STREAK:
+        lost = figures["discriminator"] <= self.bands.d_win_loss
+        streak = self.memory["d_win_streak"] = self.memory.get("d_win_streak", 0) + 1 if lost else 0
+        if streak < self.bands.d_win_streak:
             return None
-        return f"discriminator loss below {D_WIN_LOSS} for {streak} iterations: lower optim.lr_discriminator"
+        low = self.bands.d_win_loss
+        return f"discriminator loss below {low} for {streak} iterations: lower optim.lr_discriminator"
+
+    def _dm_gradient(self, figures: dict[str, float]) -> str | None:
+        """The pull of distribution matching grows to a multiple of what it was: student and fake score part."""
+        now = figures["output_grad/dm"]
+        mean, count = self.memory.get("dm_gradient", (0.0, 0))
+        if count >= NUM_BEFORE and now > self.bands.dm_gradient * mean:
+            # What is out of bounds does not become the new normal.
+            return f"distribution-matching gradient {now / mean:.1f} times its running mean: lower optim.lr_student"
+        share = 1 / (count + 1) if count < NUM_BEFORE else 1 - SMOOTHING
+        self.memory["dm_gradient"] = ((1 - share) * mean + share * now, count + 1)
+        return None
 
     def _brightness(self, figures: dict[str, float]) -> str | None:
         """The student's pictures become darker or brighter than real ones, on [0, 1], smoothed over iterations."""
-        if "brightness/student" not in figures:
-            return None
         now = (figures["brightness/student"] - figures["brightness/real"]) / 2
         drift = SMOOTHING * self.memory.get("drift", now) + (1 - SMOOTHING) * now
         self.memory["drift"] = drift
         figures["brightness/drift"] = drift
-        if abs(drift) <= BRIGHTNESS_DRIFT:
+        if abs(drift) <= self.bands.brightness_drift:
             return None
         return f"student {abs(drift):.0%} {'brighter' if drift > 0 else 'darker'} than real pictures: lower dm.guidance"

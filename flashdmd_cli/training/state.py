@@ -17,6 +17,7 @@ from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.checkpoint import load_state, save_state
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.tables import AdamW
 
 MAX_BAD_UPDATES = 10
 """Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
@@ -25,10 +26,13 @@ MAX_BAD_UPDATES = 10
 class Role:
     """A network with its optimizer, learning-rate warm-up, clipping and update counter."""
 
-    def __init__(self, name: str, net: nn.Module, lr: float, recipe: Recipe) -> None:
-        self.name, self.net, self.lr, self.recipe = name, net, lr, recipe
+    def __init__(
+        self, name: str, net: nn.Module, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True
+    ) -> None:
+        """`lr_key` names the recipe's field of `lr`; `owner` is false where another role saves the weights."""
+        self.name, self.net, self.lr, self.optim, self.owner = name, net, lr, optim, owner
+        self.lr_key = lr_key or f"optim.lr_{name}"
         self.parameters = trainable_parameters(net)
-        optim = recipe.optim
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
         self.updates = 0
         self.bad_updates = 0
@@ -38,9 +42,9 @@ class Role:
 
         A gradient that is not finite is dropped and counted; `NumericalError` after `MAX_BAD_UPDATES` in a row.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.recipe.optim.clip)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
         if torch.isfinite(norm):
-            warmup = self.recipe.optim.warmup
+            warmup = self.optim.warmup
             rate = self.lr * min(1.0, (self.updates + 1) / warmup) if warmup else self.lr
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -51,7 +55,7 @@ class Role:
             self.bad_updates += 1
             if self.bad_updates >= MAX_BAD_UPDATES:
                 raise NumericalError(
-                    f"optim.lr_{self.name}: {MAX_BAD_UPDATES} gradients in a row were not finite",
+                    f"{self.lr_key}: {MAX_BAD_UPDATES} gradients in a row were not finite",
                     hint="lower the learning rate, or set model.precision=fp32, and run the same command again",
                 )
         self.optimizer.zero_grad(set_to_none=True)
@@ -60,7 +64,8 @@ class Role:
     def tensors(self) -> dict[str, Tensor]:
         """Trainable parameters, buffers and optimizer moments, by dotted name."""
         frozen = {name for name, p in self.net.named_parameters() if not p.requires_grad}
-        weights = {f"{self.name}.net.{k}": v for k, v in self.net.state_dict().items() if k not in frozen}
+        held = self.net.state_dict() if self.owner else {}
+        weights = {f"{self.name}.net.{k}": v for k, v in held.items() if k not in frozen}
         moments = {
             f"{self.name}.optimizer.{index}.{key}": value
             for index, slots in self.optimizer.state_dict()["state"].items()
@@ -83,6 +88,18 @@ class Role:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What stage 2 starts from instead of the teacher: the networks that stage 1 left, plain and frozen."""
+
+    student: nn.Module
+    fake: nn.Module
+    heads: dict[str, Tensor] | None
+    """The discriminator's, where stage 1's can be used on."""
+    iteration: int
+    """Iterations of stage 1, so that what is drawn in stage 2 goes on from there and repeats nothing."""
+
+
 @dataclass
 class State:
     """Everything that changes during a run."""
@@ -91,35 +108,46 @@ class State:
     fake: Role
     discriminator: Role | None
     average: list[Tensor] | None
+    preference: Role | None = None
+    """The student's second optimizer, for the preference steps of stage 2."""
     iteration: int = 0
     images_seen: int = 0
     seconds: float = 0.0
     probe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def new(cls, recipe: Recipe, family: Family, sam: str | Path) -> State:
-        """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3), heads drawn with the run's seed."""
+    def new(cls, recipe: Recipe, family: Family, sam: str | Path, origin: Origin | None = None) -> State:
+        """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3) or of `origin`'s; heads and adapters
+        drawn with the run's seed."""
         torch.manual_seed(recipe.train.seed)
-        student = family.new_network()
+        student = family.new_network() if origin is None else _trainable(origin.student)
         if recipe.model.form == "lora":
             student = add_lora(student, recipe.model.lora_rank, recipe.model.lora_alpha)  # type: ignore[arg-type]
-        # The fake score copies the student, adapters included: Eq. 11 averages tensor by tensor.
+        # A copy with its adapters, since Eq. 11 averages tensor by tensor. An origin's fake score has other weights
+        # below them, but its adapter begins where the student's does.
         fake = copy.deepcopy(student)
+        if origin is not None:
+            fake.load_state_dict(_below_adapters(fake, origin.fake), strict=False)
         optim = recipe.optim
         heads = _discriminator(recipe, fake, sam)
+        if heads is not None and origin is not None and origin.heads is not None:
+            heads.load_state_dict(origin.heads, strict=False)
         average = None
         if recipe.train.generator_ema is not None:
             average = [p.detach().clone() for p in trainable_parameters(student)]
-        return cls(
-            student=Role("student", student, optim.lr_student, recipe),
-            fake=Role("fake", fake, optim.lr_fake, recipe),
-            discriminator=Role("discriminator", heads, optim.lr_discriminator, recipe) if heads is not None else None,
+        state = cls(
+            student=Role("student", student, optim.lr_student, optim),
+            fake=Role("fake", fake, optim.lr_fake, optim),
+            discriminator=Role("discriminator", heads, optim.lr_discriminator, optim) if heads is not None else None,
             average=average,
         )
+        if recipe.align is not None and recipe.align.optimizer == "own":
+            state.preference = Role("preference", student, recipe.align.lr, optim, "align.lr", owner=False)
+        return state
 
     @property
     def roles(self) -> list[Role]:
-        return [role for role in (self.student, self.fake, self.discriminator) if role is not None]
+        return [role for role in (self.student, self.fake, self.discriminator, self.preference) if role is not None]
 
     @property
     def updates(self) -> dict[str, int]:
@@ -130,6 +158,10 @@ class State:
         """After a student update: Eq. 11 into the fake score, and the student's own average."""
         if recipe.fake.ema is not None:
             ema_update_(self.fake.parameters, self.student.parameters, recipe.fake.ema)
+        self.follow_average(recipe)
+
+    def follow_average(self, recipe: Recipe) -> None:
+        """After any update of the student: its own average."""
         if self.average is not None and recipe.train.generator_ema is not None:
             ema_update_(self.average, self.student.parameters, recipe.train.generator_ema)
 
@@ -167,6 +199,16 @@ class State:
             self.average = [tensors[f"average.{index}"].to(v.device) for index, v in enumerate(self.average)]
         self.iteration, self.images_seen = meta["iteration"], meta["images_seen"]
         self.seconds, self.probe = meta["seconds"], meta["probe"]
+
+
+def _trainable(net: nn.Module) -> nn.Module:
+    return copy.deepcopy(net).float().eval().requires_grad_(True)
+
+
+def _below_adapters(net: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
+    """The weights of `plain` under the names that they have in `net`, which may wear adapters."""
+    values, names = plain.state_dict(), net.state_dict().keys()
+    return {name: values[key] for name in names if (key := name.replace(".base_layer.", ".")) in values}
 
 
 def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Module | None:

@@ -45,6 +45,10 @@ class Draws:
         """`num` timesteps, uniform on [low, high], both included."""
         return torch.randint(low, high + 1, (num,), generator=self.generator(role)).to(self.device)
 
+    def choice(self, role: str, num: int, high: int) -> Tensor:
+        """`num` numbers, uniform on [0, high), long."""
+        return torch.randint(high, (num,), generator=self.generator(role)).to(self.device)
+
     def corner(self, role: str, x: Tensor, side: int) -> tuple[int, int]:
         """Top and left of a square crop of `side` from `x` (B, C, H, W), uniform over all places."""
         room = torch.tensor([x.shape[-2] - side, x.shape[-1] - side])

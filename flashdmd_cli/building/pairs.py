@@ -1,0 +1,82 @@
+"""Preference pairs of the embedded world: the teacher's own pictures, and near misses, labelled by the inspector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashdmd_cli.shapes.captions import captions
+from flashdmd_cli.shapes.inspector import Inspector
+from flashdmd_cli.shapes.render import render
+from flashdmd_cli.shapes.world import ATTRIBUTES, sample_attributes, sample_scenes
+
+NUM_PAIRS = 4000
+CHUNK = 100
+RENDERED_SHARE = 0.5
+"""Of the pairs, those of rendered pictures: teachers seldom draw an attribute right and its neighbour wrong."""
+
+Draw = Callable[[Sequence[str], int], Tensor]
+"""(captions, index of the first picture) -> pictures (N, 3, 64, 64) on [-1, 1]."""
+
+
+def build_pairs(
+    draw: Draw, inspector: Inspector, folder: Path, num: int = NUM_PAIRS, seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> Path:  # fmt: skip
+    """Write `folder/pairs.jsonl` with its pictures; what is there already is kept, so the same call resumes.
+
+    A picture is right when the inspector reads all seven attributes of the caption in it. Right beats wrong; two right
+    or two wrong ones are a tie.
+    """
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, object]] = []
+    for start in range(0, num, CHUNK):
+        part = folder / f".rows-{start:06d}.json"
+        if not part.exists():
+            part.write_text(json.dumps(_chunk(draw, inspector, folder, start, min(CHUNK, num - start), seed)))
+            say(f"pairs {min(start + CHUNK, num)}/{num}")
+        rows += json.loads(part.read_text())
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _chunk(
+    draw: Draw, inspector: Inspector, folder: Path, start: int, num: int, seed: int
+) -> list[dict[str, object]]:  # fmt: skip
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
+    wanted = sample_attributes(num, generator)
+    texts = captions(wanted, generator)
+    num_rendered = round(num * RENDERED_SHARE)
+    # Both pictures of a rendered pair have one attribute changed in half of the cases.
+    sides = []
+    for side in range(2):
+        shown = [_miss(row, generator) if torch.rand((), generator=generator) < 0.5 else row for row in wanted]
+        scenes = sample_scenes(num_rendered, generator, attributes=torch.stack(shown[:num_rendered]))
+        rendered = render(scenes, generator)
+        drawn = draw(texts[num_rendered:], (2 * start + side * num) + 1_000_000)
+        sides.append(torch.cat([rendered, drawn.clamp(-1, 1)]))
+    right = [(inspector.read(pictures).attributes == wanted).all(dim=1) for pictures in sides]
+    rows: list[dict[str, object]] = []
+    for i, text in enumerate(texts):
+        names = [f"pictures/{start + i:06d}-{side}.png" for side in range(2)]
+        for name, pictures in zip(names, sides, strict=True):
+            pixels = ((pictures[i] + 1) * 127.5).round().byte().permute(1, 2, 0).contiguous()
+            Image.fromarray(pixels.numpy()).save(folder / name)
+        label = 0.5 if right[0][i] == right[1][i] else float(right[1][i])
+        rows.append({"prompt": text, "image_0": names[0], "image_1": names[1], "label": label})
+    return rows
+
+
+def _miss(attributes: Tensor, generator: torch.Generator) -> Tensor:
+    """The attributes (7,) with one of them changed."""
+    column = int(torch.randint(len(ATTRIBUTES), (1,), generator=generator))
+    size = len(list(ATTRIBUTES.values())[column])
+    changed = attributes.clone()
+    changed[column] = (changed[column] + 1 + int(torch.randint(size - 1, (1,), generator=generator))) % size
+    return changed

@@ -1,0 +1,129 @@
+"""A whole alignment on disk: check what it starts from, load, train, write the student and its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashdmd_cli.cli.output import Progress
+from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
+from flashdmd_cli.cli.run_folder import agree, cache_in_use, finished, open_data
+from flashdmd_cli.cli.sources import SHAPES, find_teacher
+from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
+from flashdmd_cli.runs.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashdmd_cli.cli.checkpoints import Checkpoint
+    from flashdmd_cli.models.reward import LatentRewardModel
+    from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.recipe import Recipe
+    from flashdmd_cli.training.collapse import Judge
+
+SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
+
+
+def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, observer: Progress) -> Path:
+    """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
+
+    Raises `Interrupted` when a signal came before the end and `NumericalError` when a collapse was to end the run; the
+    state is saved then.
+    """
+    from flashdmd_cli.runs.manifest import MANIFEST
+    from flashdmd_cli.runs.signals import StopFlag
+
+    assert recipe.align is not None
+    teacher = find_teacher(recipe.teacher)
+    shards, manifest = open_data(data, teacher)
+    reward_folder = find_reward(recipe.align.reward)
+    parents = [checkpoint.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
+    inputs = dict(zip(("--data", "--from", "--reward"), (data, *parents), strict=False))
+    agree(recipe, inputs, out)
+    if finished(recipe, out):
+        observer.phase(f"{out} holds the finished student of this recipe already")
+        return out
+    sam = find_sam(recipe)
+    if told := cache_in_use(shards, manifest, data):
+        observer.phase(told)
+    observer.phase(f"loading the student {checkpoint.folder}, its teacher and the reward model {recipe.align.reward}")
+    from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.training.align import align
+    from flashdmd_cli.training.collapse import CollapseProbe
+    from flashdmd_cli.training.origin import load_origin
+    from flashdmd_cli.training.steps import Objective
+
+    family = load(SDXLFamily, teacher, recipe.model.precision)
+    check_pictures(shards, recipe, family.resolution, data)
+    reward = load_reward_model(reward_folder, family)
+    check_levels(recipe, family, reward)
+    try:
+        origin = load_origin(checkpoint.folder, checkpoint.manifest.step, checkpoint.recipe, recipe, family)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--from {checkpoint.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
+    if origin.fake is origin.student and recipe.align.rl_ratio is not None:
+        observer.output.say(f"{checkpoint.folder} has no state any more: the fake score begins as the student")
+    captions = list(
+        dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
+    )
+    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
+    probe = CollapseProbe(objective, captions, reward_judge(reward, family, recipe), held_out_judge(recipe, captions))
+    watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
+    observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
+    with StopFlag() as stop:
+        state = align(recipe, family, sam, reward, origin, shards, out, watch, stop, probe)
+    settle(recipe, state, stop, out)
+    write_checkpoint("align", recipe, family, state, data, out, parents)
+    return out
+
+
+def ratio(recipe: Recipe) -> str:
+    """How often stage 1 has its turn, in words."""
+    assert recipe.align is not None
+    if recipe.align.rl_ratio is None:
+        return "without stage 1 beside them"
+    return f"{recipe.align.rl_ratio} preference steps for each student update of stage 1"
+
+
+def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) -> Judge:
+    """Finished latents scored by the reward model, at the lowest noise that it knows."""
+    from flashdmd_cli.core.rollout import at
+    from flashdmd_cli.core.schedules import add_noise
+    from flashdmd_cli.evaluation.generate import picture_noise
+
+    timestep = reward.config.timesteps[0]
+
+    def score(latents: Tensor, captions: Sequence[str]) -> Tensor:
+        import torch
+
+        rows = [picture_noise(latents.shape[1:], recipe.train.seed, i) for i in range(len(latents))]
+        t = at(timestep, latents)
+        noisy = add_noise(family.schedule, latents, torch.stack(rows).to(latents.device), t)
+        return reward.score(noisy, t, reward.encode(captions))
+
+    return score
+
+
+def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
+    """A judge that training does not see: on the embedded world, whether the inspector reads what the caption says."""
+    if recipe.teacher != SHAPES and "shapes" not in Path(recipe.teacher).name:
+        return None
+    from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.shapes.captions import parse
+    from flashdmd_cli.shapes.inspector import load_inspector
+
+    try:
+        inspector: Any = load_inspector(asset("inspector"))
+        for caption in captions:
+            parse(caption)
+    except (FileNotFoundError, ValueError):
+        return None
+
+    def score(pictures: Tensor, captions: Sequence[str]) -> Tensor:
+        import torch
+
+        wanted = torch.tensor([parse(caption) for caption in captions])
+        return (inspector.read(pictures.cpu()).attributes == wanted).all(dim=1).double()
+
+    return score

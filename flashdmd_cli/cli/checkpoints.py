@@ -1,0 +1,73 @@
+"""Checkpoints as inputs: what a distilled student is, held against its manifest before anything is built on it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.cli.sources import find_run
+from flashdmd_cli.runs.errors import InputError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.manifest import Manifest
+    from flashdmd_cli.runs.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished student with what is known of it."""
+
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+
+
+def whole_folder(folder: Path, kind: str, flag: str, writer: str) -> Manifest:
+    """The manifest of a finished folder of this kind whose files are what they were; InputError otherwise."""
+    from flashdmd_cli.runs.manifest import damaged_files, read_manifest
+
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        raise InputError(f"{flag} {error.message}", hint=error.hint) from error
+    if manifest.kind != kind:
+        article = "an" if manifest.kind[0] in "aeiou" else "a"
+        raise InputError(
+            f"{flag} {folder}: is {article} {manifest.kind} folder, not a {kind} one", hint=f"{writer} writes one"
+        )
+    if problems := damaged_files(folder, manifest):
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        raise InputError(
+            f"{flag} {folder}: {problems[0]}{more}", hint=f"flashdmd inspect {folder} shows all; make it again"
+        )
+    return manifest
+
+
+def stage1_checkpoint(folder: Path, flag: str = "--from") -> Checkpoint:
+    """The distilled student in `folder`; InputError when it is anything else, unfinished or damaged."""
+    from pydantic import ValidationError
+
+    from flashdmd_cli.runs.recipe import Recipe
+
+    manifest = whole_folder(folder, "distill", flag, "flashdmd distill")
+    try:
+        recipe = Recipe.model_validate(manifest.recipe)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(f"{flag} {folder}: its recipe cannot be read: {where}: {first['msg']}") from error
+    return Checkpoint(folder, manifest, recipe)
+
+
+def data_of(checkpoint: Checkpoint) -> Path:
+    """The data that a checkpoint was trained on, where it still is, or the newest under ./runs."""
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest, sha256_file
+
+    for parent in checkpoint.manifest.parents:
+        folder = Path(os.path.normpath(checkpoint.folder / parent.path))
+        if (folder / MANIFEST).is_file() and sha256_file(folder / MANIFEST) == parent.sha256:
+            if read_manifest(folder).kind == "data":
+                return folder
+    return find_run(None, "data", flag="--data")

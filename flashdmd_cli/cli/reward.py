@@ -1,0 +1,113 @@
+"""`flashdmd reward`: train a latent reward model on preference pairs, or let one score."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
+from flashdmd_cli.cli.output import Progress, command
+from flashdmd_cli.cli.sources import RUNS, SHAPES, claim, find_teacher
+from flashdmd_cli.runs.errors import UsageError
+
+reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
+                         rich_markup_mode=None)  # fmt: skip
+
+Pairs = Annotated[Path, typer.Option("--pairs", help="JSONL or parquet: prompt, image_0, image_1, label (0, 1, 0.5).")]
+
+
+@reward_app.command("train")
+def train(
+    pairs: Pairs,
+    teacher: Annotated[
+        str | None, typer.Option(help="`sdxl`, `shapes-sdxl`, or a pipeline folder.", show_default=False)
+    ] = None,
+    out: Out = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Name or YAML file (default: reward/sdxl).", show_default=False)
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key, `optim.lr=1e-5`; may be repeated.")
+    ] = None,
+    iterations: Annotated[int | None, typer.Option(help="How long to train.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train a latent reward model on preference pairs. The same command again resumes."""
+    with command(as_json, quiet, debug) as output:
+        from flashdmd_cli.runs.recipe import load_reward_recipe
+
+        embedded = teacher is not None and "shapes" in Path(teacher).name
+        name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
+        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed}
+        resolved = load_reward_recipe(name, sets or [], flags)
+        find_teacher(resolved.teacher)
+        from flashdmd_cli.cli.reward_run import REPORT, run_reward
+
+        with Progress(output) as observer:
+            folder = run_reward(resolved, pairs, claim(out or RUNS / resolved.name, "reward"), observer)
+        report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
+        told = "".join(f"\n  timestep {t:>4}  {value:.3f}" for t, value in report["accuracy"].items())
+        text = f"{folder}: done (next: flashdmd align --reward {folder})\nwinners told apart, held-out pairs:{told}"
+        output.result({"out": folder, **report}, text, str(folder))
+
+
+@reward_app.command("score")
+def score(
+    reward: Annotated[str, typer.Option("--reward", help="Latent reward model: `embedded`, or a folder.")],
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Measure on preference pairs, by noise level.", show_default=False)
+    ] = None,
+    images: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be repeated.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the pictures should show.", show_default=False)] = None,
+    at_timestep: Annotated[int, typer.Option("--at", help="Timestep of the noise that pictures are given.")] = 1,
+    teacher: Annotated[str, typer.Option(help="Whose latents it scores.")] = SHAPES,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Score pictures of one prompt, or tell how often a reward model finds the winner of a pair."""
+    with command(as_json, quiet, debug) as output:
+        if (pairs is None) == (not images):
+            raise UsageError("--pairs: give either a file of pairs, or --image and --prompt")
+        if images and prompt is None:
+            raise UsageError("--prompt: scores belong to a prompt", hint="give --prompt with --image")
+        from flashdmd_cli.cli.drawing import load_family
+        from flashdmd_cli.cli.reward_source import find_reward, load_reward_model
+
+        folder = find_reward(reward)
+        family = load_family(find_teacher(teacher))
+        model = load_reward_model(folder, family)
+        import torch
+
+        from flashdmd_cli.core.rollout import at
+        from flashdmd_cli.core.schedules import add_noise
+        from flashdmd_cli.data.pairs import load_picture, read_pairs
+        from flashdmd_cli.runs.randomness import generator
+        from flashdmd_cli.training.reward import PairLatents, accuracy
+
+        if pairs is not None:
+            found = accuracy(model, PairLatents(read_pairs(pairs), family), seed)
+            lines = [f"timestep {t:>4}  {value:.3f}" for t, value in found.items()]
+            output.result({"accuracy": {str(t): value for t, value in found.items()}}, lines, lines)
+            return
+        pictures = torch.stack([load_picture(image, family.resolution) for image in images or []]).to(family.device)
+        latents = family.encode_pictures(pictures)
+        # One noise for all: pictures differ by themselves alone.
+        noise = torch.randn(latents.shape[1:], generator=generator(seed, 0, 0, "reward/score")).to(latents.device)
+        t = at(at_timestep, latents)
+        text = model.encode([str(prompt)] * len(latents))
+        try:
+            scores = model.score(add_noise(family.schedule, latents, noise.expand_as(latents), t), t, text).tolist()
+        except ValueError as error:
+            raise UsageError(f"--at {at_timestep}: {error}") from None
+        rows = [{"image": str(image), "score": value} for image, value in zip(images or [], scores, strict=True)]
+        output.result(rows, [f"{row['score']:9.4f}  {row['image']}" for row in rows], [str(v) for v in scores])

@@ -1,0 +1,87 @@
+"""A whole training of a reward model on disk: pairs, states, the finished folder with its report and manifest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.cli.output import Progress
+from flashdmd_cli.cli.run_folder import agree, finished
+from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.training_run import LICENSES, load, saving
+from flashdmd_cli.runs.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.recipe import RewardRecipe
+
+REPORT = "report.json"
+SHOWN: tuple[str, ...] = ("loss", "accuracy")
+
+
+def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress, half: bool = False) -> Path:
+    """Train, or go on training, then write the reward model, its accuracy on held-out pairs and the manifest to `out`.
+
+    `half` stores the weights in float16. Raises `Interrupted` when a signal came before the end; the state is saved.
+    """
+    from flashdmd_cli.data.pairs import read_pairs, split_by_prompt
+    from flashdmd_cli.runs.files import write_text_atomically
+    from flashdmd_cli.runs.manifest import Manifest, TeacherRecord, sha256_file, write_manifest
+    from flashdmd_cli.runs.signals import StopFlag
+
+    learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
+                                        recipe.pairs.held_out)  # fmt: skip
+    if not learned:
+        raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
+    agree(recipe, {}, out)
+    if finished(recipe, out):
+        observer.phase(f"{out} holds the finished reward model of this recipe already")
+        return out
+    observer.phase(f"loading the teacher {recipe.teacher}")
+    import torch
+
+    from flashdmd_cli.models.reward import RewardConfig
+    from flashdmd_cli.models.reward_files import RewardBase, new_reward, save_reward
+    from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.training.loop import Watch
+    from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
+
+    family = load(SDXLFamily, find_teacher(recipe.teacher))
+    torch.manual_seed(recipe.train.seed)
+    levels = recipe.pairs.timesteps
+    config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
+    model = new_reward(family, config).to(family.device)
+
+    def progress(iteration: int, figures: dict[str, float]) -> None:
+        shown = {name: figures[name] for name in SHOWN if name in figures}
+        observer.progress(iteration, recipe.train.iterations, shown)
+
+    watch = Watch(progress, observer.output.say, lambda *_: None)
+    observer.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
+    with StopFlag() as stop:
+        role = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
+    if stop.requested is not None and role.updates + role.bad_updates < recipe.train.iterations:
+        raise Interrupted(
+            f"interrupted; the state is saved in {out}", hint="run the same command again to resume",
+            signal_number=stop.requested,
+        )  # fmt: skip
+    measured = accuracy(model, PairLatents(held_out, family), recipe.train.seed) if held_out else {}
+    with saving(out):
+        # Without a whole trunk of its own it needs its teacher beside it, which is what makes a small file of it.
+        save_reward(model, out, RewardBase.of(family) if recipe.model.layers == "attention" else None, half)
+    report = {"pairs": len(learned), "held_out": len(held_out), "accuracy": {str(t): v for t, v in measured.items()}}
+    write_text_atomically(out / REPORT, json.dumps(report, indent=2) + "\n")
+    write_manifest(
+        out,
+        Manifest(
+            kind="reward",
+            family="sdxl",
+            step=recipe.train.iterations,
+            teacher=TeacherRecord(id=recipe.teacher, hash=family.content_hash()),
+            recipe=recipe.model_dump(mode="json"),
+            data=sha256_file(pairs),
+            seed=recipe.train.seed,
+            license=LICENSES.get(recipe.teacher),
+        ),
+    )
+    return out

@@ -1,0 +1,105 @@
+"""The folder of a run: whose recipe and inputs it was started with, whether it is done, and the data it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashdmd_cli.cli.prepare_caches import encoders_hash
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
+
+if TYPE_CHECKING:
+    from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.runs.manifest import Manifest
+
+RECIPE = "recipe.yaml"
+FREE_TO_CHANGE = {
+    "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
+}  # fmt: skip
+"""Keys that a resumed run may change: they do not alter what an iteration does."""
+
+
+def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"grid": {"steps": 4}}` -> `{"grid.steps": 4}`."""
+    rows: dict[str, Any] = {}
+    for key, value in recipe.items():
+        rows |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return rows
+
+
+def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Path], out: Path) -> None:
+    """Hold recipe and inputs against those that the run in `out` was started with, and note them there.
+
+    `inputs` are folders with a manifest, by the flag that names them. Raises `UsageError` for a key, or an input, that
+    would make another run of it; a folder in which nothing was trained yet takes any.
+    """
+    from flashdmd_cli.runs.checkpoint import latest_state
+    from flashdmd_cli.runs.files import write_text_atomically
+    from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
+    from flashdmd_cli.runs.recipe import dump_recipe, load_recipe, load_reward_recipe
+
+    path = out / RECIPE
+    begun = (out / MANIFEST).is_file() or latest_state(out / "state") is not None
+    if begun and path.is_file():
+        read = load_recipe if isinstance(recipe, Recipe) else load_reward_recipe
+        before, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
+        for key, value in now.items():
+            if before.get(key) != value and key not in FREE_TO_CHANGE:
+                raise UsageError(
+                    f"{key}: is {value}, but the run in {out} was started with {before.get(key)}",
+                    hint="choose another --out, or the old value to resume",
+                )
+    digests = {flag: sha256_file(folder / MANIFEST) for flag, folder in inputs.items()}
+    for flag, digest in digests.items():
+        note = out / f"{flag.strip('-')}.sha256"
+        if begun and note.is_file() and note.read_text().strip() != digest:
+            raise UsageError(
+                f"{flag} {inputs[flag]}: is not what the run in {out} was started with",
+                hint="name the folder it started with, or choose another --out",
+            )
+    write_text_atomically(path, dump_recipe(recipe))
+    for flag, digest in digests.items():
+        write_text_atomically(out / f"{flag.strip('-')}.sha256", digest + "\n")
+
+
+def finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
+    """Whether `out` already holds the result of this recipe; UsageError when the run went further than asked."""
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+
+    if not (out / MANIFEST).is_file():
+        return False
+    step = read_manifest(out).step
+    if step > recipe.train.iterations:
+        raise UsageError(
+            f"--iterations {recipe.train.iterations}: the run in {out} has {step} already", hint="choose another --out"
+        )
+    if step == recipe.train.iterations:
+        return True
+    (out / MANIFEST).unlink()
+    return False
+
+
+def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, Manifest]:
+    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made."""
+    from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.runs.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    if manifest.kind != "data":
+        raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")
+    cache = manifest.collection.cache if manifest.collection is not None else None
+    # A cache of other encoders would train a student on what its teacher never says.
+    fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
+    cached = cache.what if cache is not None and fits else ()
+    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached), manifest
+
+
+def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:
+    """One line that says whether the cache of `data` is read; None when it has none."""
+    if manifest.collection is None or manifest.collection.cache is None:
+        return None
+    if shards.caches.latents or shards.caches.text:
+        return f"reading {' and '.join(manifest.collection.cache.what)} from the cache of {data}"
+    return f"not the teacher's, so it is left alone: the cache of {data}"

@@ -1,0 +1,57 @@
+"""The re-noising step of few-step sampling as a probability: its density, and what two students make of one pair.
+
+A student at timestep t answers x0(z_t); the sampler then draws `z_next = alpha x0 + sigma eps` at the next timestep.
+So the step is the Gaussian `p(z_next | z_t, c) = N(alpha x0(z_t), sigma^2 I)`, with alpha and sigma of the *next*
+timestep, on VP and flow schedules alike: diffusers' `LCMScheduler` and `FlowMatchLCMScheduler` draw from it. The last
+step of a grid returns x0 itself and has no density.
+
+States and clean samples are (B, C, H, W), timesteps (B,), results (B,) in nats, float32, summed over all dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from flashdmd_cli.core.schedules import Schedule
+
+
+def _over_dimensions(values: Tensor) -> Tensor:
+    return values.flatten(1).sum(1)
+
+
+def log_density(schedule: Schedule, z_next: Tensor, x0: Tensor, t_next: Tensor) -> Tensor:
+    """log p(z_next | z_t, c) of a step that drew `z_next` at `t_next` from the prediction `x0`."""
+    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    residual = (z_next.float() - alpha * x0.float()) / sigma
+    return _over_dimensions(-0.5 * residual.square() - sigma.log() - 0.5 * math.log(2 * math.pi))
+
+
+def log_ratio(schedule: Schedule, z_next: Tensor, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:
+    """log p(z_next) - log p_ref(z_next) of two students that saw the same z_t.
+
+    The difference of squares is multiplied out, `(alpha / sigma^2) <z_next - alpha (x0 + x0_ref) / 2, x0 - x0_ref>`:
+    subtracting two large log-densities would lose a small difference to rounding.
+    """
+    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    x0, x0_ref = x0.float(), x0_ref.float()
+    return _over_dimensions(alpha / sigma.square() * (z_next.float() - alpha * (x0 + x0_ref) / 2) * (x0 - x0_ref))
+
+
+def preference_margin(
+    schedule: Schedule, winner: Tensor, loser: Tensor, x0: Tensor, x0_ref: Tensor, t_next: Tensor
+) -> Tensor:
+    """H(w, l) of Eq. 13 for a winner and a loser drawn at `t_next` from one and the same z_t.
+
+    They share mean and variance, so normalisers and squares cancel and the margin is linear in the student's answer:
+    `H = (alpha / sigma^2) <winner - loser, x0 - x0_ref> = (alpha / sigma) <eps_w - eps_l, x0 - x0_ref>`.
+    """
+    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    return _over_dimensions(alpha / sigma.square() * (winner.float() - loser.float()) * (x0.float() - x0_ref.float()))
+
+
+def step_kl(schedule: Schedule, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:
+    """KL(p || p_ref) of one step, `(alpha / sigma)^2 |x0 - x0_ref|^2 / 2`: no forward pass beyond the margin's."""
+    snr = (schedule.alpha(t_next) / schedule.sigma(t_next)).square()
+    return _over_dimensions(0.5 * snr * (x0.float() - x0_ref.float()).square())

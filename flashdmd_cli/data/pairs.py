@@ -1,0 +1,152 @@
+"""Preference pairs: two pictures of one prompt and which is better, from a JSONL or parquet file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from flashdmd_cli.data.errors import DataError
+
+COLUMNS = {"prompt": ("prompt", "caption"), "image_0": ("image_0", "jpg_0"), "image_1": ("image_1", "jpg_1")}
+"""What a row must hold, under one of these names; the second ones are Pick-a-Pic's."""
+HINT = "a row has prompt, image_0, image_1 (paths or bytes) and label: 0, 1, or 0.5 for a tie"
+_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
+_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """One verdict of one person, or of a judge."""
+
+    prompt: str
+    image_0: Path | bytes
+    image_1: Path | bytes
+    label: float
+    """0 where image 0 is better, 1 where image 1 is, 0.5 for a tie."""
+    columns: Mapping[str, Any]
+    """The whole row, to filter by."""
+
+
+def read_pairs(path: Path, keep: Sequence[str] = (), keep_ties: Sequence[str] = ()) -> list[PreferencePair]:
+    """The pairs of a file, paths relative to it, that meet the conditions (`aesthetic_gap>0`) on its columns.
+
+    Pairs with a winner are held to `keep`, ties to `keep_ties`. Raises `DataError` for what cannot be read or is left
+    empty.
+    """
+    rows = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
+    pairs = [_pair(row, f"{path}, row {number}", path.parent) for number, row in enumerate(rows)]
+    rules = {False: [_condition(text) for text in keep], True: [_condition(text) for text in keep_ties]}
+    kept = [pair for pair in pairs if all(_holds(rule, pair, path) for rule in rules[pair.label == 0.5])]
+    if not kept:
+        raise DataError(f"--pairs {path}: none of its {len(pairs)} pairs is left", HINT)
+    return kept
+
+
+def split_by_prompt(
+    pairs: Iterable[PreferencePair], held_out: float
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Pairs to learn from and pairs to measure on; a share `held_out` of the prompts, by their hash, is the second."""
+    parts: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
+    for pair in pairs:
+        digest = hashlib.sha256(pair.prompt.encode()).digest()
+        parts[int.from_bytes(digest[:4], "little") < held_out * 2**32].append(pair)
+    return parts
+
+
+def prompt_weights(pairs: Sequence[PreferencePair]) -> Tensor:
+    """One over the number of pairs of the same prompt, (N,)."""
+    counts = Counter(pair.prompt for pair in pairs)
+    return torch.tensor([1 / counts[pair.prompt] for pair in pairs])
+
+
+def load_picture(image: Path | bytes, side: int) -> Tensor:
+    """A picture squashed to a square of `side` pixels, (3, side, side) on [-1, 1]; `DataError` if it cannot be read."""
+    try:
+        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            array = np.array(opened.convert("RGB"))
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"--pairs: {image if isinstance(image, Path) else 'a picture'} cannot be read: {error}"
+        ) from None
+    picture = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
+    if picture.shape[-2:] != (side, side):
+        picture = F.interpolate(picture, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return picture[0]
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--pairs {path} cannot be read: {error}", "give a JSONL or parquet file") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"--pairs {path}: not every line is an object", HINT)
+    return rows
+
+
+def _parquet(path: Path) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"--pairs {path}: reading parquet needs pyarrow", "pip install 'flashdmd[parquet]'") from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"--pairs {path} cannot be read: {error}", "give a JSONL or parquet file") from None
+
+
+def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:
+    values = {}
+    for name, names in COLUMNS.items():
+        found = next((row[each] for each in names if row.get(each) is not None), None)
+        if found is None:
+            raise DataError(f"--pairs {where}: has no {name}", HINT)
+        values[name] = found
+    label = row.get("label")
+    if label is None and row.get("label_0") is not None:
+        label = 1 - row["label_0"]  # Pick-a-Pic notes the share of the first picture
+    label = 0.5 if label == "tie" else label
+    if label not in (0, 0.5, 1):
+        raise DataError(f"--pairs {where}: label is {label!r}", HINT)
+    first, second = (_image(values[name], folder, where) for name in ("image_0", "image_1"))
+    return PreferencePair(str(values["prompt"]), first, second, float(label), row)
+
+
+def _image(value: Any, folder: Path, where: str) -> Path | bytes:
+    if isinstance(value, dict):  # Hugging Face's form of a picture in a table
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str) and (folder / value).is_file():
+        return folder / value
+    raise DataError(f"--pairs {where}: no picture {value!r}", "paths are relative to the file of pairs")
+
+
+def _condition(text: str) -> tuple[str, str, float]:
+    found = _CONDITION.fullmatch(text)
+    if found is None:
+        raise DataError(f"pairs.keep: {text!r} is not COLUMN>NUMBER", "for example aesthetic_gap>-0.5")
+    return found[1], found[2], float(found[3])
+
+
+def _holds(rule: tuple[str, str, float], pair: PreferencePair, path: Path) -> bool:
+    column, comparison, bound = rule
+    if column not in pair.columns:
+        raise DataError(f"pairs.keep: {path} has no column {column}", f"it has {', '.join(pair.columns)}")
+    value = pair.columns[column]
+    return value is not None and _COMPARE[comparison](float(value), bound)

@@ -1,0 +1,170 @@
+"""Reward models on disk: the published LRM folders, and the smaller ones that this package writes.
+
+LRM:   unet/ (config and weights), text_encoder/, for SDXL text_encoder_2/, state_dict.pt (projections, scale).
+Here:  the same, with reward.json (`RewardConfig`) and projections.safetensors in place of the pickle. Text encoders
+       that were not trained are left out, and weights of the trunk that are still the teacher's: `RewardConfig.base`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, encoder_half
+from flashdmd_cli.models.sdxl import SDXLFamily
+
+CONFIG, PROJECTIONS, PUBLISHED = "reward.json", "projections.safetensors", "state_dict.pt"
+ENCODERS: tuple[tuple[str, Any], ...] = (
+    ("text_encoder", CLIPTextModel),
+    ("text_encoder_2", CLIPTextModelWithProjection),
+)
+
+
+@dataclass(frozen=True)
+class RewardBase:
+    """What a reward model takes from the model that it was made from: tokenizers always, the rest where it left it."""
+
+    tokenizers: Sequence[Any]
+    text_encoders: Sequence[nn.Module] = ()
+    denoiser: nn.Module | None = None
+    content: str | None = None
+
+    @classmethod
+    def of(cls, family: SDXLFamily) -> RewardBase:
+        """A teacher's."""
+        parts = family.pipeline
+        return cls(
+            (parts.tokenizer, parts.tokenizer_2),
+            (parts.text_encoder, parts.text_encoder_2),
+            family.teacher,
+            family.content_hash(),
+        )
+
+
+def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float32) -> LatentRewardModel:
+    """The reward model of a folder, frozen, in eval mode, on the CPU; trunk and text encoders in `dtype`.
+
+    Raises FileNotFoundError for what is missing, ValueError for what does not fit, OSError for what cannot be read.
+    """
+    config = RewardConfig()
+    if (folder / CONFIG).is_file():
+        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = RewardConfig(**values | {"timesteps": tuple(values["timesteps"])})
+    if config.base is not None and config.base != base.content:
+        raise ValueError("was trained on another teacher than this one, whose weights it goes without")
+    trunk = _load_trunk(folder / "unet", base.denoiser if config.base is not None else None)
+    sdxl = trunk.config.addition_embed_type == "text_time"
+    encoders = _load_encoders(folder, base, ENCODERS if sdxl else ENCODERS[:1], dtype)
+    model = LatentRewardModel(trunk, base.tokenizers[: len(encoders)], encoders, config)
+    model.load_state_dict(_projections(folder, model), strict=False)
+    model.trunk.to(dtype)
+    return model.eval().requires_grad_(False)
+
+
+def new_reward(family: SDXLFamily, config: RewardConfig) -> LatentRewardModel:
+    """An untrained reward model on copies of a teacher's encoder half and text encoders, float32."""
+    with torch.device("meta"):
+        trunk = encoder_half(UNet2DConditionModel.from_config(dict(family.pipeline.unet.config)))
+    values = family.teacher.state_dict()
+    trunk.load_state_dict({key: values[key].float().clone() for key in trunk.state_dict()}, assign=True)
+    base = RewardBase.of(family)
+    encoders = []
+    for (_, kind), encoder in zip(ENCODERS, base.text_encoders, strict=True):
+        copied = kind(encoder.config)
+        copied.load_state_dict(encoder.state_dict())
+        encoders.append(copied.float())
+    return LatentRewardModel(trunk, base.tokenizers, encoders, config).eval()
+
+
+def save_reward(model: LatentRewardModel, folder: Path, base: RewardBase | None = None, half: bool = False) -> None:
+    """Write a reward model; with `base`, without the weights and text encoders that are equal to the base's.
+
+    `half` stores weights in float16.
+    """
+    trunk = model.trunk.state_dict()
+    encoders = list(model.text_encoders)
+    if base is not None:
+        assert base.denoiser is not None
+        values = base.denoiser.state_dict()
+        trunk = {key: value for key, value in trunk.items() if not torch.equal(value.cpu(), values[key].cpu().float())}
+        encoders = [e for e, old in zip(encoders, base.text_encoders, strict=True) if not _equal(e, old)]
+        # All or none: one of two encoders alone would not say which it is of a kind.
+        encoders = list(model.text_encoders) if encoders else []
+    folder.mkdir(parents=True, exist_ok=True)
+    model.trunk.save_config(folder / "unet")
+    stored = torch.float16 if half else torch.float32
+    weights = {key: value.detach().cpu().to(stored).contiguous() for key, value in trunk.items()}
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for (name, _), encoder in zip(ENCODERS, encoders, strict=False):
+        encoder.save_pretrained(folder / name)  # type: ignore[operator]
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(("trunk.", "text_encoders."))}
+    save_file({key: value.detach().cpu().clone() for key, value in own.items()}, folder / PROJECTIONS)
+    config = asdict(model.config) | {"base": None if base is None else base.content}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _equal(one: nn.Module, two: nn.Module) -> bool:
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key].cpu(), b[key].cpu().float()) for key in a)
+
+
+def _load_trunk(folder: Path, base: nn.Module | None) -> UNet2DConditionModel:
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"has no {folder.name}/config.json")
+    with torch.device("meta"):
+        trunk = encoder_half(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)))
+    held: dict[str, Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        held |= load_file(path)
+    inherited = base.state_dict() if base is not None else {}
+    weights = {key: value for key in trunk.state_dict() if (value := held.get(key, inherited.get(key))) is not None}
+    if missing := trunk.state_dict().keys() - weights.keys():
+        raise FileNotFoundError(f"{folder.name}/ lacks weights, {sorted(missing)[0]} and {len(missing) - 1} more")
+    try:
+        trunk.load_state_dict({key: value.float().clone() for key, value in weights.items()}, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{folder.name}/: the weights do not fit config.json: {str(error).splitlines()[-1]}") from None
+    return trunk
+
+
+def _load_encoders(
+    folder: Path, base: RewardBase, kinds: Sequence[tuple[str, Any]], dtype: torch.dtype
+) -> list[nn.Module]:
+    """The folder's own text encoders in `dtype`, or the base's where it has none, which stay as they are."""
+    if not (folder / kinds[0][0]).is_dir():
+        if len(base.text_encoders) < len(kinds):
+            raise FileNotFoundError(f"has no {kinds[0][0]}/")
+        return list(base.text_encoders[: len(kinds)])
+    for name, _ in kinds:
+        if not (folder / name).is_dir():
+            raise FileNotFoundError(f"has no {name}/")
+    return [kind.from_pretrained(folder / name, dtype=dtype) for name, kind in kinds]
+
+
+def _projections(folder: Path, model: LatentRewardModel) -> dict[str, Tensor]:
+    if (folder / PROJECTIONS).is_file():
+        values = load_file(folder / PROJECTIONS)
+    elif (folder / PUBLISHED).is_file():
+        # Nested by module, the scale as a number or a tensor; read without running anything that it holds.
+        nested = torch.load(folder / PUBLISHED, map_location="cpu", weights_only=True)
+        values = {f"{name}.weight": part["weight"] for name, part in nested.items() if isinstance(part, dict)}
+        values["logit_scale"] = torch.as_tensor(nested["logit_scale"]).float().reshape(())
+    else:
+        raise FileNotFoundError(f"has neither {PROJECTIONS} nor {PUBLISHED}")
+    wanted = {key: value for key, value in model.state_dict().items() if "." not in key or "_projection." in key}
+    wanted = {key: value for key, value in wanted.items() if not key.startswith(("trunk.", "text_encoders."))}
+    for key, value in wanted.items():
+        if key not in values:
+            raise FileNotFoundError(f"has no {key}")
+        if values[key].shape != value.shape:
+            raise ValueError(f"{key} is {tuple(values[key].shape)}, but the trunk needs {tuple(value.shape)}")
+    return {key: values[key].float() for key in wanted}

@@ -1,0 +1,34 @@
+"""What the tables of all recipes are made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Table(BaseModel):
+    """A frozen group of fields that refuses unknown ones."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
+    )
+
+
+class AdamW(Table):
+    """What every optimizer of a run shares."""
+
+    warmup: Annotated[int, Field(ge=0)] = 100
+    """Updates of each role in which its learning rate rises linearly from zero."""
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decays of AdamW's first and second moments."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled weight decay."""
+    clip: Positive = 1.0
+    """Largest gradient norm, for each role."""

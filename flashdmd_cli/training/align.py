@@ -1,0 +1,125 @@
+"""Stage 2 of Flash-DMD: preference learning at high noise, regularised by going on with stage 1 (Algorithm 1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.core.losses import preference_loss
+from flashdmd_cli.core.rollout import at
+from flashdmd_cli.core.transitions import log_ratio, preference_margin, step_kl
+from flashdmd_cli.models.adapters import Reference
+from flashdmd_cli.models.family import Family
+from flashdmd_cli.models.reward import LatentRewardModel
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.training import distill
+from flashdmd_cli.training.collapse import CollapseProbe
+from flashdmd_cli.training.figures import Figures
+from flashdmd_cli.training.loop import Data, Watch, run
+from flashdmd_cli.training.pairs import Pairs, PairSampler
+from flashdmd_cli.training.state import Origin, State
+from flashdmd_cli.training.steps import Draws, Objective
+
+
+def align(
+    recipe: Recipe,
+    family: Family,
+    sam: str | Path,
+    reward: LatentRewardModel,
+    origin: Origin,
+    data: Data,
+    out: Path,
+    watch: Watch,
+    stop: StopFlag,
+    collapse: CollapseProbe | None = None,
+) -> State:
+    """Align a distilled student; `out` takes states and figures. The same call continues from the newest state.
+
+    Returns the state, short of `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
+    """
+    state = State.new(recipe, family, sam, origin)
+    reference = Reference(state.student.net)
+    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
+    sampler = PairSampler(objective, reward)
+
+    def iteration() -> dict[str, float]:
+        # The reading that the paper's GPU hours fit: every iteration prefers, every `rl_ratio`-th distils as well.
+        figures: dict[str, float] = {}
+        if recipe.align is not None and recipe.align.rl_ratio and state.iteration % recipe.align.rl_ratio == 0:
+            figures |= distillation_round(recipe, objective, state, data, origin)
+        return figures | preference_step(recipe, objective, sampler, state, reference, data, origin)
+
+    return run(recipe, state, iteration, out, watch, stop, collapse)
+
+
+def distillation_round(recipe: Recipe, o: Objective, state: State, data: Data, origin: Origin) -> dict[str, float]:
+    """One student update of stage 1 with all that belongs to it: `fake.ttur` iterations (lines 5-26).
+
+    So the ratio counts student updates on both sides, and TTUR keeps its meaning. They are numbered on from stage 1's
+    and draw noise that it has not used.
+    """
+    assert recipe.align is not None and recipe.align.rl_ratio is not None
+    ttur = recipe.fake.ttur
+    first = (-(-origin.iteration // ttur) + state.iteration // recipe.align.rl_ratio) * ttur
+    figures: dict[str, float] = {}
+    for turn in range(ttur):
+        # What the student's own turn, the first, says of a loss stands.
+        figures = distill.iteration(recipe, o, state, data, first + turn) | figures
+    return figures
+
+
+def preference_step(
+    recipe: Recipe, o: Objective, sampler: PairSampler, state: State, reference: Reference, data: Data, origin: Origin
+) -> dict[str, float]:
+    """Sample a pool, and move the student towards the winners in it (lines 28-31)."""
+    assert recipe.align is not None
+    train, figures, student = recipe.train, Figures(), state.student.net
+    pool: list[Pairs] = []
+    step = origin.iteration + state.iteration
+    for micro in range(train.accumulation):
+        draws = Draws(train.seed, 0, step, micro, o.family.device)
+        batch = data.batch(step * train.accumulation + micro, batch=train.micro_batch, seed=train.seed)
+        cond = o.conditioning(batch)
+        drawn, told = sampler.draw(student, batch.captions, cond, draws)
+        pool += drawn
+        for name, value in told.items():
+            figures.add(name, value, train.accumulation)
+    num_pairs = sum(map(len, pool))
+    for pairs in (part for whole in pool for part in whole.split(train.micro_batch)):
+        share = len(pairs) / num_pairs
+        margin, kl = margins(o, student, reference, pairs)
+        num_dimensions = pairs.winner[0].numel()
+        loss = preference_loss(margin, recipe.align.beta, num_dimensions)
+        (loss * share).backward()
+        figures.add("preference", loss, 1 / share)
+        figures.add("margin", margin.mean() / num_dimensions, 1 / share)
+        figures.add("accuracy", (margin > 0).float().mean(), 1 / share)
+        figures.add("kl", kl.mean() / num_dimensions, 1 / share)
+    figures.values["pairs"] = float(num_pairs)
+    if num_pairs:
+        role = state.preference or state.student
+        figures.values["grad_norm/preference"] = role.update()
+        state.follow_average(recipe)
+    return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
+
+
+def margins(o: Objective, student: torch.nn.Module, reference: Reference, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """H (B,) of Eq. 13 with gradient to the student, and the KL (B,) to the reference, which comes for free.
+
+    One forward pass of the student with gradient and one of the reference, where both states were drawn from one.
+    """
+    schedule, shared = o.family.schedule, pairs.x_t_loser is None
+    t_next = at(o.grid.timesteps[pairs.index + 1], pairs.winner)
+    starts = [pairs.x_t] if pairs.x_t_loser is None else [pairs.x_t, pairs.x_t_loser]
+    # All of the reference before any of the student: they may be one network with its adapters off and on.
+    with torch.no_grad(), reference.network() as frozen:
+        before = [o.student_x0(frozen, x_t, pairs.index, pairs.cond) for x_t in starts]
+    now = [o.student_x0(student, x_t, pairs.index, pairs.cond) for x_t in starts]
+    kl = step_kl(schedule, now[0].detach(), before[0], t_next)
+    if shared:
+        return preference_margin(schedule, pairs.winner, pairs.loser, now[0], before[0], t_next), kl
+    won = log_ratio(schedule, pairs.winner, now[0], before[0], t_next)
+    return won - log_ratio(schedule, pairs.loser, now[1], before[1], t_next), kl

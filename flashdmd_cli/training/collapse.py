@@ -1,0 +1,102 @@
+"""The collapse probe: pictures of fixed prompts and seeds, each held against itself before training.
+
+A reward can be raised by pictures that nobody prefers (over-saturated, painted smooth, all alike). The training's own
+curves do not show it; statistics of pictures, variety within a prompt, and a judge that is not trained on do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.core.pictures import STATISTICS, relative_change, spread
+from flashdmd_cli.runs.randomness import generator
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Draws, Objective
+
+ONLY_A_FALL_COUNTS = ("diversity", "held_out")
+
+Judge = Callable[[Tensor, Sequence[str]], Tensor]
+"""(pictures (N, 3, H, W) on [-1, 1], N captions) -> scores (N,)."""
+
+
+class CollapseProbe:
+    """Draws the student at fixed prompts and compares. What it remembers lives in the state, JSON-able.
+
+    `reward` scores clean latents with their captions as the training does; `held_out` scores pictures by something
+    else. Both may be missing.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        captions: Sequence[str],
+        reward: Judge | None = None,
+        held_out: Judge | None = None,
+    ) -> None:
+        self.objective, self.table = objective, objective.recipe.probe
+        self.captions = list(captions)[: self.table.num_prompts]
+        self.reward, self.held_out = reward, held_out
+
+    def is_due(self, iteration: int, last: int) -> bool:
+        """Whether to look after `iteration` finished iterations of `last`."""
+        return self.table.every is not None and (iteration % self.table.every == 0 or iteration == last)
+
+    def begin(self, state: State) -> None:
+        """Measure the student before its first update."""
+        if self.table.every is not None:
+            state.probe["before"] = {name: values.tolist() for name, values in self._measure(state).items()}
+
+    def look(self, state: State) -> tuple[dict[str, float], str | None]:
+        """Figures of the student now, and a warning if this is a collapse, the first of its run.
+
+        A figure is outside when the whole 95% interval of its change lies beyond its band; a collapse is the same for
+        `probe.streak` looks in a row (and, on request, only while the reward is above its beginning).
+        """
+        before = {name: torch.tensor(values, dtype=torch.float64) for name, values in state.probe["before"].items()}
+        figures: dict[str, float] = {}
+        outside: dict[str, float] = {}
+        for name, now in self._measure(state).items():
+            draw = generator(self.objective.recipe.train.seed, 0, state.iteration, f"probe/bootstrap/{name}")
+            change, low, high = relative_change(now, before[name], draw)
+            figures |= {f"probe/{name}": now.mean().item(), f"probe_change/{name}": change}
+            band = getattr(self.objective.recipe.bands, name, None)
+            if band is not None and (high < -band or (low > band and name not in ONLY_A_FALL_COUNTS)):
+                outside[name] = change
+        memory: dict[str, Any] = state.probe
+        rising = figures.get("probe_change/reward", 1.0) > 0 or not self.table.only_when_reward_rises
+        memory["streak"] = memory.get("streak", 0) + 1 if outside and rising else 0
+        figures |= {"probe/outside": float(len(outside)), "probe/streak": float(memory["streak"])}
+        if memory["streak"] < self.table.streak or "collapsed" in memory:
+            return figures, None
+        memory["collapsed"] = {"iteration": state.iteration, "changes": outside}
+        moved = ", ".join(f"{name} {change:+.0%}" for name, change in outside.items())
+        reward = " while the training reward rises" if "reward" in before and rising else ""
+        warning = f"collapse at iteration {state.iteration}: {moved}{reward}; lower align.lr or align.rl_ratio"
+        memory.setdefault("warnings", []).append(warning)
+        return figures, warning
+
+    @torch.no_grad()
+    def _measure(self, state: State) -> dict[str, Tensor]:
+        """Every figure for each prompt, (P,) float64; those of single pictures are means over a prompt's seeds."""
+        recipe, family, num_seeds = self.objective.recipe, self.objective.family, self.table.num_seeds
+        rows: dict[str, list[Tensor]] = {}
+        for index, caption in enumerate(self.captions):
+            # Neither iteration nor seed of the data enters: always the same noise for the same prompt.
+            draws = Draws(recipe.train.seed, 0, 0, index, family.device)
+            texts = [caption] * num_seeds
+            cond = family.encode(texts)
+            z = draws.normal("probe/z", (num_seeds, *family.latent_shape))
+            latents = self.objective.walk(state.student.net, z, cond, draws, 0, None, "probe")
+            pictures = family.decode(latents).float().clamp(-1, 1)
+            of_one = {name: statistic(pictures) for name, statistic in STATISTICS.items()}
+            if self.reward is not None:
+                of_one["reward"] = self.reward(latents, texts)
+            if self.held_out is not None:
+                of_one["held_out"] = self.held_out(pictures, texts)
+            for name, values in (of_one | {"diversity": spread(pictures[None])}).items():
+                rows.setdefault(name, []).append(values.double().mean().cpu())
+        return {name: torch.stack(values) for name, values in rows.items()}

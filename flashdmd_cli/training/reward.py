@@ -1,0 +1,168 @@
+"""Training of a latent reward model on preference pairs, and how well it tells winners at each noise level (LRM)."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.core.losses import pairwise_cross_entropy
+from flashdmd_cli.core.rollout import at
+from flashdmd_cli.core.schedules import add_noise
+from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
+from flashdmd_cli.models.reward import LatentRewardModel
+from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
+from flashdmd_cli.runs.randomness import generator
+from flashdmd_cli.runs.reward_schema import RewardRecipe
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.tracking import Tracker
+from flashdmd_cli.training.figures import Figures
+from flashdmd_cli.training.loop import Watch
+from flashdmd_cli.training.state import Role
+
+CACHE_BYTES = 512 * 2**20
+"""Latents kept in memory; a smaller set of pairs is encoded once."""
+REPORT_LEVELS = (1, 249, 499, 749, 951)
+"""Timesteps of the report: clean, and where the candidates of a 4-step student lie."""
+
+
+class PairLatents:
+    """Pairs as latents, encoded when they are first asked for."""
+
+    def __init__(self, pairs: Sequence[PreferencePair], family: SDXLFamily) -> None:
+        self.pairs, self.family, self.weights = list(pairs), family, prompt_weights(pairs)
+        self.cache: OrderedDict[int, Tensor] = OrderedDict()
+        self.bytes = 0
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Both latents of a pair, (2, C, h, w), on the CPU."""
+        if index not in self.cache:
+            pair, side = self.pairs[index], self.family.resolution
+            pictures = torch.stack([load_picture(image, side) for image in (pair.image_0, pair.image_1)])
+            latents = self.family.encode_pictures(pictures.to(self.family.device)).cpu()
+            self.cache[index] = latents
+            self.bytes += latents.nbytes
+            while self.bytes > CACHE_BYTES:
+                self.bytes -= self.cache.popitem(last=False)[1].nbytes
+        return self.cache[index]
+
+    def gather(self, indices: Sequence[int]) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        """Latents (2, B, C, h, w), prompts, labels (B,) and weights (B,) of some pairs."""
+        device = self.family.device
+        latents = torch.stack([self[i] for i in indices], dim=1).to(device)
+        labels = torch.tensor([self.pairs[i].label for i in indices], device=device)
+        return latents, [self.pairs[i].prompt for i in indices], labels, self.weights[list(indices)].to(device)
+
+
+def noisy_scores(
+    model: LatentRewardModel, family: SDXLFamily, latents: Tensor, prompts: Sequence[str], t: Tensor, noise: Tensor
+) -> Tensor:
+    """Scores (2, B) of both latents (2, B, C, h, w) at timesteps `t` (B,), each with its own `noise` of that shape."""
+    text = model.encode(prompts)
+    sides = zip(latents, noise, strict=True)
+    return torch.stack([model.score(add_noise(family.schedule, x, e, t), t, text) for x, e in sides])
+
+
+def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
+    """Say which weights learn: the trunk or its transformer blocks, the projections, on request the text encoders."""
+    model.requires_grad_(True)
+    model.text_encoders.requires_grad_(recipe.model.text_encoders)
+    if recipe.model.layers == "attention":
+        for name, parameter in model.trunk.named_parameters():
+            parameter.requires_grad_(".attentions." in name)
+
+
+def train_reward(
+    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, pairs: Sequence[PreferencePair],
+    held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
+) -> Role:  # fmt: skip
+    """Train `model` in place; `out` takes states and figures. The same call continues from the newest state.
+
+    Raises `NumericalError` when gradients stay non-finite, `DataError` for a picture that cannot be read.
+    """
+    set_trainable(model, recipe)
+    role = Role("reward", model, recipe.optim.lr, recipe.optim, "optim.lr")
+    done, seconds, began = 0, 0.0, time.monotonic()
+    if (saved := latest_state(out / "state")) is not None:
+        tensors, meta = load_state(saved)
+        role.load(tensors)
+        role.updates, role.bad_updates, done, seconds = (
+            meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
+        )
+    learned, measured = PairLatents(pairs, family), PairLatents(held_out, family)
+    train = recipe.train
+    with Tracker(out, start=done) as tracker:
+        while done < train.iterations and stop.requested is None:
+            if recipe.optim.decay:
+                role.lr = recipe.optim.lr * (1 - done / train.iterations)
+            figures = _step(recipe, family, model, role, learned, done)
+            done += 1
+            due = done % train.save_every == 0 or done == train.iterations
+            if due and measured.pairs:
+                figures |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
+            if due or (done - 1) % train.log_every == 0:
+                tracker.log(done - 1, figures)
+            watch.progress(done, figures)
+            if due or stop.requested is not None:
+                meta = {"iteration": done, "updates": role.updates, "bad_updates": role.bad_updates,
+                        "seconds": seconds + time.monotonic() - began}  # fmt: skip
+                save_state(state_folder(out / "state", done), role.tensors(), meta)
+    return role
+
+
+def _step(
+    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, role: Role, data: PairLatents, step: int
+) -> dict[str, float]:
+    """One update on `train.batch` pairs, all drawn anew: which pairs, their timesteps, the noise of each side."""
+    train, figures, levels = recipe.train, Figures(), torch.tensor(recipe.pairs.timesteps)
+    draw = generator(train.seed, 0, step, "reward/pairs")
+    indices = torch.randint(len(data.pairs), (train.batch,), generator=draw)
+    weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
+    for micro, rows in enumerate(torch.arange(train.batch).split(train.micro_batch)):
+        latents, prompts, labels, _ = data.gather(indices[rows].tolist())
+        draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
+        t = levels[torch.randint(len(levels), (len(rows),), generator=draw)].to(family.device)
+        noise = torch.randn(latents.shape, generator=draw).to(family.device)
+        with torch.autocast(family.device.type, torch.bfloat16, enabled=recipe.model.precision == "bf16"):
+            scores = noisy_scores(model, family, latents, prompts, t, noise)
+        weight = weights[rows].to(family.device)
+        loss = pairwise_cross_entropy(scores[0], scores[1], labels, weight)
+        # Weights are normalised over the whole batch, as the loss does within a part of it.
+        share = (weights[rows].sum() / weights.sum()).item()
+        (loss * share).backward()
+        figures.add("loss", loss, 1 / share)
+        decided = labels != 0.5
+        if decided.any():
+            right = ((scores[1] > scores[0]) == (labels > 0.5))[decided].float().mean()
+            figures.add("accuracy", right, train.batch / len(rows))
+    figures.values["grad_norm"] = role.update()
+    figures.values["logit_scale"] = model.logit_scale.exp().item()
+    return figures.values
+
+
+@torch.no_grad()
+def accuracy(
+    model: LatentRewardModel, data: PairLatents, seed: int, levels: Sequence[int] = REPORT_LEVELS, batch: int = 64
+) -> dict[int, float]:
+    """Share of the pairs with a winner in which it has the higher score, by timestep; noise fixed by `seed`.
+
+    Levels outside the model's range are left out; ties do not count. Empty where every pair is a tie.
+    """
+    decided = [i for i, pair in enumerate(data.pairs) if pair.label != 0.5]
+    low, high = model.config.timesteps
+    found: dict[int, float] = {}
+    for level in (level for level in levels if low <= level <= high and decided):
+        right = 0
+        for start in range(0, len(decided), batch):
+            latents, prompts, labels, _ = data.gather(decided[start : start + batch])
+            noise = torch.randn(latents.shape, generator=generator(seed, 0, start, f"reward/report/{level}"))
+            t = at(level, latents[0])
+            scores = noisy_scores(model, data.family, latents, prompts, t, noise.to(latents.device))
+            right += int(((scores[1] > scores[0]) == (labels > 0.5)).sum())
+        found[level] = right / len(decided)
+    return found

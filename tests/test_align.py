@@ -1,0 +1,360 @@
+"""Stage 2: who is updated when and by what, what makes a pair, and that a resumed run is the same run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from flashdmd_cli.core.transitions import log_density
+from flashdmd_cli.models.adapters import Reference, add_lora, merge_lora
+from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, RewardText
+from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.runs.recipe import Recipe, load_recipe
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.training.align import align, distillation_round, margins, preference_step
+from flashdmd_cli.training.collapse import CollapseProbe
+from flashdmd_cli.training.distill import distill
+from flashdmd_cli.training.origin import load_origin
+from flashdmd_cli.training.pairs import Pairs, PairSampler, judge
+from flashdmd_cli.training.state import Origin, State
+from flashdmd_cli.training.steps import Draws, Objective
+
+from .test_distill import QUIET, changed, sam_folder, weights  # noqa: F401
+
+SMALL = {
+    "train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.resolution": 32, "train.save_every": 2,
+    "train.preview_every": 100, "train.log_every": 1, "gan.decode": "full", "dm.guidance": 2.0,
+    "optim.lr_student": 1e-4,
+    "optim.lr_fake": 1e-4, "optim.lr_discriminator": 1e-3, "optim.warmup": 0, "align.lr": 1e-4, "align.rl_ratio": 2,
+    "align.threshold": [0.0, 0.0], "model.precision": "fp32",
+}  # fmt: skip
+
+
+def recipe(**sets: object) -> Recipe:
+    flags = SMALL | {key.replace("__", "."): value for key, value in sets.items()}
+    nulls = [f"{key}=null" for key, value in flags.items() if value is None]
+    return load_recipe("sdxl-4step", nulls, flags)
+
+
+@pytest.fixture(scope="module")
+def reward(tiny_family) -> LatentRewardModel:
+    torch.manual_seed(5)
+    model = new_reward(tiny_family, RewardConfig(resolution=32, guidance=None)).requires_grad_(False)
+    model.logit_scale.fill_(math.log(2000.0))
+    return model
+
+
+@pytest.fixture(scope="module")
+def origin(tiny_family) -> Origin:
+    student = copy.deepcopy(tiny_family.teacher)
+    fake = copy.deepcopy(tiny_family.teacher)
+    generator = torch.Generator().manual_seed(0)
+    for net in (student, fake):
+        for p in net.parameters():
+            p.add_(0.01 * torch.randn(p.shape, generator=generator))
+    return Origin(student, fake, None, 7)
+
+
+@pytest.fixture
+def parts(tiny_family, sam_folder, reward, origin):  # noqa: F811
+    """Builds everything that a step takes."""
+
+    def build(r: Recipe):
+        state = State.new(r, tiny_family, sam_folder, origin)
+        objective = Objective(r, tiny_family, tiny_family.grid(r.grid.steps))
+        return objective, state, Reference(state.student.net), PairSampler(objective, reward)
+
+    return build
+
+
+class Chosen:
+    """A reward that likes latents with a large mean, and notes what it was asked."""
+
+    def __init__(self, scale: float = 100.0) -> None:
+        self.asked: list[tuple[int, int]] = []
+        self.config, self.scale = RewardConfig(), scale
+
+    def encode(self, prompts) -> RewardText:
+        return RewardText(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))
+
+    def score(self, latents, t, text, outside="refuse", guided=True):
+        assert len(latents) == len(t) == len(text)
+        self.asked.append((int(t[0]), len(latents)))
+        return latents.mean((1, 2, 3)) * self.scale
+
+
+def drawn(r: Recipe, o: Objective, student: nn.Module, chosen: Chosen, batch: int = 3):
+    cond = o.family.encode(["a plain red circle above a striped blue ring"] * batch)
+    draws = Draws(0, 0, 0, 0, o.family.device)
+    return PairSampler(o, chosen).draw(student, [""] * batch, cond, draws)  # type: ignore[arg-type]
+
+
+# -- the pool -----------------------------------------------------------------------------------------------------
+
+
+def test_candidates_of_a_step_are_scored_in_one_batch_at_their_own_noise_level(parts):
+    r = recipe()
+    o, state, *_ = parts(r)
+    chosen = Chosen()
+    pool, figures = drawn(r, o, state.student.net, chosen)
+    assert chosen.asked == [(749, 12), (499, 12)]
+    assert [pairs.index for pairs in pool] == [0, 1]
+    for pairs in pool:
+        assert (pairs.winner.mean((1, 2, 3)) > pairs.loser.mean((1, 2, 3))).all() and len(pairs) == 3
+    assert figures["kept_pairs"] == 1.0
+    # What the next step starts from is one of the candidates, not always the best.
+    assert not torch.equal(pool[1].x_t, pool[0].winner)
+
+
+@pytest.mark.parametrize(
+    ("sets", "asked"),
+    [
+        ({"align__reward_timestep": "current"}, [999, 749]),
+        ({"align__steps": "all_noise"}, [749, 499, 249]),
+        ({"grid__steps": 8}, [874, 749]),
+        ({"grid__steps": 2}, [499]),
+        ({"align__pairs": "clean"}, [1]),
+    ],
+)
+def test_which_levels_are_scored(sets, asked, parts):
+    r = recipe(**sets)
+    o, state, *_ = parts(r)
+    chosen = Chosen()
+    drawn(r, o, state.student.net, chosen)
+    assert [t for t, _ in chosen.asked] == asked
+
+
+def test_pairs_come_from_the_density_of_the_step(parts):
+    """Winner and loser are equally likely a priori: both are draws of N(alpha x0, sigma^2), not of something else."""
+    r = recipe()
+    o, state, *_ = parts(r)
+    pool, _ = drawn(r, o, state.student.net, Chosen(), batch=2)
+    for pairs in pool:
+        t_next = torch.full((2,), o.grid.timesteps[pairs.index + 1])
+        x0 = o.student_x0(state.student.net, pairs.x_t, pairs.index, pairs.cond).detach()
+        best = log_density(o.family.schedule, o.family.schedule.alpha(t_next) * x0, x0, t_next)
+        num = pairs.winner[0].numel()
+        for z in (pairs.winner, pairs.loser):
+            # Minus twice the log-density, less its constant, is chi-squared with `num` degrees of freedom.
+            chi2 = 2 * (best - log_density(o.family.schedule, z, x0, t_next))
+            assert ((chi2 - num).abs() < 6 * math.sqrt(2 * num)).all()
+
+
+def test_threshold_grows_with_noise_and_drops_close_calls(parts):
+    r = recipe(align__threshold=[0.45, 0.60])
+    o, state, _, sampler = parts(r)
+    assert 0.45 < sampler.least_gap(249) < sampler.least_gap(499) < sampler.least_gap(749) < 0.60
+    assert sampler.least_gap(749) == pytest.approx(0.45 + 0.15 * 0.9713, abs=1e-4)
+    none, figures = drawn(r, o, state.student.net, Chosen(scale=1e-3))
+    assert sum(map(len, none)) == 0 and figures["kept_pairs"] == 0
+    every, _ = drawn(r, o, state.student.net, Chosen(scale=1e4))
+    assert sum(map(len, every)) == 6
+
+
+def test_gap_is_that_of_the_softmax():
+    scores = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]])
+    verdict = judge(scores)
+    win, lose = torch.tensor([3.0, 1.0]).softmax(0)
+    assert (verdict.best[0], verdict.worst[0]) == (1, 0)
+    assert verdict.gap[0].item() == pytest.approx((win - lose).item()) and verdict.gap[1] == 0
+
+
+# -- the step -----------------------------------------------------------------------------------------------------
+
+
+def test_one_forward_with_gradient_and_one_of_the_reference_per_pair(parts, random_data, monkeypatch, reward, origin):
+    r = recipe()
+    o, state, reference, sampler = parts(r)
+    calls = {"gradient": 0, "reference": 0}
+    original = o.family.predict_x0
+
+    def spy(net, x_t, t, cond):
+        calls["gradient"] += len(x_t) * torch.is_grad_enabled()
+        calls["reference"] += len(x_t) * (net is reference.copy)
+        return original(net, x_t, t, cond)
+
+    monkeypatch.setattr(o.family, "predict_x0", spy)
+    figures = preference_step(r, o, sampler, state, reference, random_data, origin)
+    assert figures["pairs"] == 4  # two prompts, two steps
+    assert calls == {"gradient": 4, "reference": 4}
+
+
+def test_first_preference_step_is_at_ln_2_and_the_next_prefers_the_winner(parts, random_data, origin):
+    r = recipe(align__lr=3e-4)
+    o, state, reference, sampler = parts(r)
+    first = preference_step(r, o, sampler, state, reference, random_data, origin)
+    assert first["preference"] == pytest.approx(math.log(2)) and first["margin"] == first["kl"] == 0
+    # The same pool again, since neither data nor noise moved: now the winners are more likely than under the reference.
+    again = preference_step(r, o, sampler, state, reference, random_data, origin)
+    assert again["preference"] < math.log(2) and again["margin"] > 0 and again["kl"] > 0
+
+
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_only_the_student_moves_in_a_preference_step(form, parts, random_data, origin, tiny_family):
+    r = recipe(model__form=form, model__lora_rank=4)
+    o, state, reference, sampler = parts(r)
+    nets = [state.fake.net, state.discriminator.net, tiny_family.teacher, sampler.reward, origin.student]
+    before, student = [weights(net) for net in nets], weights(state.student.net)
+    preference_step(r, o, sampler, state, reference, random_data, origin)
+    assert [changed(b, net) for b, net in zip(before, nets, strict=True)] == [False] * 5
+    assert changed(student, state.student.net)
+    assert not any(p.grad is not None for role in state.roles for p in role.parameters)
+
+
+def test_an_empty_pool_updates_nothing(parts, random_data, origin):
+    r = recipe(align__threshold=[1.0, 1.0])
+    o, state, reference, sampler = parts(r)
+    before = weights(state.student.net)
+    figures = preference_step(r, o, sampler, state, reference, random_data, origin)
+    assert figures["pairs"] == 0 and "preference" not in figures and not changed(before, state.student.net)
+    assert state.updates["preference"] == 0
+
+
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_reference_is_the_stage_1_student_whatever_training_does(form, parts, random_data, origin):
+    r = recipe(model__form=form, model__lora_rank=4, align__lr=1e-3)
+    o, state, reference, sampler = parts(r)
+    for _ in range(2):
+        preference_step(r, o, sampler, state, reference, random_data, origin)
+    cond = o.family.encode(["a plain red circle above a striped blue ring"])
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    expected = o.student_x0(origin.student, x, 0, cond)
+    with reference.network() as frozen:
+        torch.testing.assert_close(o.student_x0(frozen, x, 0, cond), expected)
+    assert (o.student_x0(state.student.net, x, 0, cond) - expected).abs().max() > 1e-4
+    assert (reference.copy is None) == (form == "lora")
+
+
+def test_clean_pairs_have_the_margin_of_both_trajectories(parts):
+    """PSO's pairs start from different states, so each side has its own prediction."""
+    r = recipe(align__pairs="clean", align__candidates=2)
+    o, state, reference, _ = parts(r)
+    with torch.no_grad():
+        for p in state.student.parameters:
+            p.mul_(1.01)
+    pool, _ = drawn(r, o, state.student.net, Chosen())
+    assert [pairs.index for pairs in pool] == [0, 1, 2]
+    # One noise to begin with, two ways from there.
+    assert torch.equal(pool[0].x_t, pool[0].x_t_loser) and not torch.equal(pool[1].x_t, pool[1].x_t_loser)
+    assert torch.equal(pool[1].x_t, pool[0].winner)
+    pairs = pool[1]
+    t_next = torch.full((len(pairs),), 499)
+    sides = []
+    for z, x_t in ((pairs.winner, pairs.x_t), (pairs.loser, pairs.x_t_loser)):
+        for net, sign in ((state.student.net, 1), (reference.copy, -1)):
+            x0 = o.student_x0(net, x_t, 1, pairs.cond)
+            sides.append(sign * log_density(o.family.schedule, z, x0, t_next))
+    expected = sides[0] + sides[1] - sides[2] - sides[3]
+    torch.testing.assert_close(margins(o, state.student.net, reference, pairs)[0], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_split_covers_every_pair():
+    cond = Conditioning(torch.arange(5.0)[:, None, None], torch.zeros(5, 1), torch.zeros(5, 6))
+    z = torch.arange(5.0)[:, None, None, None]
+    parts = list(Pairs(1, z, z + 1, z + 2, cond, z + 3).split(2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part.x_t_loser for part in parts]), z + 3)
+
+
+# -- the joint loop -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratio", "ttur", "updates"),
+    [
+        (1, 1, {"student": 6, "fake": 6, "discriminator": 6, "preference": 6}),
+        (2, 1, {"student": 3, "fake": 3, "discriminator": 3, "preference": 6}),
+        (5, 2, {"student": 2, "fake": 4, "discriminator": 4, "preference": 6}),
+        (None, 1, {"student": 0, "fake": 0, "discriminator": 0, "preference": 6}),
+    ],
+)
+def test_ratio_counts_preference_steps_for_each_student_update_of_stage_1(
+    ratio, ttur, updates, tiny_family, sam_folder, reward, origin, random_data, tmp_path  # noqa: F811
+):  # fmt: skip
+    r = recipe(align__rl_ratio=ratio, fake__ttur=ttur, train__iterations=6)
+    state = align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    assert state.updates == updates and state.iteration == 6
+    rows = read_metrics(tmp_path)
+    assert ["dm" in row for row in rows] == [bool(ratio) and step % ratio == 0 for step in range(6)]
+    assert all("preference" in row for row in rows)
+
+
+def test_the_regulariser_is_an_iteration_of_stage_1_with_noise_of_its_own(parts, random_data, origin, monkeypatch):
+    """Same update as distill's own iteration of the next number; none that stage 1 has had."""
+    r = recipe(align__rl_ratio=1)
+    o, state, *_ = parts(r)
+    _, plain, *_ = parts(r)
+    distillation_round(r, o, state, random_data, origin)
+    plain.iteration = origin.iteration
+    from flashdmd_cli.training.distill import iteration
+
+    iteration(r, o, plain, random_data)
+    assert not changed(weights(plain.student.net), state.student.net)
+    assert state.iteration == 0
+
+
+@pytest.mark.parametrize("sets", [{}, {"model__form": "lora", "model__lora_rank": 4}, {"align__optimizer": "shared"}])
+def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
+    sets, tiny_family, sam_folder, reward, origin, random_data, tmp_path  # noqa: F811
+):  # fmt: skip
+    def go(iterations: int, out: Path) -> State:
+        r = recipe(**sets, train__iterations=iterations, train__generator_ema=0.9, probe__every=2,
+                   probe__num_prompts=2, probe__num_seeds=2)  # fmt: skip
+        objective = Objective(r, tiny_family, tiny_family.grid(4))
+        probe = CollapseProbe(objective, ["a plain red circle above a striped blue ring"] * 2)
+        return align(r, tiny_family, sam_folder, reward, origin, random_data, out, QUIET, StopFlag(), probe)
+
+    whole = go(4, tmp_path / "a")
+    go(2, tmp_path / "b")
+    rest = go(4, tmp_path / "b")
+    for one, two in zip(whole.roles, rest.roles, strict=True):
+        a, b = one.tensors(), two.tensors()
+        assert a.keys() == b.keys() and [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+    assert whole.probe == rest.probe
+
+
+# -- where it starts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
+    flags = SMALL | {"model.form": form, "model.lora_rank": 4, "train.iterations": 2, "optim.lr_fake": 1e-3}
+    stage1 = load_recipe("sdxl-4step", flags={k: v for k, v in flags.items() if not k.startswith("align")})
+    state = distill(stage1, tiny_family, sam_folder, random_data, tmp_path, QUIET, StopFlag())
+    tiny_family.save_network(state.shipped_student(), tmp_path / "student")
+    r = recipe()
+    found = load_origin(tmp_path, 2, stage1, r, tiny_family)
+    assert not changed(weights(state.shipped_student()), found.student) and found.iteration == 2
+    assert not changed(weights(merge_lora(copy.deepcopy(state.fake.net))), found.fake)
+    new = State.new(r, tiny_family, sam_folder, found)
+    assert not changed(weights(state.discriminator.net), new.discriminator.net)
+    assert not changed(weights(found.student), new.student.net) and not changed(weights(found.fake), new.fake.net)
+    other = load_origin(tmp_path, 2, stage1, recipe(gan__kind="none"), tiny_family)
+    assert other.heads is None
+    # A checkpoint that was copied without its state: the fake score begins as the student.
+    gone = load_origin(tmp_path, 3, stage1, r, tiny_family)
+    assert gone.fake is gone.student and gone.heads is None
+
+
+def test_adapters_go_on_top_of_stage_1s_own_fake_score(tiny_family, sam_folder, origin):  # noqa: F811
+    state = State.new(recipe(model__form="lora", model__lora_rank=4), tiny_family, sam_folder, origin)
+    for net, plain in ((state.student.net, origin.student), (state.fake.net, origin.fake)):
+        merged = merge_lora(copy.deepcopy(net)).state_dict()
+        assert all(torch.equal(merged[key], value) for key, value in plain.state_dict().items())
+
+
+def test_reference_of_an_adapter_is_the_network_below_it(tiny_family):
+    net = add_lora(copy.deepcopy(tiny_family.teacher), 4, 4)
+    reference = Reference(net)
+    trainable = [p for p in net.parameters() if p.requires_grad]
+    with reference.network() as frozen:
+        assert frozen is net
+    assert [p for p in net.parameters() if p.requires_grad] == trainable

@@ -1,0 +1,187 @@
+"""Preference pairs from files, and a reward model that learns from them: alone, resumed, and from the command line."""
+
+# ruff: noqa: F811 (pytest finds fixtures by the names of arguments)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from flashdmd_cli.building.pairs import build_pairs
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.pairs import load_picture, prompt_weights, read_pairs, split_by_prompt
+from flashdmd_cli.models.reward import RewardConfig
+from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.runs.recipe import load_reward_recipe
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
+
+from .test_cli import fails, run, shipped, world  # noqa: F401
+from .test_distill import QUIET, sam_folder  # noqa: F401
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def write_pairs(folder: Path, rows: list[dict], name: str = "pairs.jsonl") -> Path:
+    for color, file in ((RED, "red.png"), (BLUE, "blue.png")):
+        Image.new("RGB", (32, 32), color).save(folder / file)
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(prompt: str = "a", label: object = 0, **columns: object) -> dict:
+    return {"prompt": prompt, "image_0": "red.png", "image_1": "blue.png", "label": label} | columns
+
+
+def red_wins(folder: Path, num: int = 24) -> Path:
+    """Red is always better, on whichever side it stands."""
+    rows = [row(f"prompt {i}", i % 2) | ({} if i % 2 == 0 else {"image_0": "blue.png", "image_1": "red.png"})
+            for i in range(num)]  # fmt: skip
+    return write_pairs(folder, rows)
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_both_conventions(tmp_path):
+    pick_a_pic = {"caption": "b", "jpg_0": "red.png", "jpg_1": "blue.png", "label_0": 1}
+    pairs = read_pairs(write_pairs(tmp_path, [row(label=1), row(label="tie"), pick_a_pic]))
+    assert [(p.prompt, p.label) for p in pairs] == [("a", 1.0), ("a", 0.5), ("b", 0.0)]
+    assert load_picture(pairs[0].image_0, 8)[:, 0, 0].round().tolist() == [1, -1, -1]
+
+
+def test_parquet_with_bytes(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    write_pairs(tmp_path, [])
+    red, blue = (tmp_path / "red.png").read_bytes(), (tmp_path / "blue.png").read_bytes()
+    rows = [{"prompt": "a", "image_0": red, "image_1": {"bytes": blue, "path": None}, "label": 0.5}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    (pair,) = read_pairs(tmp_path / "pairs.parquet")
+    assert load_picture(pair.image_1, 16)[:, 3, 3].round().tolist() == [-1, -1, 1] and pair.label == 0.5
+
+
+def test_filters_hold_winners_and_ties_to_their_own_conditions(tmp_path):
+    rows = [row("a", 0, gap=0.5), row("b", 1, gap=-0.2), row("c", 0.5, gap=0.01), row("d", 0.5, gap=0.3)]
+    pairs = read_pairs(write_pairs(tmp_path, rows), keep=["gap>0"], keep_ties=["gap < 0.1"])
+    assert [pair.prompt for pair in pairs] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "keep", "said"),
+    [
+        ([row(label=2)], [], "row 0: label is 2"),
+        ([{"prompt": "a"}], [], "row 0: has no image_0"),
+        ([row() | {"image_0": "none.png"}], [], "no picture 'none.png'"),
+        ([row()], ["gap>0"], "has no column gap"),
+        ([row()], ["gap"], "is not COLUMN>NUMBER"),
+        ([row(gap=0)], ["gap>0"], "none of its 1 pairs is left"),
+        ([], [], "none of its 0 pairs"),
+    ],
+)
+def test_doubtful_pairs_are_told(rows, keep, said, tmp_path):
+    with pytest.raises(DataError, match=said.replace("[", r"\[")):
+        read_pairs(write_pairs(tmp_path, rows), keep)
+
+
+def test_held_out_prompts_are_never_learned_from(tmp_path):
+    pairs = read_pairs(write_pairs(tmp_path, [row(f"prompt {i // 2}") for i in range(400)]))
+    learned, held_out = split_by_prompt(pairs, 0.25)
+    assert not {p.prompt for p in learned} & {p.prompt for p in held_out}
+    assert 60 < len(held_out) < 140
+    assert set(prompt_weights(learned).tolist()) == {0.5}
+
+
+# -- learning -----------------------------------------------------------------------------------------------------
+
+
+def recipe(**sets: object):
+    flags = {"teacher": "shapes-sdxl", "train.batch": 4, "train.micro_batch": 2, "train.save_every": 10,
+             "train.log_every": 1, "optim.lr": 3e-3, "optim.warmup": 0, "train.iterations": 20,
+             "pairs.last_timestep": 251}  # fmt: skip
+    return load_reward_recipe("reward/shapes", (), flags | {k.replace("__", "."): v for k, v in sets.items()})
+
+
+def trained(family, pairs, out, **sets):
+    r = recipe(**sets)
+    torch.manual_seed(0)
+    model = new_reward(family, RewardConfig(32, (1, 251), r.model.guidance))
+    before = [p.detach().clone() for p in model.parameters()]
+    role = train_reward(r, family, model, pairs, pairs, out, QUIET, StopFlag())
+    return model, role, before
+
+
+def test_it_learns_what_is_better(tiny_family, tmp_path):
+    pairs = read_pairs(red_wins(tmp_path))
+    model, _, before = trained(tiny_family, pairs, tmp_path / "out")
+    found = accuracy(model, PairLatents(pairs, tiny_family), 0)
+    # Untrained latents are faint, so the noise of 249 hides much of them already.
+    assert list(found) == [1, 249] and found[1] == 1.0 and found[249] >= 0.75
+    rows = read_metrics(tmp_path / "out")
+    assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5]) and rows[9]["accuracy/1"] >= 0.5
+    moved = {name for (name, p), old in zip(model.named_parameters(), before, strict=True) if not torch.equal(p, old)}
+    assert all(".attentions." in name or "projection" in name or name == "logit_scale" for name in moved)
+    assert "visual_projection.weight" in moved and any(".attentions." in name for name in moved)
+
+
+def test_resumed_training_equals_uninterrupted_training(tiny_family, tmp_path):
+    pairs = read_pairs(red_wins(tmp_path, 8))
+    sets = {"train__iterations": 4, "train__save_every": 2, "optim__decay": False}
+    _, whole, _ = trained(tiny_family, pairs, tmp_path / "a", **sets)
+    trained(tiny_family, pairs, tmp_path / "b", **sets | {"train__iterations": 2})
+    _, rest, _ = trained(tiny_family, pairs, tmp_path / "b", **sets)
+    one, two = whole.tensors(), rest.tensors()
+    assert [key for key in one if not torch.equal(one[key], two[key])] == [] and one.keys() == two.keys()
+    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+
+
+def test_train_and_score_from_the_command_line(world):
+    write = red_wins(world)
+    words = ["reward", "train", "--pairs", write, "--teacher", "shapes-sdxl", "--iterations", 2, "--set",
+             "train.batch=2", "--set", "train.micro_batch=2", "--out", "r"]  # fmt: skip
+    result = run(*words, "--json")
+    assert result.exit_code == 0, result.output
+    assert set(json.loads(result.stdout)["accuracy"]) == {"1", "249", "499", "749", "951"}
+    assert json.loads((world / "r" / "manifest.json").read_text())["kind"] == "reward"
+    assert run("inspect", "r").exit_code == 0
+    assert run(*words, "--quiet").stdout == "r\n"
+    scored = run("reward", "score", "--reward", "r", "--prompt", "p", "--image", "red.png", "--image", "blue.png",
+                 "--json")  # fmt: skip
+    assert [Path(each["image"]).name for each in json.loads(scored.stdout)] == ["red.png", "blue.png"]
+    assert "timestep  749" in run("reward", "score", "--reward", "r", "--pairs", write).stdout
+    outside = ["--prompt", "p", "--image", "red.png", "--at", 999]
+    fails(run("reward", "score", "--reward", "r", *outside), 2, "--at 999", "1 to 951")
+    fails(run("reward", "train", "--pairs", "none.jsonl", "--teacher", "shapes-sdxl"), 3, "--pairs none.jsonl")
+
+
+def test_pairs_of_the_embedded_world(world, shipped):
+    """Right beats wrong, equals tie; a second call draws nothing anew."""
+
+    class Reads:
+        """Sees the caption's attributes in bright pictures only."""
+
+        def read(self, pictures):
+            from flashdmd_cli.shapes.inspector import Inspector
+
+            torch.manual_seed(0)
+            return Inspector().eval().read(pictures)
+
+    calls: list[int] = []
+
+    def draw(texts, first):
+        calls.append(first)
+        return torch.zeros(len(texts), 3, 64, 64)
+
+    path = build_pairs(draw, Reads(), world / "p", num=6, say=lambda _: None)  # type: ignore[arg-type]
+    pairs = read_pairs(path)
+    assert len(pairs) == 6 and len(calls) == 2 and calls[0] != calls[1]
+    # The drawn half is alike on both sides, hence tied.
+    assert [pair.label for pair in pairs[3:]] == [0.5] * 3
+    before = path.read_text()
+    build_pairs(draw, Reads(), world / "p", num=6, say=lambda _: None)  # type: ignore[arg-type]
+    assert len(calls) == 2 and path.read_text() == before

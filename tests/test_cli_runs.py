@@ -25,9 +25,9 @@ from .test_distill import sam_folder  # noqa: F401
 SMALL = ["--recipe", "shapes-4step", "--set", "train.batch=2", "--set", "train.micro_batch=2"]
 
 
-def distilled(iterations: int) -> Result:
+def distilled(iterations: int, *words: object) -> Result:
     run("prepare-data", "shapes", "--num", 8)
-    return run("distill", *SMALL, "--iterations", iterations, "--out", "runs/student")
+    return run("distill", *SMALL, "--iterations", iterations, "--out", "runs/student", *words)
 
 
 def test_damaged_input_is_one_line(world):

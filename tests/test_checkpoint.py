@@ -96,7 +96,7 @@ def test_full_disk_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(FlashDMDError, match="the disk is full") as caught:
         save_state(state_folder(tmp_path, 2), _tensors(), {"step": 2})
-    assert caught.value.exit_code == 1
+    assert caught.value.exit_code == 3
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert load_state(state_folder(tmp_path, 1))[1] == {"step": 1}
 

@@ -87,7 +87,7 @@ def test_from_distillation_to_a_stock_pipeline(world):
 
 
 def test_what_cannot_be_written_is_one_line(world):
-    fails(run("prepare-data", "shapes", "--out", "/proc/nowhere", "--num", 2), 1, "--out")
+    fails(run("prepare-data", "shapes", "--out", "/proc/nowhere", "--num", 2), 3, "--out")
     run("prepare-data", "shapes", "--num", 8)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -95,7 +95,7 @@ def test_what_cannot_be_written_is_one_line(world):
         result = run("distill", *SMALL, "--iterations", 1, "--out", "s")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.strip().splitlines()[-1].startswith("--out")
     assert run("distill", *SMALL, "--iterations", 1, "--out", "s").exit_code == 0
 

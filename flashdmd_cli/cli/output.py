@@ -23,6 +23,7 @@ EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("UsageError", 2),
     ("InputError", 3),
     ("DataError", 3),
+    ("WriteError", 3),
     ("NumericalError", 4),
     ("ThresholdError", 5),
     ("FileNotFoundError", 3),
@@ -45,6 +46,8 @@ PLAIN_LINE_SECONDS = 5.0
 def exit_code(error: BaseException) -> int:
     """The exit code for an error: its own for `Interrupted`, else by the table, else 1."""
     table = dict(EXIT_CODES)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return table["WriteError"]
     for ancestor in type(error).__mro__:
         if ancestor.__name__ in table:
             return table[ancestor.__name__]

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, UNWRITABLE, Progress
+from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, Progress
 from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
 from flashdmd_cli.cli.prepare_options import Request
 from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
@@ -24,8 +24,8 @@ from flashdmd_cli.data.filters import require_columns
 from flashdmd_cli.data.items import Rejected, Row, Source
 from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
-from flashdmd_cli.runs.errors import InputError, Interrupted, UsageError
-from flashdmd_cli.runs.files import write_error, write_text_atomically
+from flashdmd_cli.runs.errors import Interrupted, UsageError
+from flashdmd_cli.runs.files import write_text_atomically
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopFlag
 
@@ -62,7 +62,7 @@ class Preparation:
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
         claim(self.out, "data", yes)
-        with full_disk_is_input(self.out), self._workplace():
+        with self._workplace():
             plan = self._list(source)
             if not (manifest := self._finished(plan)):
                 self._make_shards(plan, source)
@@ -279,15 +279,3 @@ def advice(summary: Summary, request: Request) -> str:
     if reason.startswith("min_side"):
         return "pictures would be enlarged; --filter 'min_side>=1' allows it, --resolution N asks for less"
     return "see rejected.jsonl there"
-
-
-@contextmanager
-def full_disk_is_input(out: Path) -> Iterator[None]:
-    """A disk that cannot take what is written is told in one line, with the exit code of bad input."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        failure = write_error(out, error.errno or 0, str(error))
-        raise InputError(failure.message, failure.hint) from error

@@ -26,6 +26,10 @@ class InputError(FlashDMDError):
     exit_code = 3
 
 
+class WriteError(InputError):
+    """A place that cannot take what is written: full, read-only, not allowed."""
+
+
 class NumericalError(FlashDMDError):
     """A non-finite or collapsed run."""
 

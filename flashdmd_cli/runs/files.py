@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from flashdmd_cli.runs.errors import FlashDMDError
+from flashdmd_cli.runs.errors import WriteError
 
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space, then run the same command again: it resumes"),
@@ -24,17 +24,17 @@ _REASONS = {
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says about a failed write under `path` into a `FlashDMDError`."""
+    """Turn what the system says about a failed write under `path` into a `WriteError`."""
     try:
         yield
     except OSError as error:
         raise write_error(path, error.errno or 0, str(error)) from error
 
 
-def write_error(path: Path, code: int, text: str) -> FlashDMDError:
+def write_error(path: Path, code: int, text: str) -> WriteError:
     """The error to raise when writing `path` failed with the system's error number `code`."""
     reason, hint = _REASONS.get(code, (text, "choose another --out"))
-    return FlashDMDError(f"--out: cannot write {path}: {reason}", hint=hint)
+    return WriteError(f"--out: cannot write {path}: {reason}", hint=hint)
 
 
 def sync(path: Path) -> None:
@@ -49,7 +49,7 @@ def sync(path: Path) -> None:
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to `path`; an interruption leaves the old file or the new one, never a part.
 
-    Raises `FlashDMDError` when the disk is full or read-only.
+    Raises `WriteError` when the disk is full or read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with writing(path):

@@ -1,6 +1,6 @@
 """Mean and spread over seeds of what `curve.sh` measured, as a table and on request as a plot of quality against cost.
 
-table.py [--plot FILE] [--by seconds|images] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length.
+table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length.
 """
 
 from __future__ import annotations
@@ -47,35 +47,38 @@ def table(runs: dict[str, dict[int, list[dict[str, float]]]]) -> str:
     return "\n".join(lines)
 
 
-def plot(runs: dict[str, dict[int, list[dict[str, float]]]], by: str, path: Path) -> None:
-    """Quality against cost: a line per name through the means, a band over the seeds."""
+def plot(runs: dict[str, dict[int, list[dict[str, float]]]], path: Path) -> None:
+    """Quality against cost, in pictures and in seconds: lines through the means, bands from least to most."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shown = ("composition", "frechet", "high_frequency", "coverage")
-    figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 3.6), layout="constrained")
-    for axis, key in zip(axes, shown, strict=True):
-        for name, lengths in sorted(runs.items()):
-            points = [lengths[length] for length in sorted(lengths)]
-            cost = [mean(row[by] for row in rows) for rows in points]
-            axis.plot(cost, [mean(row[key] for row in rows) for rows in points], marker="o", label=name)
-            low, high = ([pick(row[key] for row in rows) for rows in points] for pick in (min, max))
-            axis.fill_between(cost, low, high, alpha=0.2)
-        axis.set(title=key.replace("_", " "), xlabel={"seconds": "seconds", "images": "pictures"}[by])
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(path, dpi=110)
+    costs = {"images": "pictures trained on", "seconds": "seconds of training, one thread"}
+    figure, grid = plt.subplots(
+        len(costs), len(shown), figsize=(3.6 * len(shown), 6), layout="constrained", sharey="col"
+    )
+    for axes, (cost, label) in zip(grid, costs.items(), strict=True):
+        for axis, key in zip(axes, shown, strict=True):
+            for name, lengths in sorted(runs.items()):
+                points = [lengths[length] for length in sorted(lengths)]
+                spent = [mean(row[cost] for row in rows) for rows in points]
+                axis.plot(spent, [mean(row[key] for row in rows) for rows in points], marker="o", label=name)
+                low, high = ([pick(row[key] for row in rows) for rows in points] for pick in (min, max))
+                axis.fill_between(spent, low, high, alpha=0.2)
+            axis.set(title=key.replace("_", " "), xlabel=label)
+            axis.grid(alpha=0.3)
+    grid[0][0].legend()
+    figure.savefig(path, dpi=90)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curves", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--by", choices=("seconds", "images"), default="seconds")
     given = parser.parse_args()
     found = read(given.curves)
     print(table(found))
     if given.plot:
-        plot(found, given.by, given.plot)
+        plot(found, given.plot)

@@ -187,6 +187,31 @@ def test_another_request_or_a_changed_source_is_refused(tmp_path):
     fails(run("prepare-data", "shapes", "--num", 3, "--out", tmp_path / "out"), 2, "--yes")
 
 
+def test_yes_deletes_nothing_that_is_still_needed(tmp_path):
+    folder, out = pictures(tmp_path / "in", 4), tmp_path / "out"
+    words = ["--out", out, "--resolution", 16]
+    assert run("prepare-data", folder, *words).exit_code == 0
+    before = hashes(out)
+    fails(run("prepare-data", folder, *words, "--yes", "--filter", "aestetic>=5"), 3, "aestetic")
+    assert hashes(out) == before
+    inside = pictures(out / "mine", 2)
+    fails(run("prepare-data", inside, *words, "--yes"), 2, "SOURCE lies inside")
+    assert len(list(inside.glob("*.png"))) == 2
+
+
+def test_what_is_gone_or_cut_is_made_again(tmp_path):
+    folder, out = pictures(tmp_path / "in", 4), tmp_path / "out"
+    words = ["prepare-data", folder, "--out", out, "--resolution", 16]
+    assert run(*words).exit_code == 0
+    before = hashes(out)
+    shard = out / next(iter(before))
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    assert "not whole" in run(*words).stderr and hashes(out) == before
+    shard.unlink()
+    assert run(*words).exit_code == 0 and hashes(out) == before
+    assert verify(out) == []
+
+
 def test_filters_and_duplicates_are_counted(tmp_path):
     folder = pictures(tmp_path / "in", 12)
     for index in range(10):

@@ -78,7 +78,16 @@ def test_folder(tmp_path):
     item = contents(source)["named.png"]
     assert isinstance(item, Item) and item.columns == {"caption": "from json", "aesthetic": 6.5}
     by_name = captions(open_source(tmp_path, Reading(names_are_captions=True)))
-    assert by_name["alone.png"] == "alone" and by_name["a.PNG"] == "first"
+    assert by_name["alone.png"] == "alone" and by_name["a.PNG"] == "first" and by_name["named.png"] == "from json"
+
+
+def test_a_folder_of_two_kinds_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(PNG)
+    write_tar(tmp_path / "backup.tar", [("x.png", PNG)])
+    with pytest.raises(DataError, match="pictures and") as caught:
+        open_source(tmp_path, Reading())
+    assert "--format" in caught.value.hint
+    assert captions(open_source(tmp_path, Reading(format="folder")))["a.png"] == "no_caption"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -179,6 +188,16 @@ def test_parquet(tmp_path):
     assert "img, alt" in caught.value.hint
     named = Reading(image_column="img", caption_column="alt")
     assert captions(open_source(tmp_path / "c.parquet", named)) == {"c.parquet#0": "alt text"}
+
+
+@pytest.mark.parametrize("bad", [3, 20])
+def test_a_cell_that_cannot_be_decoded_is_one_row(tmp_path, bad):
+    texts = [f"row {i}".encode() for i in range(48)]
+    texts[bad] = b"row \xff"
+    column = pa.array(texts, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"image": [PNG] * 48, "text": column}), tmp_path / "a.parquet")
+    found = list(captions(open_source(tmp_path / "a.parquet", Reading())).values())
+    assert found == ["bad_row" if i == bad else f"row {i}" for i in range(48)]
 
 
 def coco(folder: Path, num: int) -> Path:
@@ -285,6 +304,11 @@ def test_a_tar_gives_every_sample_or_a_reason(tmp_path_factory, texts):
     for key, text in texts.items():
         clean = text.removeprefix("\ufeff").strip()
         assert found[f"a.tar:{key}"] == (clean or "no_caption") or "\0" in text
+
+
+def test_two_bounds_are_two_filters():
+    near = {str(Filter.parse(f"created>={bound}")) for bound in ("1700000001", "1700000900", "6.25", "0.1", "1e300")}
+    assert near == {"created>=1700000001", "created>=1700000900", "created>=6.25", "created>=0.1", "created>=1e+300"}
 
 
 def test_filters_that_make_no_sense():

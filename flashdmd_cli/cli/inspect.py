@@ -85,4 +85,4 @@ def inspect(
         verdict = [] if problems else ["every file is what the manifest says"]
         output.result(document, [*summary(manifest), "", *drawn, "", *verdict], str(folder))
         if problems:
-            raise InputError("; ".join(problems), hint="make the folder again with the command that wrote it")
+            raise InputError("; ".join(problems), hint="remove the folder, then run the command that wrote it again")

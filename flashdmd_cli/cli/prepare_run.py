@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, Progress
@@ -61,9 +62,12 @@ class Preparation:
         """
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
+        if yes:  # it empties the folder, so a filter that cannot work has to be known before
+            self._require_columns(islice(source.rows(), PEEK), source)
         claim(self.out, "data", yes)
         with self._workplace():
             plan = self._list(source)
+            self._drop_if_incomplete()
             if not (manifest := self._finished(plan)):
                 self._make_shards(plan, source)
                 if not self.others_too(lambda: self._finished(plan) is not None or self._all_made(plan)):
@@ -105,10 +109,24 @@ class Preparation:
                 f"{what}: {self.out} was begun with other input", hint="--yes begins anew, or choose another --out"
             )
         if not note.is_file() and not (self.out / MANIFEST).is_file():
-            require_columns(self.request.settings.filters, known_columns(plan, source), str(self.request.source))
+            self._require_columns(plan.chunk(0)[:PEEK], source)
             write_text_atomically(note, asked)
         os.replace(listed, self.work / PLAN)
         return replace(plan, path=self.work / PLAN)
+
+    def _require_columns(self, rows: Iterable[Row], source: Source) -> None:
+        require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
+
+    def _drop_if_incomplete(self) -> None:
+        """Forget a finished result of which a file is gone or cut, so that it is made again."""
+        if not (self.out / MANIFEST).is_file():
+            return
+        for record in read_manifest(self.out).files:
+            path = self.out / record.path
+            if not path.is_file() or path.stat().st_size != record.size:
+                self.observer.phase(f"{path} is not whole: preparing again")
+                (self.out / MANIFEST).unlink(missing_ok=True)
+                return
 
     def _rows(self, source: Source) -> Iterator[Row]:
         """The source's rows, with a word now and then, for a listing can take its time."""
@@ -246,6 +264,8 @@ def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
     """UsageError when `out` is the finished result of another request, or lies where it would be read as input."""
     if out.resolve().is_relative_to(request.source.resolve()):
         raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
+    if request.source.resolve().is_relative_to(out.resolve()):  # --yes would empty it
+        raise UsageError(f"--out {out}: SOURCE lies inside it", hint="choose a folder beside it")
     if yes or not (out / MANIFEST).is_file():
         return
     manifest = read_manifest(out)
@@ -254,10 +274,10 @@ def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
         raise UsageError(f"--out {out}: holds other data", hint="--yes replaces it, or choose another folder")
 
 
-def known_columns(plan: Plan, source: Source) -> set[str]:
-    """Columns of the first rows that can be read."""
+def known_columns(rows: Iterable[Row], source: Source) -> set[str]:
+    """Columns of those rows that can be read."""
     found: set[str] = set()
-    for row in plan.chunk(0)[:PEEK]:
+    for row in rows:
         if "reason" not in row:
             try:
                 found |= set(source.fetch(row).columns)

@@ -27,7 +27,7 @@ from flashdmd_cli.data.seen import Seen, scratch
 from flashdmd_cli.data.whole import read_tar, whole
 
 LATENTS, TEXT = ".latents.safetensors", ".text.safetensors"
-REBUILD = "the same prepare-data command with --cache writes it again"
+REBUILD = "the same prepare-data command with --yes writes it again"
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Filter:
         return cls(column, relation, number)
 
     def __str__(self) -> str:
-        return f"{self.column}{self.relation}{self.bound:g}"
+        whole = self.bound.is_integer() and abs(self.bound) < 1e15
+        return f"{self.column}{self.relation}{int(self.bound) if whole else repr(self.bound)}"
 
     @property
     def measured_on_pictures(self) -> bool:

@@ -29,7 +29,7 @@ SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what 
 CACHE_BYTES = 512 * 2**20
 """Decoded pictures kept in memory. A smaller set is decoded once."""
 
-REBUILD = "write the data again with `flashdmd prepare-data`"
+REBUILD = "write the data again: `flashdmd prepare-data` with --yes"
 
 
 @dataclass(frozen=True)

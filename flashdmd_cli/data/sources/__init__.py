@@ -10,7 +10,7 @@ from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Source
 from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
 from flashdmd_cli.data.sources.coco import Coco
-from flashdmd_cli.data.sources.folder import Folder
+from flashdmd_cli.data.sources.folder import Folder, is_picture
 from flashdmd_cli.data.sources.metadata import NAMES, ImageFolder
 from flashdmd_cli.data.sources.prompt_list import SUFFIXES, PromptList
 from flashdmd_cli.data.sources.table import Parquet
@@ -58,6 +58,8 @@ def detect(path: Path) -> str:
         ("imagefolder", tuple(chain.from_iterable((name, f"*/{name}") for name in NAMES))),
     ):
         if any(next(path.glob(pattern), None) for pattern in patterns):
+            if format_ in ("webdataset", "parquet") and any(is_picture(each.name) for each in path.iterdir()):
+                raise DataError(f"SOURCE {path}: holds pictures and {patterns[0]}", f"--format folder or {format_}")
             return format_
     return "folder"
 

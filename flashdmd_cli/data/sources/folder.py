@@ -42,14 +42,14 @@ class Folder:
         except OSError as error:
             yield rejected_row(printable(prefix or folder.name), "unreadable", str(error.strerror))
             return
-        stems = {name.rpartition(".")[0] for name, _, is_folder in found if not is_folder and _is_picture(name)}
+        stems = {name.rpartition(".")[0] for name, _, is_folder in found if not is_folder and is_picture(name)}
         for name, is_own_folder, is_folder in found:
             source = printable(prefix + name)
             if is_own_folder:
                 yield from self._walk(folder / name, f"{prefix}{name}/")
             elif is_folder:
                 yield rejected_row(source, "link")
-            elif _is_picture(name):
+            elif is_picture(name):
                 yield self._row(folder / name, prefix + name, source)
             elif name.lower().endswith(_BESIDE):
                 if name.rpartition(".")[0] not in stems:
@@ -89,15 +89,19 @@ class Folder:
         except Rejected as rejected:
             if rejected.reason != "no_caption":
                 raise
-        if self.names_are_captions:
-            words = _stem(name).rpartition("/")[2].replace("_", " ").replace("-", " ")
-            return " ".join(printable(words).split()) or "picture"
-        return caption_of(columns, None)
+        try:
+            return caption_of(columns, None)
+        except Rejected as rejected:
+            if rejected.reason != "no_caption" or not self.names_are_captions:
+                raise
+        words = _stem(name).rpartition("/")[2].replace("_", " ").replace("-", " ")
+        return " ".join(printable(words).split()) or "picture"
 
 
 def _stem(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file is taken for a picture, by the end of its name."""
     return name.rpartition(".")[2].lower() in PICTURE_SUFFIXES

@@ -22,7 +22,7 @@ class _Cursor:
 
     place: tuple[str, int] = ("", -1)
     batches: Any = None
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[dict[str, Any] | ValueError] = field(default_factory=list)
     start: int = 0  # row number of rows[0] in its group
 
 
@@ -109,9 +109,31 @@ class Parquet:
             batches = table.iter_batches(_BATCH, row_groups=[row["group"]])
             cursor.place, cursor.batches, cursor.rows, cursor.start = place, batches, [], 0
         while number >= cursor.start + len(cursor.rows):
-            cursor.start += len(cursor.rows)
-            batch = next(cursor.batches, None)
+            try:
+                batch = next(cursor.batches, None)
+            except (OSError, ValueError):
+                self._cursor = _Cursor()  # a reader that failed does not know where it is
+                raise
             if batch is None:
                 raise ValueError("the row group ends before")
-            cursor.rows = batch.to_pylist()
-        return cursor.rows[number - cursor.start]
+            cursor.start, cursor.rows = cursor.start + len(cursor.rows), _decoded(batch)
+        values = cursor.rows[number - cursor.start]
+        if isinstance(values, ValueError):
+            raise values
+        return values
+
+
+def _decoded(batch: Any) -> list[dict[str, Any] | ValueError]:
+    """The rows of a batch of a table; for a row that cannot be decoded, such as one with broken UTF-8, the error."""
+    try:
+        whole: list[dict[str, Any] | ValueError] = batch.to_pylist()
+        return whole
+    except ValueError:
+        pass
+    rows: list[dict[str, Any] | ValueError] = []
+    for number in range(batch.num_rows):
+        try:
+            rows += batch.slice(number, 1).to_pylist()
+        except ValueError as error:
+            rows.append(error)
+    return rows

@@ -53,6 +53,10 @@ def test_rows_of_both_conventions(tmp_path):
     pick_a_pic = {"caption": "b", "jpg_0": "red.png", "jpg_1": "blue.png", "label_0": 1}
     pairs = read_pairs(write_pairs(tmp_path, [row(label=1), row(label="tie"), pick_a_pic]))
     assert [(p.prompt, p.label) for p in pairs] == [("a", 1.0), ("a", 0.5), ("b", 0.0)]
+    written = write_pairs(tmp_path, [])
+    rows = [row("two\u2028lines"), pick_a_pic | {"label_0": "1"}]
+    written.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in rows), encoding="utf-8")
+    assert [(p.prompt, p.label) for p in read_pairs(written)] == [("two\u2028lines", 0.0), ("b", 0.0)]
     assert load_picture(pairs[0].image_0, 8)[:, 0, 0].round().tolist() == [1, -1, -1]
 
 
@@ -79,7 +83,10 @@ def test_filters_hold_winners_and_ties_to_their_own_conditions(tmp_path):
         ([{"prompt": "a"}], [], "row 0: has no image_0"),
         ([row() | {"image_0": "none.png"}], [], "no picture 'none.png'"),
         ([row()], ["gap>0"], "has no column gap"),
-        ([row()], ["gap"], "is not COLUMN>NUMBER"),
+        ([row()], ["gap"], "is not of the form"),
+        ([row()], ["gap>e"], "gap>e"),
+        ([row(gap="large")], ["gap>0"], "none of its 1 pairs is left"),
+        ([row() | {"image_0": "x" * 5000}], [], "no picture"),
         ([row(gap=0)], ["gap>0"], "none of its 1 pairs is left"),
         ([], [], "none of its 0 pairs"),
     ],

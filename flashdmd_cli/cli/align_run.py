@@ -100,7 +100,8 @@ def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) 
         rows = [picture_noise(latents.shape[1:], recipe.train.seed, i) for i in range(len(latents))]
         t = at(timestep, latents)
         noisy = add_noise(family.schedule, latents, torch.stack(rows).to(latents.device), t)
-        return reward.score(noisy, t, reward.encode(captions))
+        guided = recipe.align is None or recipe.align.reward_guidance
+        return reward.score(noisy, t, reward.encode(captions), guided=guided)
 
     return score
 

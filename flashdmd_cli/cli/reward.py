@@ -67,7 +67,9 @@ def score(
     ] = None,
     images: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be repeated.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What the pictures should show.", show_default=False)] = None,
-    at_timestep: Annotated[int, typer.Option("--at", help="Timestep of the noise that pictures are given.")] = 1,
+    at_timestep: Annotated[
+        int, typer.Option("--at", help="Timestep of the noise that pictures are given.", min=0, max=999)
+    ] = 1,
     teacher: Annotated[str, typer.Option(help="Whose latents it scores.")] = SHAPES,
     seed: Seed = 0,
     as_json: AsJson = False,

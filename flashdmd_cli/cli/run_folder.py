@@ -32,8 +32,8 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Path], out: Path) -> None:
     """Hold recipe and inputs against those that the run in `out` was started with, and note them there.
 
-    `inputs` are folders with a manifest, by the flag that names them. Raises `UsageError` for a key, or an input, that
-    would make another run of it; a folder in which nothing was trained yet takes any.
+    `inputs` are files, or folders with a manifest, by the flag that names them. Raises `UsageError` for a key, or an
+    input, that would make another run of it; a folder in which nothing was trained yet takes any.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.files import write_text_atomically
@@ -41,17 +41,20 @@ def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Path], out: Path) 
     from flashdmd_cli.runs.recipe import dump_recipe, load_recipe, load_reward_recipe
 
     path = out / RECIPE
+    free = FREE_TO_CHANGE
+    if isinstance(recipe, RewardRecipe) and recipe.optim.decay:
+        free = free - {"train.iterations"}  # the learning rate falls towards that number
     begun = (out / MANIFEST).is_file() or latest_state(out / "state") is not None
     if begun and path.is_file():
         read = load_recipe if isinstance(recipe, Recipe) else load_reward_recipe
         before, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
         for key, value in now.items():
-            if before.get(key) != value and key not in FREE_TO_CHANGE:
+            if before.get(key) != value and key not in free:
                 raise UsageError(
                     f"{key}: is {value}, but the run in {out} was started with {before.get(key)}",
                     hint="choose another --out, or the old value to resume",
                 )
-    digests = {flag: sha256_file(folder / MANIFEST) for flag, folder in inputs.items()}
+    digests = {flag: sha256_file(path if path.is_file() else path / MANIFEST) for flag, path in inputs.items()}
     for flag, digest in digests.items():
         note = out / f"{flag.strip('-')}.sha256"
         if begun and note.is_file() and note.read_text().strip() != digest:

@@ -84,14 +84,12 @@ def watch_run(
     from flashdmd_cli.training.loop import Watch
 
     draw = Preview(recipe, family, captions, out, start)
-    warnings: list[str] = []
 
-    def preview(student: nn.Module, iteration: int) -> None:
+    def preview(student: nn.Module, iteration: int, warnings: Sequence[str]) -> None:
         draw(student, iteration)
         write_run_page(recipe, out, iteration, warnings)
 
     def warn(text: str) -> None:
-        warnings.append(text)
         observer.output.say(f"warning: {text}")
 
     def progress(iteration: int, figures: dict[str, float]) -> None:

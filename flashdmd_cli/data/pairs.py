@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import io
 import json
-import operator
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,17 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.filters import Filter, as_number
+from flashdmd_cli.data.items import Rejected
+from flashdmd_cli.data.pictures import decode, fit, open_picture
 
 COLUMNS = {"prompt": ("prompt", "caption"), "image_0": ("image_0", "jpg_0"), "image_1": ("image_1", "jpg_1")}
 """What a row must hold, under one of these names; the second ones are Pick-a-Pic's."""
 HINT = "a row has prompt, image_0, image_1 (paths or bytes) and label: 0, 1, or 0.5 for a tie"
-_COMPARE = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
-_CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|>|<)\s*([-+0-9.eE]+)\s*")
 
 
 @dataclass(frozen=True)
@@ -74,23 +71,22 @@ def prompt_weights(pairs: Sequence[PreferencePair]) -> Tensor:
 
 
 def load_picture(image: Path | bytes, side: int) -> Tensor:
-    """A picture squashed to a square of `side` pixels, (3, side, side) on [-1, 1]; `DataError` if it cannot be read."""
+    """A picture as `prepare-data` would cut it, upright and square, (3, side, side) on [-1, 1].
+
+    `DataError` if it cannot be read.
+    """
     try:
-        with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            array = np.array(opened.convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"--pairs: {image if isinstance(image, Path) else 'a picture'} cannot be read: {error}"
-        ) from None
-    picture = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 127.5 - 1
-    if picture.shape[-2:] != (side, side):
-        picture = F.interpolate(picture, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    return picture[0]
+        opened = open_picture(image if isinstance(image, bytes) else image.read_bytes())
+        fitted = fit(decode(opened, side)[0], side, (opened.height, opened.width))
+    except (OSError, Rejected) as error:
+        name = image if isinstance(image, Path) else "a picture"
+        raise DataError(f"--pairs: {name} cannot be read: {error}") from None
+    return torch.from_numpy(np.array(fitted.picture)).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a prompt may hold other line ends
         rows = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"--pairs {path} cannot be read: {error}", "give a JSONL or parquet file") from None
@@ -118,8 +114,8 @@ def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:
             raise DataError(f"--pairs {where}: has no {name}", HINT)
         values[name] = found
     label = row.get("label")
-    if label is None and row.get("label_0") is not None:
-        label = 1 - row["label_0"]  # Pick-a-Pic notes the share of the first picture
+    if label is None and (first_share := as_number(row.get("label_0"))) is not None:
+        label = 1 - first_share  # Pick-a-Pic notes the share of the first picture
     label = 0.5 if label == "tie" else label
     if label not in (0, 0.5, 1):
         raise DataError(f"--pairs {where}: label is {label!r}", HINT)
@@ -132,21 +128,24 @@ def _image(value: Any, folder: Path, where: str) -> Path | bytes:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
-    if isinstance(value, str) and (folder / value).is_file():
-        return folder / value
-    raise DataError(f"--pairs {where}: no picture {value!r}", "paths are relative to the file of pairs")
+    with contextlib.suppress(OSError):  # a name that no file can have
+        if isinstance(value, str) and (folder / value).is_file():
+            return folder / value
+    raise DataError(f"--pairs {where}: no picture {str(value)[:80]!r}", "paths are relative to the file of pairs")
 
 
-def _condition(text: str) -> tuple[str, str, float]:
-    found = _CONDITION.fullmatch(text)
-    if found is None:
-        raise DataError(f"pairs.keep: {text!r} is not COLUMN>NUMBER", "for example aesthetic_gap>-0.5")
-    return found[1], found[2], float(found[3])
+def _condition(text: str) -> Filter:
+    try:
+        return Filter.parse(text.replace(" ", ""))
+    except ValueError as error:
+        raise DataError(f"pairs.keep: {text!r} {error}", "for example aesthetic_gap>-0.5") from None
 
 
-def _holds(rule: tuple[str, str, float], pair: PreferencePair, path: Path) -> bool:
-    column, comparison, bound = rule
-    if column not in pair.columns:
-        raise DataError(f"pairs.keep: {path} has no column {column}", f"it has {', '.join(pair.columns)}")
-    value = pair.columns[column]
-    return value is not None and _COMPARE[comparison](float(value), bound)
+def _holds(rule: Filter, pair: PreferencePair, path: Path) -> bool:
+    if rule.column not in pair.columns:
+        raise DataError(f"pairs.keep: {path} has no column {rule.column}", f"it has {', '.join(pair.columns)}")
+    try:
+        rule.check(pair.columns)
+    except Rejected:
+        return False
+    return True

@@ -81,8 +81,12 @@ class CollapseProbe:
 
     @torch.no_grad()
     def _measure(self, state: State) -> dict[str, Tensor]:
-        """Every figure for each prompt, (P,) float64; those of single pictures are means over a prompt's seeds."""
+        """Every figure of the student that would be shipped now, for each prompt, (P,) float64.
+
+        Those of single pictures are means over a prompt's seeds.
+        """
         recipe, family, num_seeds = self.objective.recipe, self.objective.family, self.table.num_seeds
+        student = state.shipped_student()
         rows: dict[str, list[Tensor]] = {}
         for index, caption in enumerate(self.captions):
             # Neither iteration nor seed of the data enters: always the same noise for the same prompt.
@@ -90,7 +94,7 @@ class CollapseProbe:
             texts = [caption] * num_seeds
             cond = family.encode(texts)
             z = draws.normal("probe/z", (num_seeds, *family.latent_shape))
-            latents = self.objective.walk(state.student.net, z, cond, draws, 0, None, "probe")
+            latents = self.objective.walk(student, z, cond, draws, 0, None, "probe")
             pictures = family.decode(latents).float().clamp(-1, 1)
             of_one = {name: statistic(pictures) for name, statistic in STATISTICS.items()}
             if self.reward is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,11 +28,11 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run tells the outside: figures of an iteration, a warning, a student to preview."""
+    """What a run tells the outside: figures, a warning, a student to preview with all warnings so far."""
 
     progress: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
-    preview: Callable[[nn.Module, int], None]
+    preview: Callable[[nn.Module, int, Sequence[str]], None]
 
 
 def run(
@@ -61,7 +61,7 @@ def run(
     with Tracker(out, start=state.iteration) as tracker:
         probe = Probe(state.probe, recipe.bands)
         if state.iteration == 0:
-            watch.preview(state.shipped_student(), 0)
+            watch.preview(state.shipped_student(), 0, [])
             if collapse is not None:
                 collapse.begin(state)
         while not ended():
@@ -84,7 +84,7 @@ def run(
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
                 state.save(state_folder(out / "state", state.iteration))
             if state.iteration % train.preview_every == 0 or state.iteration == train.iterations:
-                watch.preview(state.shipped_student(), state.iteration)
+                watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
     if state.iteration < train.iterations:
         state.save(state_folder(out / "state", state.iteration))
     return state

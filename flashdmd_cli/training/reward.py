@@ -123,6 +123,7 @@ def _step(
     draw = generator(train.seed, 0, step, "reward/pairs")
     indices = torch.randint(len(data.pairs), (train.batch,), generator=draw)
     weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
+    num_right = num_decided = 0
     for micro, rows in enumerate(torch.arange(train.batch).split(train.micro_batch)):
         latents, prompts, labels, _ = data.gather(indices[rows].tolist())
         draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
@@ -137,9 +138,10 @@ def _step(
         (loss * share).backward()
         figures.add("loss", loss, 1 / share)
         decided = labels != 0.5
-        if decided.any():
-            right = ((scores[1] > scores[0]) == (labels > 0.5))[decided].float().mean()
-            figures.add("accuracy", right, train.batch / len(rows))
+        num_right += int(((scores[1] > scores[0]) == (labels > 0.5))[decided].sum())
+        num_decided += int(decided.sum())
+    if num_decided:
+        figures.values["accuracy"] = num_right / num_decided
     figures.values["grad_norm"] = role.update()
     figures.values["logit_scale"] = model.logit_scale.exp().item()
     return figures.values

@@ -60,6 +60,17 @@ def test_rows_of_both_conventions(tmp_path):
     assert load_picture(pairs[0].image_0, 8)[:, 0, 0].round().tolist() == [1, -1, -1]
 
 
+def test_pictures_are_upright_and_cut_as_data_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side
+    wide = Image.new("RGB", (32, 16), RED)
+    wide.paste(BLUE, (0, 0, 16, 16))
+    wide.save(tmp_path / "a.jpg", exif=exif, quality=100)
+    picture = load_picture(tmp_path / "a.jpg", 16)
+    # Upright it is 16 x 32 with blue above; the centre is blue above and red below.
+    assert picture[2, 2].mean() > 0.9 and picture[0, -2].mean() > 0.9 and picture[0, 2].mean() < -0.9
+
+
 def test_parquet_with_bytes(tmp_path):
     pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     write_pairs(tmp_path, [])
@@ -163,7 +174,12 @@ def test_train_and_score_from_the_command_line(world):
     assert "timestep  749" in run("reward", "score", "--reward", "r", "--pairs", write).stdout
     outside = ["--prompt", "p", "--image", "red.png", "--at", 999]
     fails(run("reward", "score", "--reward", "r", *outside), 2, "--at 999", "1 to 951")
+    assert run("reward", "score", "--reward", "r", *outside[:-1], 1000).exit_code == 2
     fails(run("reward", "train", "--pairs", "none.jsonl", "--teacher", "shapes-sdxl"), 3, "--pairs none.jsonl")
+    # What would make another run of it is refused: a length that the learning rate falls towards, other pairs.
+    fails(run(*words, "--iterations", 3), 2, "train.iterations")
+    write_pairs(world, [row(f"other {i}") for i in range(20)])
+    fails(run(*words), 2, "--pairs")
 
 
 def test_pairs_of_the_embedded_world(world, shipped):

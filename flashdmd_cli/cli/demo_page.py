@@ -102,12 +102,13 @@ def done(recipe: Recipe) -> list[str]:
     grid = ", ".join(map(str, vp_grid(recipe.grid.steps).timesteps))
     ttur = "every iteration" if recipe.fake.ttur == 1 else f"one iteration in {recipe.fake.ttur}"
     last = vp_grid(recipe.grid.steps).timesteps[-1]
+    where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels but the last"
     texts = [
         f"The student starts as a copy of the teacher and is trained at {recipe.grid.steps} noise levels only "
         f"({grid}), on the noisy pictures that it makes itself, so that it learns to mend its own mistakes.",
         "Distribution matching decides what is in the picture. Two networks look at the student's picture with noise "
         "added: the teacher, and a fake score that follows the student. Where they disagree, the student moves towards "
-        f"the teacher. It acts at the high noise levels, with guidance {recipe.dm.guidance:g}.",
+        f"the teacher, who has guidance {recipe.dm.guidance:g}. It acts {where}.",
         f"The fake score learns in every iteration, the student in {ttur}. After each student update the fake score "
         "moves a little towards the student, which keeps it in step and saves updates.",
     ]

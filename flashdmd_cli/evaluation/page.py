@@ -27,8 +27,8 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
           margin: 0 0 1.4rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .5rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
 thead th { color: var(--soft); font-weight: 600; font-size: .88rem; }
 tr.chosen td { background: #eef5fd; font-weight: 600; }
 .small { color: var(--soft); font-size: .85rem; font-weight: 400; }

@@ -103,6 +103,20 @@ def test_adapters(ready, reward):
     assert "lora" not in " ".join(load_file(ready / "a/student/diffusion_pytorch_model.safetensors"))
 
 
+def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(ready, reward):
+    """Adapters lie on weights of stage 1's state, and a reward model of the published kind has no manifest."""
+    lora = ["--set", "model.form=lora", "--set", "model.lora_rank=2"]
+    judge = shutil.copytree(reward, ready / "judge")
+    assert align(judge, 1, *lora, "--out", "a").exit_code == align(judge, 1, "--out", "b").exit_code == 0
+    shutil.rmtree(ready / "runs" / "student" / "state")
+    quiet = ["--quiet"]
+    fails(align(judge, 2, *lora, *quiet, "--out", "a"), 2, "--from runs/student: is not what the run in a was")
+    on = align(judge, 2, "--out", "b")  # whose own state has all of it
+    assert on.exit_code == 0 and "the fake score begins" not in on.stderr
+    edit(judge / "unet" / "config.json", sample_size=99)
+    fails(align(judge, 3, *quiet, "--out", "b"), 2, f"--reward {judge}: is not what")
+
+
 def test_recipe_is_the_students_with_the_alignment_on_top(ready):
     recipe = yaml.safe_load(run("align", "--from", "runs/student", "--rl-ratio", 5, "--dry-run").stdout)
     assert (recipe["align"]["rl_ratio"], recipe["name"], recipe["gan"]["weight"]) == (5, "align-shapes", 0.2)

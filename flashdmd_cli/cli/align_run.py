@@ -31,6 +31,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     Raises `Interrupted` when a signal came before the end and `NumericalError` when a collapse was to end the run; the
     state is saved then.
     """
+    from flashdmd_cli.runs.checkpoint import latest_state, state_folder
     from flashdmd_cli.runs.manifest import MANIFEST
     from flashdmd_cli.runs.signals import StopFlag
 
@@ -39,8 +40,11 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     shards, manifest = open_data(data, teacher)
     reward_folder = find_reward(recipe.align.reward)
     parents = [checkpoint.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
-    inputs = dict(zip(("--data", "--from", "--reward"), (data, *parents), strict=False))
-    agree(recipe, inputs, out)
+    # Adapters are trained on top of what stage 1's state holds, which is read again whenever the run goes on.
+    needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
+    stage1_state = state_folder(checkpoint.folder / "state", checkpoint.manifest.step)
+    source = [checkpoint.folder, *([stage1_state] if needs_state else [])]
+    agree(recipe, {"--data": [data], "--from": source, "--reward": [reward_folder]}, out)
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out
@@ -62,7 +66,8 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
         origin = load_origin(checkpoint.folder, checkpoint.manifest.step, checkpoint.recipe, recipe, family)
     except (OSError, ValueError) as error:
         raise InputError(f"--from {checkpoint.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
-    if origin.fake is origin.student and recipe.align.rl_ratio is not None:
+    begins = latest_state(out / "state") is None
+    if begins and origin.fake is origin.student and recipe.align.rl_ratio is not None:
         observer.output.say(f"{checkpoint.folder} has no state any more: the fake score begins as the student")
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))

@@ -25,7 +25,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
 
     teacher = find_teacher(recipe.teacher)
     shards, manifest = open_data(data, teacher)
-    agree(recipe, {"--data": data}, out)
+    agree(recipe, {"--data": [data]}, out)
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out

@@ -33,7 +33,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    agree(recipe, {"--pairs": pairs}, out)
+    agree(recipe, {"--pairs": [pairs]}, out)
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished reward model of this recipe already")
         return out

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +30,15 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Path], out: Path) -> None:
+def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Hold recipe and inputs against those that the run in `out` was started with, and note them there.
 
-    `inputs` are files, or folders with a manifest, by the flag that names them. Raises `UsageError` for a key, or an
-    input, that would make another run of it; a folder in which nothing was trained yet takes any.
+    `inputs` are what each flag brings, what it names first. Raises `UsageError` for a key, or an input, that would make
+    another run of it; a folder in which nothing was trained yet takes any.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.files import write_text_atomically
-    from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
+    from flashdmd_cli.runs.manifest import MANIFEST
     from flashdmd_cli.runs.recipe import dump_recipe, load_recipe, load_reward_recipe
 
     path = out / RECIPE
@@ -54,17 +55,30 @@ def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Path], out: Path) 
                     f"{key}: is {value}, but the run in {out} was started with {before.get(key)}",
                     hint="choose another --out, or the old value to resume",
                 )
-    digests = {flag: sha256_file(path if path.is_file() else path / MANIFEST) for flag, path in inputs.items()}
+    digests = {flag: "-".join(map(_digest, paths)) for flag, paths in inputs.items()}
     for flag, digest in digests.items():
         note = out / f"{flag.strip('-')}.sha256"
         if begun and note.is_file() and note.read_text().strip() != digest:
             raise UsageError(
-                f"{flag} {inputs[flag]}: is not what the run in {out} was started with",
-                hint="name the folder it started with, or choose another --out",
+                f"{flag} {inputs[flag][0]}: is not what the run in {out} was started with",
+                hint="name what it started with, whole, or choose another --out",
             )
     write_text_atomically(path, dump_recipe(recipe))
     for flag, digest in digests.items():
         write_text_atomically(out / f"{flag.strip('-')}.sha256", digest + "\n")
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, of a folder's manifest, or of all files of a folder without one; `absent` where none is."""
+    from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
+
+    if (path / MANIFEST).is_file():
+        return sha256_file(path / MANIFEST)
+    if not path.is_dir():
+        return sha256_file(path) if path.is_file() else "absent"
+    files = sorted(each for each in path.rglob("*") if each.is_file())
+    rows = "".join(f"{each.relative_to(path)} {sha256_file(each)}\n" for each in files)
+    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:

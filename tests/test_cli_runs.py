@@ -86,6 +86,29 @@ def test_from_distillation_to_a_stock_pipeline(world):
     assert (world / "a" / "stock" / "0000.png").read_bytes() == (world / "b" / "student" / "0000.png").read_bytes()
 
 
+def test_damaged_students_are_not_drawn_with(world):
+    assert distilled(1).exit_code == 0
+    weights = world / "runs" / "student" / "student" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    prompt = ["--prompt", "a plain red circle above a dotted blue ring"]
+    for words in (["sample", *prompt], ["eval", "--limit", 4], ["export"]):
+        fails(
+            run(*words, "--from", "runs/student", "--out", "o"), 3, "--from runs/student: student/", "contents differ"
+        )
+    assert not (world / "o").exists()
+
+
+def test_a_run_that_lacks_something_makes_no_folder(world):
+    fails(run("distill", *SMALL, "--data", "none", "--out", "o"), 3, "--data none")
+    run("prepare-data", "shapes", "--num", 8)
+    fails(run("distill", *SMALL, "--set", "gan.sam=none.pth", "--out", "o"), 3, "gan.sam: no file none.pth")
+    next((world / "runs" / "data-shapes").glob("*.tar")).write_bytes(b"")
+    fails(run("distill", *SMALL, "--data", "runs/data-shapes", "--out", "o"), 3, "--data")
+    assert not (world / "o").exists()
+
+
 def test_what_cannot_be_written_is_one_line(world):
     fails(run("prepare-data", "shapes", "--out", "/proc/nowhere", "--num", 2), 3, "--out")
     run("prepare-data", "shapes", "--num", 8)

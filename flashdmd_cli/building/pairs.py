@@ -1,4 +1,5 @@
-"""Preference pairs of the embedded world: the teacher's own pictures, and near misses, labelled by the inspector."""
+"""Preference pairs of the embedded world: rendered right and wrong pictures, and the teacher's, labelled by the
+inspector."""
 
 from __future__ import annotations
 
@@ -15,10 +16,12 @@ from flashdmd_cli.shapes.inspector import Inspector
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import ATTRIBUTES, sample_attributes, sample_scenes
 
-NUM_PAIRS = 12_000
+NUM_PAIRS = 7200
 CHUNK = 120
 RENDERED_SHARE = 5 / 6
-"""Of the pairs, those of rendered pictures: they cost nothing, and one attribute alone tells their sides apart."""
+"""Of the pairs, those of rendered pictures: they cost nothing, and by how much a side is wrong can be chosen."""
+RENDERED_TIES = 0.1
+"""Of the rendered pairs, those with two right pictures."""
 
 Draw = Callable[[Sequence[str], int], Tensor]
 """(captions, index of the first picture) -> pictures (N, 3, 64, 64) on [-1, 1]."""
@@ -53,12 +56,15 @@ def _chunk(
     wanted = sample_attributes(num, generator)
     texts = captions(wanted, generator)
     num_rendered = round(num * RENDERED_SHARE)
-    # Both pictures of a rendered pair have one attribute changed in half of the cases.
+    # One side of a rendered pair shows what the caption says, the other from one wrong attribute to seven: with single
+    # near misses alone, nothing was learned in 500 steps (docs/log/2026-11-21-reward.md).
+    wrong_side = torch.randint(2, (num_rendered,), generator=generator)
+    tie = torch.rand(num_rendered, generator=generator) < RENDERED_TIES
     sides = []
     for side in range(2):
-        shown = [_miss(row, generator) if torch.rand((), generator=generator) < 0.5 else row for row in wanted]
-        scenes = sample_scenes(num_rendered, generator, attributes=torch.stack(shown[:num_rendered]))
-        rendered = render(scenes, generator)
+        wrong = (wrong_side == side) & ~tie
+        shown = [_changed(row, generator) if miss else row for row, miss in zip(wanted, wrong, strict=False)]
+        rendered = render(sample_scenes(num_rendered, generator, attributes=torch.stack(shown)), generator)
         drawn = draw(texts[num_rendered:], (2 * start + side * num) + 1_000_000)
         sides.append(torch.cat([rendered, drawn.clamp(-1, 1)]))
     right = [(inspector.read(pictures).attributes == wanted).all(dim=1) for pictures in sides]
@@ -73,10 +79,11 @@ def _chunk(
     return rows
 
 
-def _miss(attributes: Tensor, generator: torch.Generator) -> Tensor:
-    """The attributes (7,) with one of them changed."""
-    column = int(torch.randint(len(ATTRIBUTES), (1,), generator=generator))
-    size = len(list(ATTRIBUTES.values())[column])
+def _changed(attributes: Tensor, generator: torch.Generator) -> Tensor:
+    """The attributes (7,) with from one to all of them changed."""
     changed = attributes.clone()
-    changed[column] = (changed[column] + 1 + int(torch.randint(size - 1, (1,), generator=generator))) % size
+    count = int(torch.randint(1, len(ATTRIBUTES) + 1, (), generator=generator))
+    for column in torch.randperm(len(ATTRIBUTES), generator=generator)[:count].tolist():
+        size = len(list(ATTRIBUTES.values())[column])
+        changed[column] = (changed[column] + 1 + int(torch.randint(size - 1, (), generator=generator))) % size
     return changed

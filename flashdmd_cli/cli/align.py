@@ -10,7 +10,7 @@ import typer
 from flashdmd_cli.cli.distill import finish, print_recipe
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, claim, find_run
+from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -105,7 +105,6 @@ def align(
         shards = data_of(checkpoint) if data is None else find_run(str(data), "data", flag="--data")
         if data is None:
             output.say(f"data: {shards}")
-        folder = claim(out or RUNS / resolved.name, "align")
         with Progress(output) as observer:
-            folder = run_align(resolved, checkpoint, shards, folder, observer)
+            folder = run_align(resolved, checkpoint, shards, out or RUNS / resolved.name, observer)
         finish(folder, output)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
 from flashdmd_cli.cli.run_folder import agree, cache_in_use, finished, open_data
-from flashdmd_cli.cli.sources import SHAPES, find_teacher
+from flashdmd_cli.cli.sources import SHAPES, claim, find_teacher
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
 
@@ -44,11 +44,12 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
     stage1_state = state_folder(checkpoint.folder / "state", checkpoint.manifest.step)
     source = [checkpoint.folder, *([stage1_state] if needs_state else [])]
-    agree(recipe, {"--data": [data], "--from": source, "--reward": [reward_folder]}, out)
+    sam = find_sam(recipe)
+    inputs = {"--data": [data], "--from": source, "--reward": [reward_folder]}
+    agree(recipe, inputs, claim(out, "align"))
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out
-    sam = find_sam(recipe)
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
     observer.phase(f"loading the student {checkpoint.folder}, its teacher and the reward model {recipe.align.reward}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,18 +25,19 @@ class Checkpoint:
     recipe: Recipe
 
 
-def whole_folder(folder: Path, kind: str, flag: str, writer: str) -> Manifest:
-    """The manifest of a finished folder of this kind whose files are what they were; InputError otherwise."""
+def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> Manifest:
+    """The manifest of a finished folder of one of `kinds` whose files are what they were; InputError otherwise."""
     from flashdmd_cli.runs.manifest import damaged_files, read_manifest
 
     try:
         manifest = read_manifest(folder)
     except InputError as error:
         raise InputError(f"{flag} {error.message}", hint=error.hint) from error
-    if manifest.kind != kind:
+    if manifest.kind not in kinds:
         article = "an" if manifest.kind[0] in "aeiou" else "a"
         raise InputError(
-            f"{flag} {folder}: is {article} {manifest.kind} folder, not a {kind} one", hint=f"{writer} writes one"
+            f"{flag} {folder}: is {article} {manifest.kind} folder, not a {' or '.join(kinds)} one",
+            hint=f"{writer} writes one",
         )
     if problems := damaged_files(folder, manifest):
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
@@ -51,7 +53,7 @@ def stage1_checkpoint(folder: Path, flag: str = "--from") -> Checkpoint:
 
     from flashdmd_cli.runs.recipe import Recipe
 
-    manifest = whole_folder(folder, "distill", flag, "flashdmd distill")
+    manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
     try:
         recipe = Recipe.model_validate(manifest.recipe)
     except ValidationError as error:

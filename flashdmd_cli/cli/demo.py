@@ -163,7 +163,7 @@ def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, 
     say(WHY_DATA)
     prepare("shapes", at.data, NUM_PICTURES, seed, observer)
     say(WHY_DISTILL)
-    run_distill(recipe, at.data, claim(at.student, "distill"), observer)
+    run_distill(recipe, at.data, at.student, observer)
     say(WHY_SAMPLE)
     reference = load_reference("shapes1k", NUM_CAPTIONS)
     draw_rows(recipe, reference.suite.all_captions, seed, at, observer)

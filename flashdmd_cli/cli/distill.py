@@ -9,7 +9,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import RUNS, SHAPES, claim, find_run, find_teacher
+from flashdmd_cli.cli.sources import RUNS, SHAPES, find_run, find_teacher
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -109,9 +109,8 @@ def distill(
         shards = find_run(str(data) if data else None, "data", flag="--data")
         if data is None:
             output.say(f"data: {shards}")
-        folder = claim(out or RUNS / resolved.name, "distill")
         with Progress(output) as observer:
-            folder = run_distill(resolved, shards, folder, observer)
+            folder = run_distill(resolved, shards, out or RUNS / resolved.name, observer)
         finish(folder, output)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import agree, cache_in_use, finished, open_data
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.sources import claim, find_teacher
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
 
     teacher = find_teacher(recipe.teacher)
     shards, manifest = open_data(data, teacher)
-    agree(recipe, {"--data": [data]}, out)
+    sam = find_sam(recipe)
+    # Only a run that has all it needs makes a folder.
+    agree(recipe, {"--data": [data]}, claim(out, "distill"))
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished student of this recipe already")
         return out
-    sam = find_sam(recipe)
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
     observer.phase(f"loading the teacher {recipe.teacher}")

@@ -160,13 +160,15 @@ def student_drawer(
     guidance: float | None = None,
     family: SDXLFamily | None = None,
 ) -> Drawer:
-    """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise."""
-    from flashdmd_cli.runs.manifest import CHECKPOINTS, read_manifest
+    """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
+
+    Its files are held against the manifest first: a figure or a picture of damaged weights would look like a result.
+    """
+    from flashdmd_cli.cli.checkpoints import whole_folder
+    from flashdmd_cli.runs.manifest import CHECKPOINTS
     from flashdmd_cli.runs.recipe import Recipe
 
-    manifest = read_manifest(folder)
-    if manifest.kind not in CHECKPOINTS:
-        raise InputError(f"--from {folder}: is a {manifest.kind} folder", hint="flashdmd distill writes a checkpoint")
+    manifest = whole_folder(folder, CHECKPOINTS, "--from", "flashdmd distill")
     if sampler not in (None, "few_step"):
         raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
     if guidance not in (None, 1.0):

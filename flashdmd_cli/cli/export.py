@@ -10,7 +10,7 @@ import typer
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Yes
 from flashdmd_cli.cli.output import command
 from flashdmd_cli.cli.sources import RUNS, claim, find_run
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import UsageError
 
 FORMATS = ("diffusers",)
 
@@ -34,18 +34,13 @@ def export(
         from flashdmd_cli.cli.drawing import student_drawer
         from flashdmd_cli.cli.training_run import saving
         from flashdmd_cli.export.diffusers import export_diffusers
-        from flashdmd_cli.runs.manifest import CHECKPOINTS, Manifest, parent_record, read_manifest, write_manifest
+        from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
 
         began = time.monotonic()
         checkpoint = find_run(source)
-        made = read_manifest(checkpoint)
-        if made.kind not in CHECKPOINTS:
-            raise InputError(
-                f"--from {checkpoint}: is a {made.kind} folder", hint="flashdmd distill writes a checkpoint"
-            )
         if source is None:
             output.say(f"from {checkpoint}")
-        drawer = student_drawer(checkpoint)
+        drawer, made = student_drawer(checkpoint), read_manifest(checkpoint)
         folder = claim(out or RUNS / f"export-{checkpoint.name}", "export", yes, resumes=False)
         with saving(folder):
             export_diffusers(drawer.family, drawer.net, drawer.steps, folder)

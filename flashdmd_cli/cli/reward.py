@@ -10,7 +10,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, SHAPES, claim, find_teacher
+from flashdmd_cli.cli.sources import RUNS, SHAPES, find_teacher
 from flashdmd_cli.runs.errors import UsageError
 
 reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
@@ -52,7 +52,7 @@ def train(
         from flashdmd_cli.cli.reward_run import REPORT, run_reward
 
         with Progress(output) as observer:
-            folder = run_reward(resolved, pairs, claim(out or RUNS / resolved.name, "reward"), observer)
+            folder = run_reward(resolved, pairs, out or RUNS / resolved.name, observer)
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         told = "".join(f"\n  timestep {t:>4}  {value:.3f}" for t, value in report["accuracy"].items())
         text = f"{folder}: done (next: flashdmd align --reward {folder})\nwinners told apart, held-out pairs:{told}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import agree, finished
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.sources import claim, find_teacher
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 
@@ -33,7 +33,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    agree(recipe, {"--pairs": [pairs]}, out)
+    agree(recipe, {"--pairs": [pairs]}, claim(out, "reward"))
     if finished(recipe, out):
         observer.phase(f"{out} holds the finished reward model of this recipe already")
         return out

@@ -38,7 +38,7 @@ def find_reward(name: str) -> Path:
             hint=f"LRM-SDXL is {LRM} on the hub, --reward PATH takes its folder; flashdmd reward train makes one",
         )
     if (folder / MANIFEST).is_file():
-        whole_folder(folder, "reward", "--reward", "flashdmd reward train")
+        whole_folder(folder, ("reward",), "--reward", "flashdmd reward train")
     return folder
 
 

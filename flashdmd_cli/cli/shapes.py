@@ -15,7 +15,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import SHAPES, claim
+from flashdmd_cli.cli.sources import SHAPES
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def build_reward(out: Path, work: Path, steps: int | None, seed: int, output: Ou
                             first_index=first)  # fmt: skip
 
         pairs = build_pairs(draw, load_inspector(asset("inspector")), work / "pairs", seed=seed, say=output.say)
-        return run_reward(recipe, pairs, claim(out, "reward"), observer, half=True)
+        return run_reward(recipe, pairs, out, observer, half=True)
 
 
 @shapes_app.command("build")

@@ -8,12 +8,15 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torchvision.transforms.functional import pil_to_tensor
 
 from flashdmd_cli.models.discriminator import load_sam_encoder
+from flashdmd_cli.models.reward_files import RewardBase, load_reward
+from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.manifest import verify
 from flashdmd_cli.shapes.assets import ASSETS, asset
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import sample_attributes, sample_scenes
+from flashdmd_cli.training.reward import noisy_scores
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +65,20 @@ def test_the_stock_pipeline_draws_what_the_caption_says(inspector):
 
 def test_embedded_sam_loads():
     assert not any(parameter.requires_grad for parameter in load_sam_encoder(asset("shapes-sam")).parameters())
+
+
+def test_the_reward_model_tells_right_pictures_from_wrong_ones():
+    """Rendered pairs of captions never trained on, at the levels where a 4-step student's candidates lie."""
+    family = SDXLFamily.load(asset("shapes-sdxl"))
+    reward = load_reward(asset("shapes-reward"), RewardBase.of(family))
+    generator = torch.Generator().manual_seed(33)
+    wanted = sample_attributes(128, generator, held_out=True)
+    sides = [
+        render(sample_scenes(128, generator, attributes=shown), generator) for shown in (wanted, wanted.roll(1, 0))
+    ]
+    latents = torch.stack([family.encode_pictures(pictures) for pictures in sides])
+    for level, least in ((499, 0.93), (749, 0.85)):
+        t = torch.full((128,), level)
+        noise = torch.randn(latents.shape, generator=generator)
+        right, wrong = noisy_scores(reward, family, latents, captions(wanted), t, noise)
+        assert (right > wrong).float().mean() >= least

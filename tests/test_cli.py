@@ -37,7 +37,7 @@ SURFACE = [
     "demo: --iterations --out --seed",
     "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
     "doctor:",
-    "eval: --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
+    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
     "export: --format --from --out --yes",
     "inspect: folder",
     "prepare-data: --cache --caption-column --captions-from-names --duplicates --encode --filter --format"
@@ -177,6 +177,8 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
         (["eval", "--limit", 1], 2, "--limit"),
         (["eval", "--fail-below", "beauty=1"], 2, "composition"),
         (["eval", "--fail-below", "frechet"], 2, "METRIC=NUMBER"),
+        (["eval", "--fail-below", "frechet=20"], 2, "lower is better (--fail-above"),
+        (["eval", "--fail-above", "composition=1"], 2, "higher is better (--fail-below"),
         (["export", "--format", "gif"], 2, "diffusers"),
         (["export"], 3, "--from"),
         (["inspect", "nowhere"], 3, "nowhere"),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -69,7 +70,10 @@ def test_from_distillation_to_a_stock_pipeline(world):
     assert len(drawn["files"]) == 2 * 2 + 2 and all(Path(file).is_file() for file in drawn["files"])
 
     measured = run("eval", "--limit", 4, "--json", "--fail-below", "composition=1.1")
-    assert measured.exit_code == 5 and "composition" in measured.stderr
+    assert measured.exit_code == 5 and "--fail-below: composition" in measured.stderr
+    above = run("eval", "--limit", 4, "--fail-above", "frechet=0", "--quiet")
+    assert above.exit_code == 5 and "--fail-above: frechet" in above.stderr
+    assert run("eval", "--limit", 4, "--fail-above", "frechet=1e9").exit_code == 0
     assert json.loads(measured.stdout)["results"]["student"]["num_pictures"] == 4
     assert "composition" in run("eval", "--limit", 4, "--from", "shapes-sdxl", "--steps", 2).stdout
 
@@ -83,6 +87,7 @@ def test_from_distillation_to_a_stock_pipeline(world):
     few = ["sample", "--prompt", "a plain red circle above a dotted blue ring", "--quiet"]
     assert run(*few, "--from", "stock", "--out", "a").stdout == "a\n"
     run(*few, "--from", "runs/student", "--out", "b")
+    assert run("eval", "--limit", 4, "--from", "stock", "--out", "e").exit_code == 0
     assert (world / "a" / "stock" / "0000.png").read_bytes() == (world / "b" / "student" / "0000.png").read_bytes()
 
 
@@ -107,6 +112,44 @@ def test_a_run_that_lacks_something_makes_no_folder(world):
     next((world / "runs" / "data-shapes").glob("*.tar")).write_bytes(b"")
     fails(run("distill", *SMALL, "--data", "runs/data-shapes", "--out", "o"), 3, "--data")
     assert not (world / "o").exists()
+
+
+def test_a_finished_student_is_not_touched(world):
+    assert distilled(2).exit_code == 0
+    # Nothing to do, no way back, another one: in each case every file stays what the manifest says.
+    assert distilled(2, "--set", "train.log_every=2").exit_code == 0
+    fails(distilled(1, "--quiet"), 2, "has 2 already")
+    fails(distilled(2, "--seed", 5, "--quiet"), 2, "train.seed: is 5")
+    assert run("inspect", "runs/student").exit_code == 0
+    assert (world / "runs/student/student/diffusion_pytorch_model.safetensors").stat().st_mode & 0o044
+
+
+def test_two_trainings_do_not_share_a_folder(world):
+    run("prepare-data", "shapes", "--num", 8)
+    (world / "o").mkdir()
+    (world / "o" / ".flashdmd").write_text("distill\n")
+    with (world / "o" / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        busy = run("distill", *SMALL, "--iterations", 1, "--data", "runs/data-shapes", "--out", "o")
+        fails(busy, 2, "--out o: another process is training in it")
+    assert run("distill", *SMALL, "--iterations", 1, "--out", "o").exit_code == 0
+
+
+def test_a_sample_replaces_all_of_the_one_before(world):
+    prompt = [
+        "--prompt",
+        "a plain red circle above a dotted blue ring",
+        "--from",
+        "shapes-sdxl",
+        "--steps",
+        1,
+        "--out",
+        "o",
+    ]
+    assert run("sample", *prompt, "--num", 2).exit_code == 0
+    again = run("sample", *prompt, "--sampler", "stochastic")
+    assert again.exit_code == 0 and "replaces the 4 files" in again.stderr
+    assert len(list((world / "o").rglob("*.png"))) == 2  # one picture and the grid
 
 
 def test_what_cannot_be_written_is_one_line(world):

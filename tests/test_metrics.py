@@ -223,10 +223,9 @@ def test_report_is_json_and_a_table(reference: Reference) -> None:
     console = Console(width=200, record=True)
     console.print(table(rows), attribute_table(rows))
     assert "Fréchet" in console.export_text()
-    assert missed(rows["real"], {"composition": 0.5}) == []
-    assert missed(rows["real"], {"composition": 2}) == ["composition is 1, below 2"]
-    with pytest.raises(ValueError, match="no such figure"):
-        missed(rows["real"], {"hpsv2": 0.2})
+    assert missed(rows["real"], {"composition": 0.5}, {"frechet": 1e3}) == []
+    assert missed(rows["real"], {"composition": 2}, {}) == ["--fail-below: composition is 1, below 2"]
+    assert missed(rows["real"], {}, {"coverage": 0})[0].startswith("--fail-above: coverage is ")
 
 
 def test_grid_of_pictures(tmp_path: Path) -> None:

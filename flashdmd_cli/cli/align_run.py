@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.cli.drawing import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
-from flashdmd_cli.cli.run_folder import agree, cache_in_use, finished, open_data
-from flashdmd_cli.cli.sources import SHAPES, claim, find_teacher
+from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
+from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
 
@@ -46,9 +47,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     source = [checkpoint.folder, *([stage1_state] if needs_state else [])]
     sam = find_sam(recipe)
     inputs = {"--data": [data], "--from": source, "--reward": [reward_folder]}
-    agree(recipe, inputs, claim(out, "align"))
-    if finished(recipe, out):
-        observer.phase(f"{out} holds the finished student of this recipe already")
+    if not begin("align", recipe, inputs, out, observer.phase):
         return out
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
@@ -77,7 +76,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     probe = CollapseProbe(objective, captions, reward_judge(reward, family, recipe), held_out_judge(recipe, captions))
     watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
-    with StopFlag() as stop:
+    with StopFlag(observer.output.say) as stop:
         state = align(recipe, family, sam, reward, origin, shards, out, watch, stop, probe)
     settle(recipe, state, stop, out)
     write_checkpoint("align", recipe, family, state, data, out, parents)
@@ -114,7 +113,7 @@ def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) 
 
 def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
     """A judge that training does not see: on the embedded world, whether the inspector reads what the caption says."""
-    if recipe.teacher != SHAPES and "shapes" not in Path(recipe.teacher).name:
+    if not is_shapes(recipe.teacher):
         return None
     from flashdmd_cli.shapes.assets import asset
     from flashdmd_cli.shapes.captions import parse

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.cli.drawing import beyond_words, is_shapes
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import agree, cache_in_use, finished, open_data
-from flashdmd_cli.cli.sources import claim, find_teacher
+from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
+from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     shards, manifest = open_data(data, teacher)
     sam = find_sam(recipe)
     # Only a run that has all it needs makes a folder.
-    agree(recipe, {"--data": [data]}, claim(out, "distill"))
-    if finished(recipe, out):
-        observer.phase(f"{out} holds the finished student of this recipe already")
+    if not begin("distill", recipe, {"--data": [data]}, out, observer.phase):
         return out
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
@@ -40,10 +39,12 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     family = load(SDXLFamily, teacher, recipe.model.precision)
     check_pictures(shards, recipe, family.resolution, data)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
+    if is_shapes(recipe.teacher) and (told := beyond_words(captions)):
+        observer.phase(told)
     # Before its first update the student is the teacher, sampled as a student is.
     watch = watch_run(recipe, family, captions, family.teacher, out, observer, SHOWN)
     observer.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
-    with StopFlag() as stop:
+    with StopFlag(observer.output.say) as stop:
         state = distill(recipe, family, sam, shards, out, watch, stop)
     settle(recipe, state, stop, out)
     write_checkpoint("distill", recipe, family, state, data, out)

@@ -87,16 +87,20 @@ def is_exported(folder: Path) -> bool:
     return index.get("scheduler", ["", ""])[1] == vp_grid(STUDENT_STEPS).scheduler
 
 
-def exported_steps(folder: Path) -> int:
-    """How many steps an exported student was trained for, from the manifest beside it.
+def exported(folder: Path) -> tuple[str, int | None]:
+    """Whose student an exported pipeline holds and for how many steps, from the manifest beside it, where there is one.
 
-    The scheduler cannot tell: one configuration serves every grid. UsageError where there is no manifest.
+    The scheduler cannot tell: one configuration serves every grid.
     """
-    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+    from flashdmd_cli.runs.manifest import MANIFEST
 
     if not (folder / MANIFEST).is_file():
-        raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
-    return int(read_manifest(folder).recipe["grid"]["steps"])
+        return str(folder), None
+    from flashdmd_cli.cli.checkpoints import whole_folder
+
+    manifest = whole_folder(folder, ("export",), "--from", "flashdmd export")
+    teacher = manifest.teacher.id if manifest.teacher is not None else str(folder)
+    return teacher, int(manifest.recipe["grid"]["steps"])
 
 
 def pipeline_drawer(
@@ -110,10 +114,12 @@ def pipeline_drawer(
     if is_exported(folder):
         if sampler not in (None, "few_step"):
             raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
-        length = steps or exported_steps(folder)
+        teacher, trained = exported(folder)
+        if (length := steps or trained) is None:
+            raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
         family = load_family(folder)
-        return Drawer(folder.name, family, family.teacher, name, "few_step", length, 1.0, folder)
+        return Drawer(folder.name, family, family.teacher, teacher, "few_step", length, 1.0, folder)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
@@ -195,6 +201,18 @@ def check_steps(sampler: Sampler, steps: int) -> None:
         raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
 
 
-def is_shapes(drawer: Drawer) -> bool:
-    """Whether it draws the embedded world."""
-    return drawer.teacher == SHAPES or "shapes" in Path(drawer.teacher).name
+def is_shapes(teacher: str) -> bool:
+    """Whether a teacher draws the embedded world."""
+    return teacher == SHAPES or "shapes" in Path(teacher).name
+
+
+def beyond_words(captions: Sequence[str]) -> str | None:
+    """A warning when the embedded world, whose every word is known, cannot say one of `captions`."""
+    from flashdmd_cli.shapes.captions import parse
+
+    for text in captions:
+        try:
+            parse(text)
+        except ValueError:
+            return f"warning: the embedded teacher knows its own captions alone, and cannot read {text!r}"
+    return None

@@ -18,25 +18,25 @@ if TYPE_CHECKING:
     from flashdmd_cli.evaluation.suites import Metrics, Reference
 
 
-def parse_thresholds(texts: Sequence[str]) -> dict[str, float]:
-    """`composition=0.9` -> {"composition": 0.9}."""
+def parse_thresholds(texts: Sequence[str], flag: str) -> dict[str, float]:
+    """`composition=0.9` -> {"composition": 0.9}; UsageError for what no suite measures, before anything is drawn."""
+    from flashdmd_cli.evaluation.report import COLUMNS, WRONG_WAY
+
     thresholds = {}
     for text in texts:
         name, _, value = text.partition("=")
         try:
             thresholds[name.strip()] = float(value)
         except ValueError:
-            raise UsageError(f"--fail-below {text}: is not METRIC=NUMBER", hint="for example composition=0.9") from None
-    return thresholds
-
-
-def check_thresholds(thresholds: dict[str, float]) -> None:
-    """UsageError for a figure that no suite measures, before anything is drawn."""
-    from flashdmd_cli.evaluation.report import COLUMNS
-
+            raise UsageError(f"{flag} {text}: is not METRIC=NUMBER", hint="for example composition=0.9") from None
     for name in thresholds:
         if name not in COLUMNS:
-            raise UsageError(f"--fail-below {name}: no such figure", hint=f"one of {', '.join(COLUMNS)}")
+            raise UsageError(f"{flag} {name}: no such figure", hint=f"one of {', '.join(COLUMNS)}")
+        if COLUMNS[name].endswith(WRONG_WAY[flag]):
+            (other,) = WRONG_WAY.keys() - {flag}
+            better = "lower" if flag == "--fail-below" else "higher"
+            raise UsageError(f"{flag} {name}: {better} is better", hint=f"{other} {name}=NUMBER")
+    return thresholds
 
 
 def load_reference(suite: str, limit: int | None) -> Reference:
@@ -91,7 +91,10 @@ def evaluate_command(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first captions.", show_default=False)] = None,
     fail_below: Annotated[
-        list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when it is missed; may be repeated.")
+        list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when the figure is lower; may be repeated.")
+    ] = None,
+    fail_above: Annotated[
+        list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when the figure is higher; may be repeated.")
     ] = None,
     seed: Seed = 0,
     out: Out = None,
@@ -104,16 +107,16 @@ def evaluate_command(
     The default is the newest checkpoint under ./runs.
     """
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
-        thresholds = parse_thresholds(fail_below or [])
+        lowest = parse_thresholds(fail_below or [], "--fail-below")
+        highest = parse_thresholds(fail_above or [], "--fail-above")
         from flashdmd_cli.cli.drawing import is_shapes, load_drawer
 
-        check_thresholds(thresholds)
         reference = load_reference(suite, limit)
         began = time.monotonic()
         drawer = load_drawer(source, sampler, steps, guidance)
         if source is None:
             output.say(f"from {drawer.folder}")
-        if not is_shapes(drawer):
+        if not is_shapes(drawer.teacher):
             raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
         folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval", resumes=False)
         from flashdmd_cli.cli.sample import write_result
@@ -131,5 +134,5 @@ def evaluate_command(
         figures.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         write_result(folder, "eval", drawer, [figures], seed, facts, time.monotonic() - began)
         show(rows, f"{suite}, {rows[drawer.name].num_pictures} captions", document, str(folder), output)
-        if failed := missed(rows[drawer.name], thresholds):
-            raise ThresholdError(f"--fail-below: {'; '.join(failed)}")
+        if failed := missed(rows[drawer.name], lowest, highest):
+            raise ThresholdError("; ".join(failed))

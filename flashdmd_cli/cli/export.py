@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Yes
+from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Yes
 from flashdmd_cli.cli.output import command
 from flashdmd_cli.cli.sources import RUNS, claim, find_run
 from flashdmd_cli.runs.errors import UsageError
@@ -16,7 +16,10 @@ FORMATS = ("diffusers",)
 
 
 def export(
-    source: From = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="A distilled checkpoint (default: the newest under ./runs).", show_default=False),
+    ] = None,
     form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "diffusers",
     out: Out = None,
     yes: Yes = False,

@@ -60,7 +60,7 @@ def error_line(error: BaseException) -> str:
         text, hint = " ".join(str(error.args[0] if error.args else error).split()), " ".join(error.hint.split())
         return f"{text} ({hint})" if hint else text
     if isinstance(error, KeyboardInterrupt):
-        return "stopped; what was saved before is intact (run the same command again to resume)"
+        return "stopped at once; what was saved before is intact, nothing after it is kept"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return error_line(write_error(Path(error.filename or "."), error.errno or 0, str(error)))
     if isinstance(error, OSError) and error.errno is not None:

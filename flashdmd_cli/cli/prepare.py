@@ -12,7 +12,7 @@ import typer
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, Yes
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.prepare_options import Options
-from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.sources import RUNS, SHAPES, claim
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,11 +95,16 @@ def from_source(
     if yes and share.count > 1:
         raise UsageError("--yes: several processes would empty the folder under each other", hint="remove it first")
     request = make_request(given)
-    with StopFlag() as stop:
+    with StopFlag(observer.output.say) as stop:
         return Preparation(request, out, share, nproc, observer, stop).run(yes), share
 
 
-def tell(output: Output, folder: Path, manifest: Manifest | None) -> None:
+def next_command(folder: Path, teacher: str) -> str:
+    """What to do with the data."""
+    return f"flashdmd distill --teacher {teacher} --data {folder}"
+
+
+def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) -> None:
     """The result, with the numbers of each filter."""
     from flashdmd_cli.data.items import meaning
 
@@ -126,7 +131,7 @@ def tell(output: Output, folder: Path, manifest: Manifest | None) -> None:
         document,
         [
             f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {shards} shards"
-            f" (next: flashdmd distill --data {folder})",
+            f" (next: {next_command(folder, teacher)})",
             *(f"  {num:>8}  {reason:<18} {meaning(reason)}" for reason, num in facts.rejected.items()),
             *([f"converted: {converted}"] if converted else []),
         ],
@@ -197,7 +202,7 @@ def prepare_data(
             num = NUM_SHAPES if num is None else num
             folder = prepare(source, out or RUNS / f"data-{source}", num, seed, observer, yes)
             document = {"out": folder, "manifest": folder / "manifest.json", "num": num, "seed": seed}
-            output.result(document, f"{folder}: {num} pictures (next: flashdmd distill --data {folder})", str(folder))
+            output.result(document, f"{folder}: {num} pictures (next: {next_command(folder, SHAPES)})", str(folder))
             return
         folder = out or RUNS / f"data-{suite or path.resolve().stem}"
         reading = {
@@ -210,4 +215,4 @@ def prepare_data(
         given = Options(path, reading, filters or [], resolution, encoding, duplicates, teacher, cache, shard_size, num)
         manifest, share = from_source(given, folder, observer, nproc, shard_index, shard_count, yes)
         if share.tells:
-            tell(output, folder, manifest)
+            tell(output, folder, manifest, teacher)

@@ -297,5 +297,6 @@ def advice(summary: Summary, request: Request) -> str:
     if reason == "no_caption":
         return "write a .txt beside each picture, or take --captions-from-names"
     if reason.startswith("min_side"):
-        return "pictures would be enlarged; --filter 'min_side>=1' allows it, --resolution N asks for less"
+        side = f"the side of --teacher {request.teacher}'s pictures is wanted, and nothing is enlarged"
+        return f"{side}; --filter 'min_side>=1' allows it, --resolution N or another --teacher asks for less"
     return "see rejected.jsonl there"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Yes
+from flashdmd_cli.cli.options import AsJson, Debug, Quiet
 from flashdmd_cli.cli.output import command
 from flashdmd_cli.runs.errors import UsageError
 
@@ -52,13 +52,14 @@ def show(name: Name, sets: Sets = None, as_json: AsJson = False, quiet: Quiet = 
 def copy(
     name: Name,
     to: Annotated[Path | None, typer.Argument(help="File to write (default: ./NAME.yaml).", show_default=False)] = None,
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Copy a recipe to a file of your own, to be edited and passed to `distill --recipe FILE`."""
     with command(as_json, quiet, debug) as output:
+        from flashdmd_cli.runs.files import writing
         from flashdmd_cli.runs.recipe import recipe_path
 
         source = recipe_path(name)
@@ -67,6 +68,7 @@ def copy(
             target = target / source.name
         if target.exists() and not yes:
             raise UsageError(f"{target}: exists already", hint="--yes replaces it")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
         output.result({"path": target}, f"{target}: edit it, then flashdmd distill --recipe {target}", str(target))

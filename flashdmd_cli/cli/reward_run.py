@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import agree, finished
-from flashdmd_cli.cli.sources import claim, find_teacher
+from flashdmd_cli.cli.run_folder import begin
+from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 
@@ -33,9 +33,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    agree(recipe, {"--pairs": [pairs]}, claim(out, "reward"))
-    if finished(recipe, out):
-        observer.phase(f"{out} holds the finished reward model of this recipe already")
+    if not begin("reward", recipe, {"--pairs": [pairs]}, out, observer.phase):
         return out
     observer.phase(f"loading the teacher {recipe.teacher}")
     import torch
@@ -58,7 +56,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
 
     watch = Watch(progress, observer.output.say, lambda *_: None)
     observer.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
-    with StopFlag() as stop:
+    with StopFlag(observer.output.say) as stop:
         role = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
     if stop.requested is not None and role.updates + role.bad_updates < recipe.train.iterations:
         raise Interrupted(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.prepare_caches import encoders_hash
+from flashdmd_cli.cli.sources import claim
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import Manifest
 
-RECIPE = "recipe.yaml"
+RECIPE, LOCK = "recipe.yaml", ".lock"
+_LOCKS: dict[Path, IO[str]] = {}
+"""The folders that this process trains in, held while it lives."""
 FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
 }  # fmt: skip
@@ -30,16 +34,68 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return rows
 
 
-def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Sequence[Path]], out: Path) -> None:
-    """Hold recipe and inputs against those that the run in `out` was started with, and note them there.
+def begin(
+    kind: str,
+    recipe: Recipe | RewardRecipe,
+    inputs: Mapping[str, Sequence[Path]],
+    out: Path,
+    say: Callable[[str], None],
+) -> bool:
+    """Make `out` the folder of this run, new or to be continued; False when it holds the finished result already.
 
-    `inputs` are what each flag brings, what it names first. Raises `UsageError` for a key, or an input, that would make
-    another run of it; a folder in which nothing was trained yet takes any.
+    `inputs` are what each flag brings, what it names first. Raises `UsageError` for a recipe or an input that would
+    make another run of the one in `out`, or while another process trains there. A finished result is not touched.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.files import write_text_atomically
+    from flashdmd_cli.runs.recipe import dump_recipe
+
+    claim(out, kind)
+    _lock(out)
+    digests = {flag: "-".join(map(_digest, paths)) for flag, paths in inputs.items()}
+    _agree(recipe, inputs, digests, out)
+    if _finished(recipe, out):
+        say(f"{out} holds the finished result of this recipe already")
+        return False
+    write_text_atomically(out / RECIPE, dump_recipe(recipe))
+    for flag, digest in digests.items():
+        write_text_atomically(_note(out, flag), digest + "\n")
+    if (state := latest_state(out / "state")) is not None:
+        say(f"going on from {state.name} of {out}")
+    return True
+
+
+def _note(out: Path, flag: str) -> Path:
+    """Where a run keeps the digest of what a flag brought."""
+    return out / f"{flag.strip('-')}.sha256"
+
+
+def _lock(out: Path) -> None:
+    """Keep other processes from training in `out` until this one ends; UsageError when another one does."""
+    if out.resolve() in _LOCKS:
+        return
+    file = (out / LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UsageError(f"--out {out}: another process is training in it", hint="choose another folder") from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    _LOCKS[out.resolve()] = file
+
+
+def _agree(
+    recipe: Recipe | RewardRecipe, inputs: Mapping[str, Sequence[Path]], digests: Mapping[str, str], out: Path
+) -> None:  # fmt: skip
+    """Hold recipe and inputs against those that the run in `out` was started with.
+
+    A folder in which nothing was trained yet takes any.
+    """
+    from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.manifest import MANIFEST
-    from flashdmd_cli.runs.recipe import dump_recipe, load_recipe, load_reward_recipe
+    from flashdmd_cli.runs.recipe import load_recipe, load_reward_recipe
 
     path = out / RECIPE
     free = FREE_TO_CHANGE
@@ -55,17 +111,13 @@ def agree(recipe: Recipe | RewardRecipe, inputs: Mapping[str, Sequence[Path]], o
                     f"{key}: is {value}, but the run in {out} was started with {before.get(key)}",
                     hint="choose another --out, or the old value to resume",
                 )
-    digests = {flag: "-".join(map(_digest, paths)) for flag, paths in inputs.items()}
     for flag, digest in digests.items():
-        note = out / f"{flag.strip('-')}.sha256"
+        note = _note(out, flag)
         if begun and note.is_file() and note.read_text().strip() != digest:
             raise UsageError(
                 f"{flag} {inputs[flag][0]}: is not what the run in {out} was started with",
                 hint="name what it started with, whole, or choose another --out",
             )
-    write_text_atomically(path, dump_recipe(recipe))
-    for flag, digest in digests.items():
-        write_text_atomically(out / f"{flag.strip('-')}.sha256", digest + "\n")
 
 
 def _digest(path: Path) -> str:
@@ -81,7 +133,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
-def finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
+def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
     """Whether `out` already holds the result of this recipe; UsageError when the run went further than asked."""
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
@@ -101,8 +153,11 @@ def finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
 def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, Manifest]:
     """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made."""
     from flashdmd_cli.data.shards import ShardDataset
-    from flashdmd_cli.runs.manifest import read_manifest
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
+    if not (folder / MANIFEST).is_file():
+        hint = f"flashdmd prepare-data {folder} --out DIR makes data of pictures with captions"
+        raise InputError(f"--data {folder}: has no {MANIFEST}, so it is not what prepare-data leaves", hint=hint)
     manifest = read_manifest(folder)
     if manifest.kind != "data":
         raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")

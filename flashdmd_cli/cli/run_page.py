@@ -34,9 +34,10 @@ PICTURES = (
     "Each row is one sampler, each column one caption and one noise to start from: the teacher, the student before "
     "this run, the student now.",
 )
-CURVES = (
-    "Losses are not a measure of quality. In stage 2 the reward rises by design: look at what the probe says of "
-    "pictures, and of a judge that is not trained on, where there is one.",
+CURVES = "Losses are not a measure of quality: look at the pictures, and at what `flashdmd eval` measures."
+CURVES_OF_STAGE_2 = (
+    "The reward rises by design: look at what the probe says of pictures, and of a judge that is not trained on, where "
+    "there is one."
 )
 
 
@@ -49,7 +50,8 @@ def write_run_page(recipe: Recipe, out: Path, iteration: int, warnings: Sequence
     what = "Distilling" if recipe.align is None else "Aligning"
     sections = [page.Section("Pictures", PICTURES, page.picture_file(out / PREVIEW, "preview"))]
     if drawn := page.curves(panels(read_metrics(out)), "Each point is one logged iteration."):
-        sections.append(page.Section("Curves", CURVES, drawn))
+        told = [CURVES, *([] if recipe.align is None else [CURVES_OF_STAGE_2])]
+        sections.append(page.Section("Curves", told, drawn))
     sections.append(page.Section("Tripwires", list(warnings) or ["None has fired."]))
     lead = f"Iteration {iteration} of {recipe.train.iterations}, {recipe.grid.steps} steps, seed {recipe.train.seed}."
     with writing(out / PAGE):

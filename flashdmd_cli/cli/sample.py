@@ -36,6 +36,17 @@ def gather_prompts(prompts: Sequence[str], file: Path | None, num: int) -> list[
     return [text for text in texts for _ in range(num)]
 
 
+def forget(folder: Path) -> int:
+    """Remove what an earlier `sample` wrote to `folder`, by its manifest, so that no two mix; how many files it was."""
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+
+    if not (folder / MANIFEST).is_file() or (manifest := read_manifest(folder)).kind != "sample":
+        return 0
+    for record in manifest.files:
+        (folder / record.path).unlink(missing_ok=True)
+    return len(manifest.files)
+
+
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, observer: Progress) -> list[Path]:
     """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files."""
     from flashdmd_cli.evaluation.pictures import save_grid, to_image
@@ -88,16 +99,21 @@ def sample(
         if compare not in (None, "teacher"):
             raise UsageError(f"--compare {compare}: unknown", hint="--compare teacher")
         texts = gather_prompts(prompt or [], prompts, num)
-        from flashdmd_cli.cli.drawing import as_teacher, load_drawer
+        from flashdmd_cli.cli.drawing import as_teacher, beyond_words, is_shapes, load_drawer
 
         began = time.monotonic()
         drawer = load_drawer(source, sampler, steps)
         if source is None:
             output.say(f"from {drawer.folder}")
-        folder = claim(out or RUNS / f"sample-{drawer.name}", "sample", resumes=False)
+        folder = out or RUNS / f"sample-{drawer.name}"
+        if num_old := forget(folder):
+            output.say(f"{folder}: replaces the {num_old} files of the sample that was there")
+        claim(folder, "sample", resumes=False)
         drawers = [drawer]
         if compare and drawer.net is not drawer.family.teacher:
             drawers.append(as_teacher(drawer.family, drawer.teacher, Path(drawer.family.source), "ddim"))
+        if is_shapes(drawer.teacher) and (told := beyond_words(texts)):
+            output.say(told)
         files = draw_all(drawers, texts, seed, folder, observer)
         write_result(folder, "sample", drawer, files, seed, {"num": num}, time.monotonic() - began)
         document = {"out": folder, "manifest": folder / "manifest.json", "grid": folder / "grid.png", "files": files}

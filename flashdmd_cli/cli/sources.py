@@ -50,6 +50,8 @@ def find_teacher(name: str, flag: str = "--teacher") -> Path:
         except FileNotFoundError as error:
             raise InputError(f"{flag} {SHAPES}: {error}") from None
     folder = Path(name).expanduser()
+    if name != "sdxl" and folder.is_file():
+        raise InputError(f"{flag} {name}: is a file", hint=f"{flag} takes the folder of a pipeline or a checkpoint")
     if name != "sdxl" and folder.is_dir():
         if lacking := missing_parts(folder):
             raise InputError(
@@ -65,7 +67,7 @@ def find_teacher(name: str, flag: str = "--teacher") -> Path:
     size = f" ({SDXL_SIZE})" if hub_id == SDXL_ID else ""
     raise InputError(
         f"{flag} {name}: the weights of {hub_id}{size} are not on this machine",
-        hint=f"{flag} PATH takes a local pipeline folder",
+        hint=f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small one that ships",
     )
 
 
@@ -77,7 +79,8 @@ def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
     if name is not None:
         folder = Path(name).expanduser()
         if not folder.is_dir():
-            raise InputError(f"{flag} {name}: no such folder", hint=f"flashdmd {WRITERS[kinds[0]]} writes one")
+            what = "is a file, not a folder" if folder.is_file() else "no such folder"
+            raise InputError(f"{flag} {name}: {what}", hint=f"flashdmd {WRITERS[kinds[0]]} writes one")
         return folder
     hint = f"name a folder, or make one with: flashdmd {WRITERS[kinds[0]]}"
     missing = InputError(f"{flag}: nothing given, and no finished {kinds[0]} folder under ./{RUNS}", hint=hint)

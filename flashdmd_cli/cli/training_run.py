@@ -86,6 +86,8 @@ def watch_run(
     draw = Preview(recipe, family, captions, out, start)
 
     def preview(student: nn.Module, iteration: int, warnings: Sequence[str]) -> None:
+        if iteration == 0:
+            observer.output.say("drawing what teacher and student show before training")
         draw(student, iteration)
         write_run_page(recipe, out, iteration, warnings)
 
@@ -147,11 +149,12 @@ def saving(folder: Path) -> Iterator[None]:
     """Tell a failed writing of weights in one line, whichever library failed."""
     from safetensors import SafetensorError
 
-    from flashdmd_cli.runs.files import write_error, writing
+    from flashdmd_cli.runs.files import as_readable_as_others, write_error, writing
 
     with writing(folder):
         try:
             yield
+            as_readable_as_others(folder)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise write_error(folder, int(number[1]) if number else 0, str(error)) from error

@@ -18,6 +18,8 @@ COLUMNS = {
     "diversity": "diversity → 1",
 }
 """Figures of the table and which way they should go."""
+WRONG_WAY = {"--fail-below": "↓", "--fail-above": "↑"}
+"""Figures that should go that way cannot miss a threshold of this kind."""
 
 
 def report(rows: Mapping[str, Metrics], **facts: Any) -> dict[str, Any]:
@@ -55,14 +57,9 @@ def _cell(metrics: Metrics, figure: str) -> str:
     return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
 
 
-def missed(metrics: Metrics, thresholds: Mapping[str, float]) -> list[str]:
-    """Which of `thresholds` (lowest allowed value by figure) the figures miss, one line each.
-
-    Raises `ValueError` for a figure that does not exist.
-    """
-    known = {name: float(value) for name, value in vars(metrics).items() if isinstance(value, float)}
-    if unknown := thresholds.keys() - known.keys():
-        raise ValueError(f"--fail-below {sorted(unknown)[0]}: no such figure, there are {', '.join(known)}")
-    return [
-        f"{name} is {known[name]:.4g}, below {least:.4g}" for name, least in thresholds.items() if known[name] < least
-    ]
+def missed(metrics: Metrics, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
+    """Which thresholds (lowest and highest allowed value by figure, of `COLUMNS`) the figures miss, a line each."""
+    told = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
+            if (value := getattr(metrics, name)) < least]  # fmt: skip
+    return told + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
+                   if (value := getattr(metrics, name)) > most]  # fmt: skip

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flashdmd_cli.runs.errors import FlashDMDError, InputError
-from flashdmd_cli.runs.files import sync, write_error, writing
+from flashdmd_cli.runs.files import as_readable_as_others, sync, write_error, writing
 
 NUM_KEPT = 2
 _TENSORS, _META = "tensors.safetensors", "state.json"
@@ -77,6 +77,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
     try:
         with writing(folder):
             save_file(_independent(tensors), path)
+            as_readable_as_others(folder)
             sync(path)
             (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
             sync(folder / _META)

@@ -37,7 +37,7 @@ class NumericalError(FlashDMDError):
 
 
 class ThresholdError(FlashDMDError):
-    """A threshold of `--fail-below` was missed."""
+    """A threshold of `--fail-below` or `--fail-above` was missed."""
 
     exit_code = 5
 

@@ -46,6 +46,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def as_readable_as_others(folder: Path) -> None:
+    """Give the weights under `folder` the rights of any new file; safetensors leaves them to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to `path`; an interruption leaves the old file or the new one, never a part.
 

@@ -7,6 +7,7 @@ has to be stored to resume.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +79,10 @@ class PairSampler:
     def score(self, latents: Tensor, timestep: int, text: RewardText) -> Tensor:
         """Scores (B,) of latents at one timestep."""
         t = at(timestep, latents)
-        return self.reward.score(latents, t, text, self.table.reward_outside, self.table.reward_guidance)
+        # Weights that are kept in half precision run as they are, others as the student's do.
+        is_half = self.reward.trunk.dtype != torch.float32
+        with nullcontext() if is_half else self.o.family.autocast():
+            return self.reward.score(latents, t, text, self.table.reward_outside, self.table.reward_guidance)
 
     def draw(
         self, student: nn.Module, captions: Sequence[str], cond: Conditioning, draws: Draws

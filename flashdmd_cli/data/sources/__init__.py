@@ -47,7 +47,10 @@ def detect(path: Path) -> str:
             return "coco"
         if path.suffix in SUFFIXES:
             return "prompts"
-        raise DataError(f"SOURCE {path}: not a kind of file known here", f"--format names one of {', '.join(FORMATS)}")
+        raise DataError(
+            f"SOURCE {path}: not a kind of file known here",
+            f"of pictures, name the folder; --format names one of {', '.join(FORMATS)}",
+        )
     if not path.is_dir():
         raise DataError(f"SOURCE {path}: no such file or folder")
     # The most telling first: img2dataset writes tars with a parquet beside each that holds no pictures.

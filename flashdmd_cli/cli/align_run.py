@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.drawing import is_shapes
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
+from flashdmd_cli.cli.reward_source import check_levels, find_reward, levels, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
 from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
@@ -92,21 +92,26 @@ def ratio(recipe: Recipe) -> str:
 
 
 def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) -> Judge:
-    """Finished latents scored by the reward model, at the lowest noise that it knows."""
+    """Finished latents scored by the reward model as training does: at its levels, whose mean is taken."""
     from flashdmd_cli.core.rollout import at
     from flashdmd_cli.core.schedules import add_noise
     from flashdmd_cli.evaluation.generate import picture_noise
 
-    timestep = reward.config.timesteps[0]
+    assert recipe.align is not None
+    table, timesteps = recipe.align, levels(recipe, family, reward)
 
     def score(latents: Tensor, captions: Sequence[str]) -> Tensor:
         import torch
 
         rows = [picture_noise(latents.shape[1:], recipe.train.seed, i) for i in range(len(latents))]
-        t = at(timestep, latents)
-        noisy = add_noise(family.schedule, latents, torch.stack(rows).to(latents.device), t)
-        guided = recipe.align is None or recipe.align.reward_guidance
-        return reward.score(noisy, t, reward.encode(captions), guided=guided)
+        noise, text = torch.stack(rows).to(latents.device), reward.encode(captions)
+
+        def score_at(timestep: int) -> Tensor:
+            t = at(timestep, latents)
+            noisy = add_noise(family.schedule, latents, noise, t)
+            return reward.score(noisy, t, text, table.reward_outside, table.reward_guidance)
+
+        return torch.stack([score_at(timestep) for timestep in timesteps]).mean(dim=0)
 
     return score
 

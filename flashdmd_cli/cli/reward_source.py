@@ -70,16 +70,24 @@ def load_reward_model(folder: Path, family: SDXLFamily) -> LatentRewardModel:
     return reward.to(device)
 
 
+def levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> list[int]:
+    """The timesteps at which an alignment scores its candidates."""
+    assert recipe.align is not None
+    if recipe.align.pairs == "clean":
+        return [reward.config.timesteps[0]]
+    timesteps = family.grid(recipe.grid.steps).timesteps
+    ahead = 1 if recipe.align.reward_timestep == "next" else 0
+    return [timesteps[index + ahead] for index in recipe.preference_step_indices]
+
+
 def check_levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> None:
     """UsageError when an alignment would ask the reward model about a noise that it was not trained on."""
     assert recipe.align is not None
     low, high = reward.config.timesteps
-    if recipe.align.reward_outside == "clamp" or recipe.align.pairs == "clean":
+    if recipe.align.reward_outside == "clamp":
         return
-    timesteps = family.grid(recipe.grid.steps).timesteps
-    ahead = 1 if recipe.align.reward_timestep == "next" else 0
-    for index in recipe.preference_step_indices:
-        if not low <= (timestep := timesteps[index + ahead]) <= high:
+    for timestep in levels(recipe, family, reward):
+        if not low <= timestep <= high:
             raise UsageError(
                 f"align.reward_timestep: would score at timestep {timestep}, but the reward model was trained from "
                 f"{low} to {high}",

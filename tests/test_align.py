@@ -80,6 +80,8 @@ class Chosen:
     def __init__(self, scale: float = 100.0) -> None:
         self.asked: list[tuple[int, int]] = []
         self.config, self.scale = RewardConfig(), scale
+        self.trunk = nn.Linear(1, 1)
+        self.trunk.dtype = torch.float32  # type: ignore[assignment]
 
     def encode(self, prompts) -> RewardText:
         return RewardText(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))

@@ -116,15 +116,18 @@ def test_only_a_fall_of_diversity_counts(watched):
     assert "diversity -50%" in probe.look(state)[1]
 
 
-def test_a_collapse_needs_a_rising_reward_unless_told(watched):
+def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
     falling = iter([torch.ones(2)] * 4 + [torch.zeros(2)] * 8)
     probe, state = watched(lambda latents, captions: next(falling), probe__streak=1)
     scaled(probe, state, 1.0)
     state.probe["before"] = {
-        k: ([v * 2 for v in vs] if k != "reward" else vs) for k, vs in state.probe["before"].items()
+        k: ([v * 2 for v in vs] if k not in ("reward", "diversity") else vs) for k, vs in state.probe["before"].items()
     }
     figures, warning = probe.look(state)
     assert figures["probe/outside"] > 0 and figures["probe_change/reward"] < 0 and warning is None
+    # Variety that is lost is a collapse whatever the reward does.
+    state.probe["before"]["diversity"] = [v * 2 for v in state.probe["before"]["diversity"]]
+    assert "diversity -50%" in probe.look(state)[1]
     probe, state = watched(probe__streak=1, probe__only_when_reward_rises=False)
     scaled(probe, state, 2.0)
     assert probe.look(state)[1] is not None

@@ -92,13 +92,13 @@ def ratio(recipe: Recipe) -> str:
 
 
 def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) -> Judge:
-    """Finished latents scored by the reward model as training does: at its levels, whose mean is taken."""
+    """Finished latents with noise added, scored at each level of training; the mean of the levels."""
     from flashdmd_cli.core.rollout import at
     from flashdmd_cli.core.schedules import add_noise
     from flashdmd_cli.evaluation.generate import picture_noise
 
     assert recipe.align is not None
-    table, timesteps = recipe.align, levels(recipe, family, reward)
+    table, noises = recipe.align, levels(recipe, family, reward)
 
     def score(latents: Tensor, captions: Sequence[str]) -> Tensor:
         import torch
@@ -106,18 +106,17 @@ def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) 
         rows = [picture_noise(latents.shape[1:], recipe.train.seed, i) for i in range(len(latents))]
         noise, text = torch.stack(rows).to(latents.device), reward.encode(captions)
 
-        def score_at(timestep: int) -> Tensor:
-            t = at(timestep, latents)
-            noisy = add_noise(family.schedule, latents, noise, t)
-            return reward.score(noisy, t, text, table.reward_outside, table.reward_guidance)
+        def score_at(level: int, told: int) -> Tensor:
+            noisy = add_noise(family.schedule, latents, noise, at(level, latents))
+            return reward.score(noisy, at(told, latents), text, table.reward_outside, table.reward_guidance)
 
-        return torch.stack([score_at(timestep) for timestep in timesteps]).mean(dim=0)
+        return torch.stack([score_at(*each) for each in noises]).mean(dim=0)
 
     return score
 
 
 def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
-    """A judge that training does not see: on the embedded world, whether the inspector reads what the caption says."""
+    """A judge other than the reward model: on the embedded world, whether the inspector reads what the caption says."""
     if not is_shapes(recipe.teacher):
         return None
     from flashdmd_cli.shapes.assets import asset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,12 @@ class Preview:
         seed = self.recipe.train.seed
         return generate(self.family, net, self.captions, seed, sampler, steps, guidance, batch=8)
 
+    def _beginning(self) -> nn.Module:
+        """What the student was before training, on the family's device, where it need not stay."""
+        if next(self.start.parameters()).device == self.family.device:
+            return self.start
+        return copy.deepcopy(self.start).to(self.family.device)
+
     def __call__(self, student: nn.Module, iteration: int) -> None:
         from flashdmd_cli.evaluation.pictures import save_grid
         from flashdmd_cli.runs.files import writing
@@ -44,7 +51,7 @@ class Preview:
             self.before = {
                 "teacher\n30 steps": self._draw(teacher, "ddim", 30, guidance),
                 f"teacher\n{steps} steps": self._draw(teacher, "ddim", steps, guidance),
-                f"student\n{steps} steps\niteration 0": self._draw(self.start, "few_step", steps),
+                f"student\n{steps} steps\niteration 0": self._draw(self._beginning(), "few_step", steps),
             }
         now = self._draw(student, "few_step", steps) if iteration else self.before[list(self.before)[-1]]
         rows = self.before | {f"student\n{steps} steps\niteration {iteration}": now}

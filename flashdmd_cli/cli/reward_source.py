@@ -70,14 +70,14 @@ def load_reward_model(folder: Path, family: SDXLFamily) -> LatentRewardModel:
     return reward.to(device)
 
 
-def levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> list[int]:
-    """The timesteps at which an alignment scores its candidates."""
+def levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> list[tuple[int, int]]:
+    """(noise of the candidates, timestep that the reward model is told) of every step that an alignment compares."""
     assert recipe.align is not None
     if recipe.align.pairs == "clean":
-        return [reward.config.timesteps[0]]
+        return [(reward.config.timesteps[0],) * 2]
     timesteps = family.grid(recipe.grid.steps).timesteps
     ahead = 1 if recipe.align.reward_timestep == "next" else 0
-    return [timesteps[index + ahead] for index in recipe.preference_step_indices]
+    return [(timesteps[index + 1], timesteps[index + ahead]) for index in recipe.preference_step_indices]
 
 
 def check_levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> None:
@@ -86,7 +86,7 @@ def check_levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) 
     low, high = reward.config.timesteps
     if recipe.align.reward_outside == "clamp":
         return
-    for timestep in levels(recipe, family, reward):
+    for _, timestep in levels(recipe, family, reward):
         if not low <= timestep <= high:
             raise UsageError(
                 f"align.reward_timestep: would score at timestep {timestep}, but the reward model was trained from "

@@ -60,7 +60,8 @@ class ProbeTable(Table):
     streak: Count = 2
     """Probes in a row with a figure outside its band that make a collapse."""
     only_when_reward_rises: bool = True
-    """Call it a collapse only while the training reward is above where it began."""
+    """Statistics of pictures do not count while the training reward is below where it began by its whole 95% interval;
+    variety and the judge beside the reward always do."""
     stop_on_collapse: bool = False
     """End the run at a collapse, with the state saved and exit code 4."""
 
@@ -91,7 +92,8 @@ class Bands(Table):
     diversity: Band = 0.10
     """Distance between pictures of one prompt; only a fall counts."""
     held_out: Band = 0.10
-    """A judge that the training does not see (the inspector on the embedded world); only a fall counts."""
+    """A judge other than the reward model (the inspector on the embedded world, which labelled some of the reward
+    model's pairs, so it shares mistakes with it); only a fall counts."""
     brightness_drift: Positive = 0.10
     """Student's against real pictures before the discriminator, on [0, 1], smoothed over iterations."""
     d_win_loss: Positive = 0.135

@@ -96,7 +96,7 @@ def preference_step(
         (loss * share).backward()
         figures.add("preference", loss, 1 / share)
         figures.add("margin", margin.mean() / num_dimensions, 1 / share)
-        figures.add("accuracy", (margin > 0).float().mean(), 1 / share)
+        figures.add("accuracy", margin.sign().mean() / 2 + 0.5, 1 / share)
         figures.add("kl", kl.mean() / num_dimensions, 1 / share)
     figures.values["pairs"] = float(num_pairs)
     if num_pairs:

@@ -54,27 +54,32 @@ class CollapseProbe:
         """Figures of the student now, and a warning if this is a collapse, the first of its run.
 
         A figure is outside when the whole 95% interval of its change lies beyond its band; a collapse is the same for
-        `probe.streak` looks in a row (and, on request, only while the reward is above its beginning).
+        `probe.streak` looks in a row. On request, statistics of pictures do not count while the reward is surely below
+        its beginning.
         """
         before = {name: torch.tensor(values, dtype=torch.float64) for name, values in state.probe["before"].items()}
         figures: dict[str, float] = {}
         outside: dict[str, float] = {}
+        has_fallen = False
         for name, now in self._measure(state).items():
             draw = generator(self.objective.recipe.train.seed, 0, state.iteration, f"probe/bootstrap/{name}")
             change, low, high = relative_change(now, before[name], draw)
             figures |= {f"probe/{name}": now.mean().item(), f"probe_change/{name}": change}
+            has_fallen |= name == "reward" and high < 0
             band = getattr(self.objective.recipe.bands, name, None)
             if band is not None and (high < -band or (low > band and name not in ONLY_A_FALL_COUNTS)):
                 outside[name] = change
         memory: dict[str, Any] = state.probe
-        rising = figures.get("probe_change/reward", 1.0) > 0 or not self.table.only_when_reward_rises
-        memory["streak"] = memory.get("streak", 0) + 1 if outside and rising else 0
+        # Statistics of pictures may move as a student learns; variety and a judge beside the reward may not be lost.
+        excused = has_fallen and self.table.only_when_reward_rises and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)
+        memory["streak"] = memory.get("streak", 0) + 1 if outside and not excused else 0
         figures |= {"probe/outside": float(len(outside)), "probe/streak": float(memory["streak"])}
         if memory["streak"] < self.table.streak or "collapsed" in memory:
             return figures, None
         memory["collapsed"] = {"iteration": state.iteration, "changes": outside}
         moved = ", ".join(f"{name} {change:+.0%}" for name, change in outside.items())
-        reward = " while the training reward rises" if "reward" in before and rising else ""
+        rises = figures.get("probe_change/reward", 0.0) > 0
+        reward = " while the training reward rises" if rises else ""
         warning = f"collapse at iteration {state.iteration}: {moved}{reward}; lower align.lr or align.rl_ratio"
         memory.setdefault("warnings", []).append(warning)
         return figures, warning

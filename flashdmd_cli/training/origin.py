@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from flashdmd_cli.models.adapters import add_lora, merge_lora
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import load_state, state_folder
+from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.state import Origin
 
@@ -17,16 +18,20 @@ FAKE, HEADS = "fake.net.", "discriminator.net."
 
 
 def load_origin(folder: Path, iteration: int, stage1: Recipe, recipe: Recipe, family: SDXLFamily) -> Origin:
-    """The networks of the checkpoint in `folder`, which was trained for `iteration` iterations by `stage1`.
+    """The networks of the checkpoint in `folder`, which was trained for `iteration` iterations by `stage1`, on the CPU.
 
     Its last state is not part of the manifest and may be gone; then the fake score begins as the student, and the
     discriminator anew. Raises OSError or ValueError when `student/` cannot be read, InputError for a damaged state.
     """
-    student = family.load_network(folder / "student").to(family.device)
+    student = family.load_network(folder / "student")
     saved = state_folder(folder / "state", iteration)
     if not saved.is_dir():
         return Origin(student, student, None, iteration)
-    tensors, _ = load_state(saved)
+    try:
+        tensors, _ = load_state(saved)
+    except InputError as error:
+        hint = f"delete {saved} and the fake score begins as the student"
+        raise InputError(f"--from {folder}: its state {saved.name} cannot be read", hint=hint) from error
     heads = _part(tensors, HEADS) if _same_discriminator(stage1, recipe) else None
     return Origin(student, _fake(tensors, stage1, family), heads or None, iteration)
 
@@ -37,7 +42,7 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _fake(tensors: dict[str, Tensor], stage1: Recipe, family: SDXLFamily) -> nn.Module:
     """Stage 1's fake score as a plain network, its adapters merged."""
-    net = copy.deepcopy(family.teacher).float()
+    net = copy.deepcopy(family.teacher).cpu().float()
     if stage1.model.form == "lora":
         net = add_lora(net, stage1.model.lora_rank, stage1.model.lora_alpha)  # type: ignore[arg-type]
     net.load_state_dict(_part(tensors, FAKE), strict=False)

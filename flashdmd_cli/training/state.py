@@ -97,7 +97,7 @@ class Origin:
     heads: dict[str, Tensor] | None
     """The discriminator's, where stage 1's can be used on."""
     iteration: int
-    """Iterations of stage 1, so that what is drawn in stage 2 goes on from there and repeats nothing."""
+    """Iterations of stage 1, so that noise drawn in stage 2 goes on from there; data are read again."""
 
 
 @dataclass
@@ -120,7 +120,7 @@ class State:
         """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3) or of `origin`'s; heads and adapters
         drawn with the run's seed."""
         torch.manual_seed(recipe.train.seed)
-        student = family.new_network() if origin is None else _trainable(origin.student)
+        student = family.new_network() if origin is None else _trainable(origin.student).to(family.device)
         if recipe.model.form == "lora":
             student = add_lora(student, recipe.model.lora_rank, recipe.model.lora_alpha)  # type: ignore[arg-type]
         # A copy with its adapters, since Eq. 11 averages tensor by tensor. An origin's fake score has other weights

@@ -25,7 +25,8 @@ from flashdmd_cli.evaluation.report import attribute_table, missed, report, tabl
 from flashdmd_cli.evaluation.suites import GROUP_SIZE, Metrics, Reference, Suite, evaluate, shapes1k
 from flashdmd_cli.shapes.captions import parse
 from flashdmd_cli.shapes.inspector import Reading
-from flashdmd_cli.shapes.world import is_held_out
+from flashdmd_cli.shapes.render import render
+from flashdmd_cli.shapes.world import add_object, is_held_out, sample_scenes
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -189,6 +190,7 @@ def test_real_pictures_score_as_real_ones(reference: Reference) -> None:
     metrics = reference.ceiling()
     assert metrics.composition == 1 and set(metrics.attributes.values()) == {1.0}
     assert metrics.pattern_coverage == 1
+    assert metrics.extra_objects == 0
     assert metrics.coverage > 0.8
     assert metrics.high_frequency == pytest.approx(1, abs=0.3)
     assert metrics.diversity == pytest.approx(1, abs=0.2)
@@ -207,6 +209,14 @@ def test_smooth_collapsed_pictures_score_worse(reference: Reference) -> None:
     assert metrics.frechet > 0
     with pytest.raises(ValueError, match="captions of shapes1k"):
         evaluate(blurred[:-1], reference)
+
+
+def test_a_third_object_is_seen_where_the_inspector_sees_two(reference: Reference) -> None:
+    suite, generator = reference.suite, torch.Generator().manual_seed(3)
+    scenes = add_object(sample_scenes(260, generator, attributes=suite.all_attributes), generator)
+    metrics = evaluate(render(scenes, generator), reference)
+    assert metrics.extra_objects > 0.75 and metrics.composition == 1
+    assert metrics.intervals["extra_objects"][1] <= 1
 
 
 def test_report_is_json_and_a_table(reference: Reference) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import flashdmd_cli.building.pairs as building_pairs
 from flashdmd_cli.building.pairs import build_pairs
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.pairs import load_picture, prompt_weights, read_pairs, split_by_prompt
@@ -19,6 +20,9 @@ from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.shapes.assets import asset
+from flashdmd_cli.shapes.counting import count_objects
+from flashdmd_cli.shapes.inspector import load_inspector
 from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -208,3 +212,24 @@ def test_pairs_of_the_embedded_world(world, shipped):
     before = path.read_text()
     build_pairs(draw, Reads(), world / "p", num=6, say=lambda _: None)  # type: ignore[arg-type]
     assert len(calls) == 2 and path.read_text() == before
+
+
+def test_a_third_object_loses(tmp_path, monkeypatch):
+    """The inspector reads both sides right: what is wrong is known from the rendering alone."""
+    monkeypatch.setattr(building_pairs, "THIRD_OBJECT", 1.0)
+    monkeypatch.setattr(building_pairs, "RENDERED_TIES", 0.0)
+    monkeypatch.setattr(building_pairs, "RENDERED_SHARE", 1.0)
+
+    def draw(texts, first):
+        return torch.zeros(len(texts), 3, 64, 64)
+
+    path = build_pairs(draw, load_inspector(asset("inspector")), tmp_path, num=40, say=lambda _: None)
+    pairs = [pair for pair in read_pairs(path) if pair.label != 0.5]
+    assert len(pairs) >= 36 and 0.2 < sum(pair.label for pair in pairs) / len(pairs) < 0.8
+
+    def objects(images):
+        return count_objects(torch.stack([load_picture(image, 64) for image in images]))
+
+    losers = objects([pair.image_0 if pair.label else pair.image_1 for pair in pairs])
+    winners = objects([pair.image_1 if pair.label else pair.image_0 for pair in pairs])
+    assert (winners <= 2).all() and (losers == 3).float().mean() > 0.7

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flashdmd_cli.shapes.captions import WORDINGS, caption, captions, parse
+from flashdmd_cli.shapes.counting import count_objects
 from flashdmd_cli.shapes.render import masks, render
 from flashdmd_cli.shapes.world import (
     ATTRIBUTES,
@@ -22,6 +23,7 @@ from flashdmd_cli.shapes.world import (
     SHAPES,
     SURFACES,
     Scenes,
+    add_object,
     attributes_of,
     combination_index,
     is_held_out,
@@ -206,3 +208,21 @@ def test_free_fields_are_spread_over_their_range(scenes: Scenes) -> None:
     for axis in (0, 1):
         assert scenes.center[..., axis].std() > 8
     assert scenes.radius.min() < 10.7 and scenes.radius.max() > 13.8
+
+
+def test_a_further_object_leaves_the_two_of_the_caption_alone(scenes: Scenes) -> None:
+    grown = add_object(scenes, seeded(4))
+    assert torch.equal(grown.attributes, scenes.attributes) and grown.center.shape == (2000, 3, 2)
+    apart = torch.cdist(grown.center[:, 2:], scenes.center)[:, 0] - scenes.radius - grown.radius[:, 2:]
+    assert (apart > 0).float().mean() > 0.999
+    third = torch.stack([grown.shape, grown.color, grown.surface], dim=-1)
+    copies = (third[:, 2:] == third[:, :2]).all(dim=2).any(dim=1).float().mean().item()
+    assert 0.45 < copies < 0.58
+
+
+def test_objects_are_counted(scenes: Scenes) -> None:
+    two = count_objects(render(scenes, seeded(5)))
+    three = count_objects(render(add_object(scenes, seeded(6)), seeded(5)))
+    assert (two == 2).float().mean() > 0.9 and (two > 2).float().mean() < 0.005
+    assert (three == 3).float().mean() > 0.8 and (three > 3).float().mean() < 0.005
+    assert count_objects(torch.zeros(3, 3, 64, 64)).tolist() == [0, 0, 0]

@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-FIGURES = ("composition", "frechet", "high_frequency", "coverage", "pattern_coverage", "diversity")
+FIGURES = ("composition", "frechet", "high_frequency", "coverage", "pattern_coverage", "diversity", "extra_objects")
 
 
 def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
@@ -24,21 +24,23 @@ def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
             (metrics,) = json.loads((note.parent / "metrics.json").read_text())["results"].values()
             cost = {"seconds": manifest["wall_seconds"], "images": manifest["images_seen"]}
             cost |= {"student_updates": manifest["updates"]["student"]}
-            runs[name][int(note.parent.name)].append({key: metrics[key] for key in FIGURES} | cost)
+            runs[name][int(note.parent.name)].append({key: metrics[key] for key in FIGURES if key in metrics} | cost)
     return runs
 
 
 def cell(rows: list[dict[str, float]], key: str) -> str:
     """Mean ± standard deviation over seeds."""
     values = [row[key] for row in rows]
-    digits = {"frechet": 1, "seconds": 0, "images": 0, "student_updates": 0}.get(key, 2)
+    digits = {"frechet": 1, "seconds": 0, "images": 0, "student_updates": 0, "extra_objects": 3}.get(key, 2)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and key in FIGURES else ""
     return f"{mean(values):.{digits}f}{spread}"
 
 
 def table(runs: dict[str, dict[int, list[dict[str, float]]]]) -> str:
     """Markdown."""
-    columns = ("seconds", "student_updates", *FIGURES)
+    measured = [row for lengths in runs.values() for rows in lengths.values() for row in rows]
+    # Runs from before a figure was measured do not have it.
+    columns = ("seconds", "student_updates", *(key for key in FIGURES if all(key in row for row in measured)))
     lines = [f"| run | iterations | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
     for name, lengths in sorted(runs.items()):
         for length, rows in sorted(lengths.items()):

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.inspector import Inspector
 from flashdmd_cli.shapes.render import render
-from flashdmd_cli.shapes.world import ATTRIBUTES, sample_attributes, sample_scenes
+from flashdmd_cli.shapes.world import ATTRIBUTES, add_object, sample_attributes, sample_scenes
 
 NUM_PAIRS = 7200
 CHUNK = 120
@@ -22,6 +22,9 @@ RENDERED_SHARE = 5 / 6
 """Of the pairs, those of rendered pictures: they cost nothing, and by how much a side is wrong can be chosen."""
 RENDERED_TIES = 0.1
 """Of the rendered pairs, those with two right pictures."""
+THIRD_OBJECT = 0.25
+"""Of the wrong sides, those that show all that the caption says and one object more. Without them students learned to
+draw a third, which neither the reward model nor the inspector saw (docs/log/2026-11-21-align.md)."""
 
 Draw = Callable[[Sequence[str], int], Tensor]
 """(captions, index of the first picture) -> pictures (N, 3, 64, 64) on [-1, 1]."""
@@ -33,8 +36,8 @@ def build_pairs(
 ) -> Path:  # fmt: skip
     """Write `folder/pairs.jsonl` with its pictures; what is there already is kept, so the same call resumes.
 
-    A picture is right when the inspector reads all seven attributes of the caption in it. Right beats wrong; two right
-    or two wrong ones are a tie.
+    A picture is right when the inspector reads all seven attributes of the caption in it, and no third object was
+    rendered into it. Right beats wrong; two right or two wrong ones are a tie.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
@@ -60,14 +63,21 @@ def _chunk(
     # near misses alone, nothing was learned in 500 steps (docs/log/2026-11-21-reward.md).
     wrong_side = torch.randint(2, (num_rendered,), generator=generator)
     tie = torch.rand(num_rendered, generator=generator) < RENDERED_TIES
-    sides = []
+    third = torch.rand(num_rendered, generator=generator) < THIRD_OBJECT
+    sides, right = [], []
     for side in range(2):
         wrong = (wrong_side == side) & ~tie
-        shown = [_changed(row, generator) if miss else row for row, miss in zip(wanted, wrong, strict=False)]
-        rendered = render(sample_scenes(num_rendered, generator, attributes=torch.stack(shown)), generator)
+        changed = wrong & ~third
+        shown = [_changed(row, generator) if miss else row for row, miss in zip(wanted, changed, strict=False)]
+        scenes = sample_scenes(num_rendered, generator, attributes=torch.stack(shown))
+        rendered = render(scenes, generator)
+        rendered[wrong & third] = render(add_object(scenes, generator), generator)[wrong & third]
         drawn = draw(texts[num_rendered:], (2 * start + side * num) + 1_000_000)
-        sides.append(torch.cat([rendered, drawn.clamp(-1, 1)]))
-    right = [(inspector.read(pictures).attributes == wanted).all(dim=1) for pictures in sides]
+        pictures = torch.cat([rendered, drawn.clamp(-1, 1)])
+        named_only = torch.ones(num, dtype=torch.bool)
+        named_only[:num_rendered] = ~(wrong & third)
+        sides.append(pictures)
+        right.append((inspector.read(pictures).attributes == wanted).all(dim=1) & named_only)
     rows: list[dict[str, object]] = []
     for i, text in enumerate(texts):
         names = [f"pictures/{start + i:06d}-{side}.png" for side in range(2)]

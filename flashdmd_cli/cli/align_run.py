@@ -116,11 +116,15 @@ def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) 
 
 
 def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
-    """A judge other than the reward model: on the embedded world, whether the inspector reads what the caption says."""
+    """A judge other than the reward model: on the embedded world, whether a picture shows what its caption says.
+
+    The inspector reads the attributes; that there is no third object is counted, for the inspector cannot see it.
+    """
     if not is_shapes(recipe.teacher):
         return None
     from flashdmd_cli.shapes.assets import asset
     from flashdmd_cli.shapes.captions import parse
+    from flashdmd_cli.shapes.counting import count_objects
     from flashdmd_cli.shapes.inspector import load_inspector
 
     try:
@@ -134,6 +138,7 @@ def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
         import torch
 
         wanted = torch.tensor([parse(caption) for caption in captions])
-        return (inspector.read(pictures.cpu()).attributes == wanted).all(dim=1).double()
+        right = (inspector.read(pictures.cpu()).attributes == wanted).all(dim=1)
+        return (right & (count_objects(pictures) <= 2)).double()
 
     return score

@@ -16,6 +16,7 @@ COLUMNS = {
     "coverage": "coverage ↑",
     "pattern_coverage": "patterns ↑",
     "diversity": "diversity → 1",
+    "extra_objects": "third objects ↓",
 }
 """Figures of the table and which way they should go."""
 WRONG_WAY = {"--fail-below": "↓", "--fail-above": "↑"}

@@ -16,8 +16,9 @@ from flashdmd_cli.evaluation.metrics.coverage import coverage
 from flashdmd_cli.evaluation.metrics.diversity import diversity
 from flashdmd_cli.evaluation.metrics.frechet import frechet
 from flashdmd_cli.evaluation.metrics.high_frequency import high_frequency
-from flashdmd_cli.evaluation.metrics.intervals import Interval
+from flashdmd_cli.evaluation.metrics.intervals import Interval, wilson
 from flashdmd_cli.shapes.captions import captions as write_captions
+from flashdmd_cli.shapes.counting import count_objects
 from flashdmd_cli.shapes.inspector import Reading
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import ATTRIBUTES, PATTERNS, sample_attributes, sample_scenes
@@ -31,6 +32,8 @@ REFERENCE_SEED = 20_251_121
 CEILING_SEED = 20_251_122
 """Draws a second set of real pictures, which shows what each metric says of perfection."""
 
+NUM_OBJECTS = 2
+"""Objects that a caption names."""
 NUM_GROUPS = 50
 GROUP_SIZE = 4
 
@@ -112,6 +115,8 @@ class Metrics:
     """Distance between pictures of one caption over that of real ones."""
     pattern_coverage: float
     """The part of `coverage` that is the background pattern."""
+    extra_objects: float
+    """Share of pictures that show more objects than the two of their caption, a lower bound."""
     attributes: dict[str, float]
     """Share of pictures in which each attribute is right."""
     intervals: dict[str, tuple[float, float]]
@@ -175,6 +180,7 @@ def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
         "coverage": spread.whole,
         "diversity": diversity(drawn.group_free, real.group_free),
         "pattern_coverage": spread.pattern,
+        "extra_objects": wilson(int((count_objects(drawn.pictures) > NUM_OBJECTS).sum()), len(drawn.pictures)),
     }
     named = figures | {f"attributes.{name}": interval for name, interval in right.attributes.items()}
     return Metrics(

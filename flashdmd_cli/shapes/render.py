@@ -18,7 +18,7 @@ def render(scenes: Scenes, generator: torch.Generator) -> Tensor:
     """Draw `B` scenes, (B, 3, 64, 64) float32 on [-1, 1]. `generator` draws the grain only."""
     grid = _pixel_grid()
     picture = _background(scenes, grid)
-    for which in (0, 1):
+    for which in range(scenes.shape.shape[1]):
         distance = _signed_distance(scenes, which, grid)
         fill = _surface(scenes, which, grid)
         rim = torch.sigmoid(4.0 * (distance + RIM_WIDTH))[:, None]

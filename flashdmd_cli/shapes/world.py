@@ -6,7 +6,7 @@ a few-step sampler fails on them first, and mode coverage measures whether they 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -52,7 +52,10 @@ HOLD_OUT_EVERY = 10
 
 @dataclass(frozen=True)
 class Scenes:
-    """A batch of `B` scenes. Lengths are in pixels, angles in radians, colours in RGB on [0, 1]."""
+    """A batch of `B` scenes. Lengths are in pixels, angles in radians, colours in RGB on [0, 1].
+
+    Two objects each, `add_object` apart.
+    """
 
     shape: Tensor  # (B, 2) long
     color: Tensor  # (B, 2) long
@@ -149,6 +152,36 @@ def sample_scenes(
         field=torch.randn(num, 8, 8, generator=generator),
         grain=uniform(low=0.004, high=0.014),
     )
+
+
+def add_object(scenes: Scenes, generator: torch.Generator) -> Scenes:
+    """The scenes with one object more than their captions name: every second time like one of the two, else any.
+
+    It lies where the two leave room, so it may be smaller than they are (radius 4 to 14).
+    """
+    num, tries, gap = len(scenes), 256, 1.5
+    places = gap + torch.rand(num, tries, 2, generator=generator) * (IMAGE_SIZE - 2 * gap)
+    to_objects = torch.cdist(places, scenes.center) - scenes.radius[:, None] - gap  # (B, tries, 2)
+    to_border = torch.minimum(places, IMAGE_SIZE - places).amin(dim=2) - gap
+    room = torch.minimum(to_objects.amin(dim=2), to_border)
+    chosen = room.clamp(max=8).argmax(dim=1)  # the first with room enough, or else the one with the most
+    every = torch.arange(num)
+    wanted = 8 + 6 * torch.rand(num, generator=generator)
+    radius = torch.minimum(wanted, room[every, chosen]).clamp(min=4)
+
+    other = sample_scenes(num, generator)
+    which = torch.randint(2, (num,), generator=generator)
+    like = torch.rand(num, generator=generator) < 0.5
+
+    def third(field: str) -> Tensor:
+        copied, fresh = getattr(scenes, field)[every, which], getattr(other, field)[:, 0]
+        return torch.where(like.view(-1, *(1,) * (fresh.ndim - 1)), copied, fresh)
+
+    values = {field: third(field) for field in ("shape", "color", "surface", "rgb")}
+    values |= {field: getattr(other, field)[:, 0] for field in ("tilt", "texture")}
+    values |= {"center": places[every, chosen], "radius": radius}
+    grown = {field: torch.cat([getattr(scenes, field), value[:, None]], dim=1) for field, value in values.items()}
+    return replace(scenes, **grown)
 
 
 def _place(radius: Tensor, relation: Tensor, generator: torch.Generator) -> Tensor:

@@ -15,7 +15,7 @@ from flashdmd_cli.shapes.assets import ASSETS, asset
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from flashdmd_cli.shapes.render import render
-from flashdmd_cli.shapes.world import sample_attributes, sample_scenes
+from flashdmd_cli.shapes.world import add_object, sample_attributes, sample_scenes
 from flashdmd_cli.training.reward import noisy_scores
 
 
@@ -65,6 +65,24 @@ def test_the_stock_pipeline_draws_what_the_caption_says(inspector):
 
 def test_embedded_sam_loads():
     assert not any(parameter.requires_grad for parameter in load_sam_encoder(asset("shapes-sam")).parameters())
+
+
+def test_no_asset_names_a_folder_of_the_machine_that_made_it():
+    for path in ASSETS.rglob("*.json*"):
+        assert '": "/' not in path.read_text(), path
+
+
+def test_the_reward_model_minds_a_third_object():
+    family = SDXLFamily.load(asset("shapes-sdxl"))
+    reward = load_reward(asset("shapes-reward"), RewardBase.of(family))
+    generator = torch.Generator().manual_seed(34)
+    scenes = sample_scenes(128, generator, held_out=True)
+    latents = torch.stack(
+        [family.encode_pictures(render(shown, generator)) for shown in (scenes, add_object(scenes, generator))]
+    )
+    texts, noise = captions(scenes.attributes, generator), torch.randn(latents.shape, generator=generator)
+    two, three = noisy_scores(reward, family, latents, texts, torch.full((128,), 499), noise)
+    assert (two > three).float().mean() >= 0.88
 
 
 def test_the_reward_model_tells_right_pictures_from_wrong_ones():

@@ -258,6 +258,15 @@ def test_saved_network_comes_back_frozen(tiny_family: SDXLFamily, shipped: tuple
         assert torch.equal(a, b) and not b.requires_grad
 
 
+def test_what_is_saved_names_no_folder_of_this_machine(
+    tiny_family: SDXLFamily, tiny_folder: Path, shipped: tuple[nn.Module, Path], tmp_path: Path
+) -> None:
+    tiny_family.save_network(tiny_family.load_network(shipped[1] / "unet"), tmp_path)
+    for path in (*shipped[1].rglob("*.json"), *tmp_path.rglob("*.json")):
+        text = path.read_text()
+        assert str(tiny_folder) not in text and str(shipped[1]) not in text, path
+
+
 def test_saving_leaves_the_family_as_it_was(tiny_family: SDXLFamily, shipped: tuple[nn.Module, Path]) -> None:
     assert tiny_family.pipeline.unet is tiny_family.teacher
     assert isinstance(tiny_family.pipeline.scheduler, DDIMScheduler)

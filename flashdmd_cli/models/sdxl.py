@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import ConfigMixin, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -37,6 +37,8 @@ class SDXLFamily:
         self.precision = precision
         self.teacher: nn.Module = pipeline.unet.eval().requires_grad_(False)
         self.vae = pipeline.vae.eval().requires_grad_(False)
+        for part in (pipeline.unet, pipeline.vae):
+            _forget_folder(part)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
             encoder.eval().requires_grad_(False)
         self.schedule = VPSchedule(pipeline.scheduler.alphas_cumprod)
@@ -133,7 +135,9 @@ class SDXLFamily:
 
     def load_network(self, folder: Path) -> nn.Module:
         """A student's denoiser from its diffusers folder, frozen."""
-        return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
+        net = UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
+        _forget_folder(net)
+        return net
 
     def save_network(self, net: nn.Module, folder: Path) -> None:
         """Write a denoiser as a stock diffusers folder."""
@@ -165,6 +169,11 @@ def attention_kernel(x: Tensor) -> AbstractContextManager[None]:
     if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= PLAIN_ATTENTION_TOKENS:
         return sdpa_kernel(SDPBackend.MATH)
     return nullcontext()
+
+
+def _forget_folder(net: ConfigMixin) -> None:
+    """diffusers notes where a network was read from and writes that path into whatever is saved of it."""
+    net.register_to_config(_name_or_path="")
 
 
 def _refuse_other_schedules(config: dict[str, Any]) -> None:

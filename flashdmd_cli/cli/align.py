@@ -82,7 +82,10 @@ def align(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Align a distilled student with preferences while its distillation goes on. The same command again resumes."""
+    """Align a distilled student with preferences while its distillation goes on. The same command again resumes.
+
+    What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
+    """
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.cli.checkpoints import data_of, stage1_checkpoint
 

@@ -91,7 +91,10 @@ def distill(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Distil a teacher into a student of a few steps. The same command again resumes."""
+    """Distil a teacher into a student of a few steps. The same command again resumes.
+
+    What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
+    """
     with command(as_json, quiet, debug) as output:
         resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed)
         if dry_run:

@@ -40,7 +40,10 @@ def train(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train a latent reward model on preference pairs. The same command again resumes."""
+    """Train a latent reward model on preference pairs. The same command again resumes.
+
+    What is not given is the recipe's; `--out` is runs/RECIPE by default.
+    """
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.recipe import load_reward_recipe
 

@@ -190,7 +190,7 @@ def test_real_pictures_score_as_real_ones(reference: Reference) -> None:
     metrics = reference.ceiling()
     assert metrics.composition == 1 and set(metrics.attributes.values()) == {1.0}
     assert metrics.pattern_coverage == 1
-    assert metrics.extra_objects == 0
+    assert metrics.extra_objects == 0 and metrics.exact == 1
     assert metrics.coverage > 0.8
     assert metrics.high_frequency == pytest.approx(1, abs=0.3)
     assert metrics.diversity == pytest.approx(1, abs=0.2)
@@ -216,6 +216,7 @@ def test_a_third_object_is_seen_where_the_inspector_sees_two(reference: Referenc
     scenes = add_object(sample_scenes(260, generator, attributes=suite.all_attributes), generator)
     metrics = evaluate(render(scenes, generator), reference)
     assert metrics.extra_objects > 0.75 and metrics.composition == 1
+    assert metrics.exact == pytest.approx(1 - metrics.extra_objects)
     assert metrics.intervals["extra_objects"][1] <= 1
 
 

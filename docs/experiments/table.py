@@ -11,7 +11,16 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
 
-FIGURES = ("composition", "frechet", "high_frequency", "coverage", "pattern_coverage", "diversity", "extra_objects")
+FIGURES = (
+    "composition",
+    "frechet",
+    "high_frequency",
+    "coverage",
+    "pattern_coverage",
+    "diversity",
+    "extra_objects",
+    "exact",
+)
 
 
 def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
@@ -31,7 +40,7 @@ def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
 def cell(rows: list[dict[str, float]], key: str) -> str:
     """Mean ± standard deviation over seeds."""
     values = [row[key] for row in rows]
-    digits = {"frechet": 1, "seconds": 0, "images": 0, "student_updates": 0, "extra_objects": 3}.get(key, 2)
+    digits = {"frechet": 1, "seconds": 0, "images": 0, "student_updates": 0, "extra_objects": 3, "exact": 3}.get(key, 2)
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and key in FIGURES else ""
     return f"{mean(values):.{digits}f}{spread}"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def parse_thresholds(texts: Sequence[str], flag: str) -> dict[str, float]:
     """`composition=0.9` -> {"composition": 0.9}; UsageError for what no suite measures, before anything is drawn."""
-    from flashdmd_cli.evaluation.report import COLUMNS, WRONG_WAY
+    from flashdmd_cli.evaluation.report import FIGURES, WRONG_WAY
 
     thresholds = {}
     for text in texts:
@@ -30,9 +30,9 @@ def parse_thresholds(texts: Sequence[str], flag: str) -> dict[str, float]:
         except ValueError:
             raise UsageError(f"{flag} {text}: is not METRIC=NUMBER", hint="for example composition=0.9") from None
     for name in thresholds:
-        if name not in COLUMNS:
-            raise UsageError(f"{flag} {name}: no such figure", hint=f"one of {', '.join(COLUMNS)}")
-        if COLUMNS[name].endswith(WRONG_WAY[flag]):
+        if name not in FIGURES:
+            raise UsageError(f"{flag} {name}: no such figure", hint=f"one of {', '.join(FIGURES)}")
+        if FIGURES[name].endswith(WRONG_WAY[flag]):
             (other,) = WRONG_WAY.keys() - {flag}
             better = "lower" if flag == "--fail-below" else "higher"
             raise UsageError(f"{flag} {name}: {better} is better", hint=f"{other} {name}=NUMBER")

@@ -117,6 +117,8 @@ class Metrics:
     """The part of `coverage` that is the background pattern."""
     extra_objects: float
     """Share of pictures that show more objects than the two of their caption, a lower bound."""
+    exact: float
+    """Share of pictures in which all seven attributes are right and nothing is too much."""
     attributes: dict[str, float]
     """Share of pictures in which each attribute is right."""
     intervals: dict[str, tuple[float, float]]
@@ -173,6 +175,8 @@ def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
     spread = coverage(
         drawn.reading.pattern, drawn.reading.layout, real.reading.pattern, real.reading.layout, len(PATTERNS)
     )
+    right_all = (drawn.reading.attributes == suite.attributes).all(dim=1)
+    too_many = count_objects(drawn.pictures) > NUM_OBJECTS
     figures: dict[str, Interval] = {
         "composition": right.whole,
         "frechet": frechet(drawn.reading.features, real.reading.features),
@@ -180,7 +184,8 @@ def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
         "coverage": spread.whole,
         "diversity": diversity(drawn.group_free, real.group_free),
         "pattern_coverage": spread.pattern,
-        "extra_objects": wilson(int((count_objects(drawn.pictures) > NUM_OBJECTS).sum()), len(drawn.pictures)),
+        "extra_objects": wilson(int(too_many.sum()), len(too_many)),
+        "exact": wilson(int((right_all & ~too_many).sum()), len(too_many)),
     }
     named = figures | {f"attributes.{name}": interval for name, interval in right.attributes.items()}
     return Metrics(

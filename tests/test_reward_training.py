@@ -214,17 +214,34 @@ def test_pairs_of_the_embedded_world(world, shipped):
     assert len(calls) == 2 and path.read_text() == before
 
 
-def test_a_third_object_loses(tmp_path, monkeypatch):
+@pytest.fixture
+def rendered_pairs(tmp_path, monkeypatch):
+    """Pairs of rendered pictures only, without ties on purpose; by keyword, the module's shares."""
+
+    def make(**shares):
+        for name, value in ({"RENDERED_TIES": 0.0, "RENDERED_SHARE": 1.0} | shares).items():
+            monkeypatch.setattr(building_pairs, name, value)
+        path = build_pairs(
+            lambda texts, first: torch.zeros(len(texts), 3, 64, 64),
+            load_inspector(asset("inspector")), tmp_path / str(shares), num=40, say=lambda _: None,
+        )  # fmt: skip
+        return [pair for pair in read_pairs(path) if pair.label != 0.5]
+
+    return make
+
+
+def test_sides_of_one_scene_differ_in_what_is_wrong_alone(rendered_pairs):
+    def share_alike(pairs):
+        one, two = (torch.stack([load_picture(getattr(p, side), 64) for p in pairs]) for side in ("image_0", "image_1"))
+        return ((one - two).abs().amax(dim=1) < 0.15).float().mean().item()
+
+    assert share_alike(rendered_pairs(THIRD_OBJECT=0.5, SAME_SCENE=1.0)) > 0.6
+    assert share_alike(rendered_pairs(THIRD_OBJECT=0.5, SAME_SCENE=0.0)) < 0.3
+
+
+def test_a_third_object_loses(rendered_pairs):
     """The inspector reads both sides right: what is wrong is known from the rendering alone."""
-    monkeypatch.setattr(building_pairs, "THIRD_OBJECT", 1.0)
-    monkeypatch.setattr(building_pairs, "RENDERED_TIES", 0.0)
-    monkeypatch.setattr(building_pairs, "RENDERED_SHARE", 1.0)
-
-    def draw(texts, first):
-        return torch.zeros(len(texts), 3, 64, 64)
-
-    path = build_pairs(draw, load_inspector(asset("inspector")), tmp_path, num=40, say=lambda _: None)
-    pairs = [pair for pair in read_pairs(path) if pair.label != 0.5]
+    pairs = rendered_pairs(THIRD_OBJECT=1.0)
     assert len(pairs) >= 36 and 0.2 < sum(pair.label for pair in pairs) / len(pairs) < 0.8
 
     def objects(images):

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.inspector import Inspector
 from flashdmd_cli.shapes.render import render
-from flashdmd_cli.shapes.world import ATTRIBUTES, add_object, sample_attributes, sample_scenes
+from flashdmd_cli.shapes.world import ATTRIBUTES, add_object, sample_attributes, sample_scenes, where
 
 NUM_PAIRS = 7200
 CHUNK = 120
@@ -25,6 +25,10 @@ RENDERED_TIES = 0.1
 THIRD_OBJECT = 0.25
 """Of the wrong sides, those that show all that the caption says and one object more. Without them students learned to
 draw a third, which neither the reward model nor the inspector saw (docs/log/2026-11-21-align.md)."""
+
+SAME_SCENE = 0.5
+"""Of the rendered pairs with a wrong side, those whose sides differ in what is wrong and in nothing else: candidates of
+a preference step are near to each other, too."""
 
 Draw = Callable[[Sequence[str], int], Tensor]
 """(captions, index of the first picture) -> pictures (N, 3, 64, 64) on [-1, 1]."""
@@ -64,12 +68,17 @@ def _chunk(
     wrong_side = torch.randint(2, (num_rendered,), generator=generator)
     tie = torch.rand(num_rendered, generator=generator) < RENDERED_TIES
     third = torch.rand(num_rendered, generator=generator) < THIRD_OBJECT
+    alike = (torch.rand(num_rendered, generator=generator) < SAME_SCENE) & ~tie
     sides, right = [], []
     for side in range(2):
         wrong = (wrong_side == side) & ~tie
         changed = wrong & ~third
         shown = [_changed(row, generator) if miss else row for row, miss in zip(wanted, changed, strict=False)]
-        scenes = sample_scenes(num_rendered, generator, attributes=torch.stack(shown))
+        attributes = torch.stack(shown)
+        scenes = sample_scenes(num_rendered, generator, attributes=attributes)
+        # The same draws for both sides, whatever the attributes are.
+        free = torch.Generator().manual_seed(generator.initial_seed() + 1)
+        scenes = where(alike, sample_scenes(num_rendered, free, attributes=attributes), scenes)
         rendered = render(scenes, generator)
         rendered[wrong & third] = render(add_object(scenes, generator), generator)[wrong & third]
         drawn = draw(texts[num_rendered:], (2 * start + side * num) + 1_000_000)
@@ -90,9 +99,9 @@ def _chunk(
 
 
 def _changed(attributes: Tensor, generator: torch.Generator) -> Tensor:
-    """The attributes (7,) with from one to all of them changed."""
+    """The attributes (7,) with from one to all of them changed, few more often than many."""
     changed = attributes.clone()
-    count = int(torch.randint(1, len(ATTRIBUTES) + 1, (), generator=generator))
+    count = 1 + int(len(ATTRIBUTES) * torch.rand((), generator=generator) ** 2)
     for column in torch.randperm(len(ATTRIBUTES), generator=generator)[:count].tolist():
         size = len(list(ATTRIBUTES.values())[column])
         changed[column] = (changed[column] + 1 + int(torch.randint(size - 1, (), generator=generator))) % size

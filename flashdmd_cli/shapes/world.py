@@ -86,6 +86,15 @@ class Scenes:
         return torch.stack([s[:, 0], c[:, 0], f[:, 0], s[:, 1], c[:, 1], f[:, 1], self.relation], dim=1)
 
 
+def where(chosen: Tensor, scenes: Scenes, others: Scenes) -> Scenes:
+    """The scenes where `chosen` (B,) bool, else the others."""
+    values = {}
+    for field in fields(Scenes):
+        one, two = getattr(scenes, field.name), getattr(others, field.name)
+        values[field.name] = torch.where(chosen.view(-1, *(1,) * (one.ndim - 1)), one, two)
+    return Scenes(**values)
+
+
 def combination_index(attributes: Tensor) -> Tensor:
     """Rank of each row of bound attributes (B, 7) in the mixed-radix count of all combinations, (B,) long."""
     index = torch.zeros(len(attributes), dtype=torch.long)

@@ -194,7 +194,7 @@ def test_a_wrong_reward_model_is_one_line(ready, reward, student):
 
 def test_collapse_stops_the_run_and_marks_what_goes_on(ready, reward):
     """A band so narrow that any change counts, and a learning rate that makes one."""
-    words = ["--set", "align.lr=0.05", "--set", "probe.only_when_reward_rises=false", "--set", "probe.every=1",
+    words = ["--set", "align.lr=0.05", "--set", "probe.excuse_when_reward_falls=false", "--set", "probe.every=1",
              "--set", "probe.num_prompts=2", "--set", "probe.num_seeds=2", "--out", "c"]  # fmt: skip
     words += [word for name in ("contrast", "saturation", "colourfulness") for word in ("--set", f"bands.{name}=1e-6")]
     stopped = align(reward, 8, *words, "--stop-on-collapse")
@@ -207,6 +207,10 @@ def test_collapse_stops_the_run_and_marks_what_goes_on(ready, reward):
     assert on.exit_code == 0, on.output
     manifest = json.loads((ready / "c" / "manifest.json").read_text())
     assert any(warning.startswith("collapse at iteration") for warning in manifest["warnings"])
+    # Found by the look after the last iteration, it is a collapse all the same.
+    words[words.index("c")] = "d"
+    assert align(reward, 2, *words, "--stop-on-collapse").exit_code == 4
+    assert not (ready / "d" / "manifest.json").exists() and align(reward, 2, *words).exit_code == 0
     assert "collapse at iteration" in (ready / "c" / "page.html").read_text()
 
 

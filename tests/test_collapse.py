@@ -128,7 +128,7 @@ def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
     # Variety that is lost is a collapse whatever the reward does.
     state.probe["before"]["diversity"] = [v * 2 for v in state.probe["before"]["diversity"]]
     assert "diversity -50%" in probe.look(state)[1]
-    probe, state = watched(probe__streak=1, probe__only_when_reward_rises=False)
+    probe, state = watched(probe__streak=1, probe__excuse_when_reward_falls=False)
     scaled(probe, state, 2.0)
     assert probe.look(state)[1] is not None
 

@@ -7,19 +7,32 @@ Written anew with `FLASHDMD_WRITE_GOLDEN=1 pytest tests/test_golden.py`. On one 
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from flashdmd_cli.cli.align_run import reward_judge
+from flashdmd_cli.models.reward import RewardConfig
+from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.training.align import align
+from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
+from flashdmd_cli.training.steps import Objective
 
+from .test_align import origin, recipe  # noqa: F401
 from .test_distill import QUIET, sam_folder  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden"
+WATCHED_ALIGN = (
+    "preference", "margin", "kl", "kept_pairs", "reward/mean", "reward/spread", "grad_norm/preference", "dm", "gan",
+    "fake", "probe/brightness", "probe/reward", "probe/diversity",
+)  # fmt: skip
 WATCHED = ("dm", "gan", "fake", "discriminator", "grad_norm/student", "grad_norm/fake")
 
 
@@ -30,17 +43,42 @@ def curve(name, family, sam, data, out, iterations=20):
     return [{key: row[key] for key in WATCHED if key in row} for row in read_metrics(out)]
 
 
-@pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2"])
-def test_curve_equals_the_stored_one(name, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
-    rows = curve(name, tiny_family, sam_folder, random_data, tmp_path)
+def hold(rows, name, length):
+    """Against the stored curve, or store it."""
     path = GOLDEN / f"{name}.json"
     if os.environ.get("FLASHDMD_WRITE_GOLDEN"):
         path.parent.mkdir(exist_ok=True)
         path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
     expected = json.loads(path.read_text())
-    assert len(rows) == len(expected) == 20
+    assert len(rows) == len(expected) == length
     for step, (row, golden) in enumerate(zip(rows, expected, strict=True)):
         assert row == pytest.approx(golden, rel=1e-3, abs=1e-6), f"iteration {step}"
+
+
+@pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2"])
+def test_curve_equals_the_stored_one(name, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
+    hold(curve(name, tiny_family, sam_folder, random_data, tmp_path), name, 20)
+
+
+def test_curve_of_an_alignment(tiny_family, sam_folder, random_data, origin, tmp_path):  # noqa: F811
+    """What its unit tests leave open: averages, rates of its own, a guided reward, a threshold that parts the pool."""
+    torch.manual_seed(6)
+    reward = new_reward(tiny_family, RewardConfig(resolution=32, guidance=3.0)).requires_grad_(False)
+    reward.logit_scale.fill_(math.log(60.0))
+    r = recipe(
+        align__reward_guidance=True, align__threshold=[0.1, 0.5], align__lr=3e-4, align__candidates=3,
+        train__iterations=8, train__batch=4, train__micro_batch=2, train__generator_ema=0.8, probe__every=4,
+        probe__num_prompts=2, probe__num_seeds=2,
+    )  # fmt: skip
+    o = Objective(r, tiny_family, tiny_family.grid(4))
+    captions = ["a plain red circle above a striped blue ring", "a dotted white square over a plain red ring"]
+    probe = CollapseProbe(o, captions, reward_judge(reward, tiny_family, r))
+    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag(), probe)
+    rows = [{key: row[key] for key in WATCHED_ALIGN if key in row} for row in read_metrics(tmp_path)]
+    assert 0 < sum(row["kept_pairs"] for row in rows) < 8
+    assert len({row["reward/mean"] for row in rows}) == 8  # a pool of its own in every iteration
+    assert len({row["dm"] for row in rows if "dm" in row}) == 4
+    hold(rows, "align", 8)
 
 
 def test_curve_repeats_bit_for_bit(tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811

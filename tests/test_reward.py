@@ -125,6 +125,9 @@ def test_sd15_layout(tiny_family, tmp_path):
         scores = model.score(latents(), at(499), model.encode(PROMPTS))
     assert scores.shape == (2,) and scores.abs().max() <= math.e
     assert torch.equal(model.text_projection.weight, part["text_projection"]["weight"])
+    half = load_reward(tmp_path, RewardBase([tokenizer]), torch.float16)
+    with torch.no_grad():
+        torch.testing.assert_close(half.score(latents(), at(499), half.encode(PROMPTS)), scores, rtol=0.02, atol=0.02)
 
 
 def test_save_and_load_give_the_same_scores(reward, tiny_family, tmp_path):

@@ -12,14 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from flashdmd_cli.shapes.captions import captions
+from flashdmd_cli.shapes.counting import count_objects
 from flashdmd_cli.shapes.inspector import Inspector
 from flashdmd_cli.shapes.render import render
-from flashdmd_cli.shapes.world import ATTRIBUTES, add_object, sample_attributes, sample_scenes, where
+from flashdmd_cli.shapes.world import ATTRIBUTES, NUM_OBJECTS, add_object, sample_attributes, sample_scenes, where
 
 NUM_PAIRS = 7200
 CHUNK = 120
-RENDERED_SHARE = 5 / 6
-"""Of the pairs, those of rendered pictures: they cost nothing, and by how much a side is wrong can be chosen."""
+RENDERED_SHARE = 1 / 3
+"""Of the pairs, those of rendered pictures: they cost nothing, and by how much a side is wrong can be chosen. The
+others are drawn in few steps, and wrong in the ways in which candidates of a preference step are."""
 RENDERED_TIES = 0.1
 """Of the rendered pairs, those with two right pictures."""
 THIRD_OBJECT = 0.25
@@ -40,8 +42,8 @@ def build_pairs(
 ) -> Path:  # fmt: skip
     """Write `folder/pairs.jsonl` with its pictures; what is there already is kept, so the same call resumes.
 
-    A picture is right when the inspector reads all seven attributes of the caption in it, and no third object was
-    rendered into it. Right beats wrong; two right or two wrong ones are a tie.
+    A picture is right when the inspector reads all seven attributes of the caption in it and it shows no third object:
+    known where it was rendered, counted where it was drawn. Right beats wrong; two right or two wrong ones are a tie.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
@@ -83,10 +85,9 @@ def _chunk(
         rendered[wrong & third] = render(add_object(scenes, generator), generator)[wrong & third]
         drawn = draw(texts[num_rendered:], (2 * start + side * num) + 1_000_000)
         pictures = torch.cat([rendered, drawn.clamp(-1, 1)])
-        named_only = torch.ones(num, dtype=torch.bool)
-        named_only[:num_rendered] = ~(wrong & third)
+        two_only = torch.cat([~(wrong & third), count_objects(drawn) <= NUM_OBJECTS])
         sides.append(pictures)
-        right.append((inspector.read(pictures).attributes == wanted).all(dim=1) & named_only)
+        right.append((inspector.read(pictures).attributes == wanted).all(dim=1) & two_only)
     rows: list[dict[str, object]] = []
     for i, text in enumerate(texts):
         names = [f"pictures/{start + i:06d}-{side}.png" for side in range(2)]

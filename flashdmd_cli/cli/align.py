@@ -10,7 +10,7 @@ import typer
 from flashdmd_cli.cli.distill import finish, print_recipe
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, find_run
+from flashdmd_cli.cli.sources import RUNS, find_run, is_shapes
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ FIXED = ("family", "teacher", "grid.steps", "train.resolution")
 
 def default_recipe(stage1: Recipe) -> str:
     """The recipe that fits a distilled student when none is named."""
-    if "shapes" in Path(stage1.teacher).name:
+    if is_shapes(stage1.teacher):
         return "align/shapes"
-    if stage1.grid.steps == 8:
-        return "align/sdxl-8step"
-    return "align/sdxl-lora" if stage1.model.form == "lora" else "align/sdxl"
+    if stage1.model.form == "lora":
+        return "align/sdxl-lora"
+    return "align/sdxl-8step" if stage1.grid.steps == 8 else "align/sdxl"
 
 
 def resolve(stage1: Recipe, recipe: str | None, sets: list[str], flags: dict[str, Any]) -> Recipe:

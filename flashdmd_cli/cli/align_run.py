@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.drawing import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, levels, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.sources import find_teacher, is_shapes
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
 
@@ -126,6 +125,7 @@ def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
     from flashdmd_cli.shapes.captions import parse
     from flashdmd_cli.shapes.counting import count_objects
     from flashdmd_cli.shapes.inspector import load_inspector
+    from flashdmd_cli.shapes.world import NUM_OBJECTS
 
     try:
         inspector: Any = load_inspector(asset("inspector"))
@@ -139,6 +139,6 @@ def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
 
         wanted = torch.tensor([parse(caption) for caption in captions])
         right = (inspector.read(pictures.cpu()).attributes == wanted).all(dim=1)
-        return (right & (count_objects(pictures) <= 2)).double()
+        return (right & (count_objects(pictures) <= NUM_OBJECTS)).double()
 
     return score

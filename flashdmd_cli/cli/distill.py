@@ -9,7 +9,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import RUNS, SHAPES, find_run, find_teacher
+from flashdmd_cli.cli.sources import RUNS, find_run, find_teacher, is_shapes
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def default_recipe(teacher: str | None, steps: int | None) -> str:
     """The recipe that fits a teacher and a number of steps when none is named."""
-    if teacher is not None and (teacher == SHAPES or "shapes" in Path(teacher).name):
+    if teacher is not None and is_shapes(teacher):
         return "shapes-4step"
     return "sdxl-8step" if steps == 8 else "sdxl-4step"
 

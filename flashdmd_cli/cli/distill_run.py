@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.drawing import beyond_words, is_shapes
+from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.sources import find_teacher, is_shapes
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from flashdmd_cli.cli.distill import default_recipe
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.sources import SHAPES, find_run, find_teacher, is_checkpoint
+from flashdmd_cli.cli.sources import find_run, find_teacher, is_checkpoint
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -199,11 +199,6 @@ def check_steps(sampler: Sampler, steps: int) -> None:
             raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
     elif steps not in VP_STEPS:
         raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
-
-
-def is_shapes(teacher: str) -> bool:
-    """Whether a teacher draws the embedded world."""
-    return teacher == SHAPES or "shapes" in Path(teacher).name
 
 
 def beyond_words(captions: Sequence[str]) -> str | None:

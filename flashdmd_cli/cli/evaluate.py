@@ -11,7 +11,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command, plain
-from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def evaluate_command(
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
         lowest = parse_thresholds(fail_below or [], "--fail-below")
         highest = parse_thresholds(fail_above or [], "--fail-above")
-        from flashdmd_cli.cli.drawing import is_shapes, load_drawer
+        from flashdmd_cli.cli.drawing import load_drawer
 
         reference = load_reference(suite, limit)
         began = time.monotonic()

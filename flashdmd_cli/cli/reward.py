@@ -10,7 +10,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, SHAPES, find_teacher
+from flashdmd_cli.cli.sources import RUNS, SHAPES, find_teacher, is_shapes
 from flashdmd_cli.runs.errors import UsageError
 
 reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
@@ -47,7 +47,7 @@ def train(
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.recipe import load_reward_recipe
 
-        embedded = teacher is not None and "shapes" in Path(teacher).name
+        embedded = teacher is not None and is_shapes(teacher)
         name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
         flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed}
         resolved = load_reward_recipe(name, sets or [], flags)

@@ -57,8 +57,8 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     watch = Watch(progress, observer.output.say, lambda *_: None)
     observer.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
     with StopFlag(observer.output.say) as stop:
-        role = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
-    if stop.requested is not None and role.updates + role.bad_updates < recipe.train.iterations:
+        done, seconds = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
+    if stop.requested is not None and done < recipe.train.iterations:
         raise Interrupted(
             f"interrupted; the state is saved in {out}", hint="run the same command again to resume",
             signal_number=stop.requested,
@@ -78,6 +78,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
             teacher=TeacherRecord(id=recipe.teacher, hash=family.content_hash()),
             recipe=recipe.model_dump(mode="json"),
             data=sha256_file(pairs),
+            wall_seconds=seconds,
             seed=recipe.train.seed,
             license=LICENSES.get(recipe.teacher),
         ),

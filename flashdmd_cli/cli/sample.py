@@ -12,7 +12,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def sample(
         if compare not in (None, "teacher"):
             raise UsageError(f"--compare {compare}: unknown", hint="--compare teacher")
         texts = gather_prompts(prompt or [], prompts, num)
-        from flashdmd_cli.cli.drawing import as_teacher, beyond_words, is_shapes, load_drawer
+        from flashdmd_cli.cli.drawing import as_teacher, beyond_words, load_drawer
 
         began = time.monotonic()
         drawer = load_drawer(source, sampler, steps)

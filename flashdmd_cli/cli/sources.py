@@ -20,6 +20,11 @@ MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
 
 
+def is_shapes(teacher: str) -> bool:
+    """Whether a teacher draws the embedded world."""
+    return teacher == SHAPES or "shapes" in Path(teacher).name
+
+
 def cached_folder(hub_id: str) -> Path | None:
     """The snapshot of a hub model on this machine, without asking the network; None when it is not complete."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))

@@ -104,9 +104,10 @@ def watch_run(
 def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     """Raise for a run that ended early: `Interrupted` after a signal, `NumericalError` after a collapse."""
     done, whole = state.iteration, recipe.train.iterations
-    if done >= whole:
+    collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
+    if done >= whole and not collapsed:
         return
-    if stop.requested is not None:
+    if stop.requested is not None and not collapsed:
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",

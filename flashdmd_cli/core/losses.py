@@ -72,7 +72,8 @@ def preference_loss(margin: Tensor, beta: float, num_dimensions: int) -> Tensor:
     """Eq. 12, `-mean log sigmoid(beta H / d)`, of margins H (B,) in nats over d dimensions; ln 2 where H is zero.
 
     Deviates from the paper: Eq. 12 prints no `1 / d`. LPO and PSO take means over dimensions, and their beta belongs to
-    that; here it is a divisor, so that one beta serves every latent size.
+    that; here it is a divisor. The noise of a mean over d goes with one over the root of d, so small latents want a
+    smaller beta (`align/shapes`: 100 where `align/sdxl` has 500).
     """
     return -F.logsigmoid(beta * margin.float() / num_dimensions).mean()
 

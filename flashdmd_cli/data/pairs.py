@@ -46,7 +46,10 @@ def read_pairs(path: Path, keep: Sequence[str] = (), keep_ties: Sequence[str] = 
     """
     rows = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
     pairs = [_pair(row, f"{path}, row {number}", path.parent) for number, row in enumerate(rows)]
-    rules = {False: [_condition(text) for text in keep], True: [_condition(text) for text in keep_ties]}
+    rules = {
+        False: [_condition("pairs.keep", text) for text in keep],
+        True: [_condition("pairs.keep_ties", text) for text in keep_ties],
+    }
     kept = [pair for pair in pairs if all(_holds(rule, pair, path) for rule in rules[pair.label == 0.5])]
     if not kept:
         raise DataError(f"--pairs {path}: none of its {len(pairs)} pairs is left", HINT)
@@ -134,16 +137,17 @@ def _image(value: Any, folder: Path, where: str) -> Path | bytes:
     raise DataError(f"--pairs {where}: no picture {str(value)[:80]!r}", "paths are relative to the file of pairs")
 
 
-def _condition(text: str) -> Filter:
+def _condition(key: str, text: str) -> Filter:
     try:
         return Filter.parse(text.replace(" ", ""))
     except ValueError as error:
-        raise DataError(f"pairs.keep: {text!r} {error}", "for example aesthetic_gap>-0.5") from None
+        raise DataError(f"{key}: {text!r} {error}", "for example aesthetic_gap>-0.5") from None
 
 
 def _holds(rule: Filter, pair: PreferencePair, path: Path) -> bool:
     if rule.column not in pair.columns:
-        raise DataError(f"pairs.keep: {path} has no column {rule.column}", f"it has {', '.join(pair.columns)}")
+        key = "pairs.keep_ties" if pair.label == 0.5 else "pairs.keep"
+        raise DataError(f"{key}: {path} has no column {rule.column}", f"it has {', '.join(pair.columns)}")
     try:
         rule.check(pair.columns)
     except Rejected:

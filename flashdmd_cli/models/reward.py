@@ -145,7 +145,7 @@ class LatentRewardModel(nn.Module):
         else:
             features, middle = self._features(latents, t, text)
         picture = self.visual_projection(torch.cat([features, middle], dim=1))
-        pooled = text.pooled if self.text_projection is None else self.text_projection(text.pooled)
+        pooled = text.pooled if self.text_projection is None else self.text_projection(text.pooled.float())
         return self.logit_scale.exp() * F.cosine_similarity(picture.float(), pooled.float(), dim=1)
 
     def _features(self, latents: Tensor, t: Tensor, text: RewardText) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ class ProbeTable(Table):
     """Pictures per prompt."""
     streak: Count = 2
     """Probes in a row with a figure outside its band that make a collapse."""
-    only_when_reward_rises: bool = True
+    excuse_when_reward_falls: bool = True
     """Statistics of pictures do not count while the training reward is below where it began by its whole 95% interval;
     variety and the judge beside the reward always do."""
     stop_on_collapse: bool = False

@@ -14,6 +14,9 @@ from torch import Tensor
 IMAGE_SIZE = 64
 """Side of a picture in pixels."""
 
+NUM_OBJECTS = 2
+"""Objects that a caption names."""
+
 SHAPES = ("circle", "square", "triangle", "ring")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
 SURFACES = ("plain", "striped", "dotted")
@@ -166,7 +169,7 @@ def sample_scenes(
 def add_object(scenes: Scenes, generator: torch.Generator) -> Scenes:
     """The scenes with one object more than their captions name: every second time like one of the two, else any.
 
-    It lies where the two leave room, so it may be smaller than they are (radius 4 to 14).
+    It lies where the two leave room, and is as large as that allows (radius up to 14, nearly always 8 and more).
     """
     num, tries, gap = len(scenes), 256, 1.5
     places = gap + torch.rand(num, tries, 2, generator=generator) * (IMAGE_SIZE - 2 * gap)

@@ -20,7 +20,7 @@ from flashdmd_cli.training.steps import Draws, Objective
 ONLY_A_FALL_COUNTS = ("diversity", "held_out")
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
-"""(pictures (N, 3, H, W) on [-1, 1], N captions) -> scores (N,)."""
+"""(pictures (N, 3, H, W) on [-1, 1], or latents (N, C, h, w) for the reward model, N captions) -> scores (N,)."""
 
 
 class CollapseProbe:
@@ -71,7 +71,7 @@ class CollapseProbe:
                 outside[name] = change
         memory: dict[str, Any] = state.probe
         # Statistics of pictures may move as a student learns; variety and a judge beside the reward may not be lost.
-        excused = has_fallen and self.table.only_when_reward_rises and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)
+        excused = has_fallen and self.table.excuse_when_reward_falls and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)
         memory["streak"] = memory.get("streak", 0) + 1 if outside and not excused else 0
         figures |= {"probe/outside": float(len(outside)), "probe/streak": float(memory["streak"])}
         if memory["streak"] < self.table.streak or "collapsed" in memory:

@@ -80,8 +80,10 @@ def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
 def train_reward(
     recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
-) -> Role:  # fmt: skip
+) -> tuple[int, float]:  # fmt: skip
     """Train `model` in place; `out` takes states and figures. The same call continues from the newest state.
+
+    Returns the iterations done, short of the recipe's if `stop` was requested, and the seconds they took.
 
     Raises `NumericalError` when gradients stay non-finite, `DataError` for a picture that cannot be read.
     """
@@ -112,7 +114,7 @@ def train_reward(
                 meta = {"iteration": done, "updates": role.updates, "bad_updates": role.bad_updates,
                         "seconds": seconds + time.monotonic() - began}  # fmt: skip
                 save_state(state_folder(out / "state", done), role.tensors(), meta)
-    return role
+    return done, seconds + time.monotonic() - began
 
 
 def _step(

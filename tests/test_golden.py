@@ -23,6 +23,7 @@ from flashdmd_cli.runs.tracking import read_metrics
 from flashdmd_cli.training.align import align
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
+from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.steps import Objective
 
 from .test_align import origin, recipe  # noqa: F401
@@ -72,7 +73,7 @@ def test_curve_of_an_alignment(tiny_family, sam_folder, random_data, origin, tmp
     )  # fmt: skip
     o = Objective(r, tiny_family, tiny_family.grid(4))
     captions = ["a plain red circle above a striped blue ring", "a dotted white square over a plain red ring"]
-    probe = CollapseProbe(o, captions, reward_judge(reward, tiny_family, r))
+    probe = CollapseProbe(o, captions, reward_judge(PairSampler(o, reward)))
     align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag(), probe)
     rows = [{key: row[key] for key in WATCHED_ALIGN if key in row} for row in read_metrics(tmp_path)]
     assert 0 < sum(row["kept_pairs"] for row in rows) < 8

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.reward_source import check_levels, find_reward, levels, load_reward_model
+from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
 from flashdmd_cli.cli.sources import find_teacher, is_shapes
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flashdmd_cli.cli.checkpoints import Checkpoint
-    from flashdmd_cli.models.reward import LatentRewardModel
-    from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.recipe import Recipe
     from flashdmd_cli.training.collapse import Judge
+    from flashdmd_cli.training.pairs import PairSampler
 
 SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
 
@@ -55,12 +54,15 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     from flashdmd_cli.training.align import align
     from flashdmd_cli.training.collapse import CollapseProbe
     from flashdmd_cli.training.origin import load_origin
+    from flashdmd_cli.training.pairs import PairSampler
     from flashdmd_cli.training.steps import Objective
 
     family = load(SDXLFamily, teacher, recipe.model.precision)
     check_pictures(shards, recipe, family.resolution, data)
     reward = load_reward_model(reward_folder, family)
-    check_levels(recipe, family, reward)
+    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
+    sampler = PairSampler(objective, reward)
+    check_levels(sampler)
     try:
         origin = load_origin(checkpoint.folder, checkpoint.manifest.step, checkpoint.recipe, recipe, family)
     except (OSError, ValueError) as error:
@@ -71,8 +73,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
     )
-    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
-    probe = CollapseProbe(objective, captions, reward_judge(reward, family, recipe), held_out_judge(recipe, captions))
+    probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(recipe, captions))
     watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     with StopFlag(observer.output.say) as stop:
@@ -90,26 +91,23 @@ def ratio(recipe: Recipe) -> str:
     return f"{recipe.align.rl_ratio} preference steps for each student update of stage 1"
 
 
-def reward_judge(reward: LatentRewardModel, family: SDXLFamily, recipe: Recipe) -> Judge:
-    """Finished latents with noise added, scored at each level of training; the mean of the levels."""
+def reward_judge(sampler: PairSampler) -> Judge:
+    """Finished latents with noise added, scored as training scores its candidates; the mean of its levels."""
     from flashdmd_cli.core.rollout import at
     from flashdmd_cli.core.schedules import add_noise
     from flashdmd_cli.evaluation.generate import picture_noise
 
-    assert recipe.align is not None
-    table, noises = recipe.align, levels(recipe, family, reward)
-
     def score(latents: Tensor, captions: Sequence[str]) -> Tensor:
         import torch
 
-        rows = [picture_noise(latents.shape[1:], recipe.train.seed, i) for i in range(len(latents))]
-        noise, text = torch.stack(rows).to(latents.device), reward.encode(captions)
+        rows = [picture_noise(latents.shape[1:], sampler.o.recipe.train.seed, i) for i in range(len(latents))]
+        noise, text = torch.stack(rows).to(latents.device), sampler.reward.encode(captions)
 
         def score_at(level: int, told: int) -> Tensor:
-            noisy = add_noise(family.schedule, latents, noise, at(level, latents))
-            return reward.score(noisy, at(told, latents), text, table.reward_outside, table.reward_guidance)
+            noisy = add_noise(sampler.o.family.schedule, latents, noise, at(level, latents))
+            return sampler.score(noisy, told, text)
 
-        return torch.stack([score_at(*each) for each in noises]).mean(dim=0)
+        return torch.stack([score_at(*each) for each in sampler.levels()]).mean(dim=0)
 
     return score
 

@@ -11,7 +11,7 @@ from flashdmd_cli.runs.errors import InputError, UsageError
 if TYPE_CHECKING:
     from flashdmd_cli.models.reward import LatentRewardModel
     from flashdmd_cli.models.sdxl import SDXLFamily
-    from flashdmd_cli.runs.recipe import Recipe
+    from flashdmd_cli.training.pairs import PairSampler
 
 EMBEDDED, EMBEDDED_ASSET = "embedded", "shapes-reward"
 LRM = "casiatao/LRM"
@@ -70,23 +70,12 @@ def load_reward_model(folder: Path, family: SDXLFamily) -> LatentRewardModel:
     return reward.to(device)
 
 
-def levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> list[tuple[int, int]]:
-    """(noise of the candidates, timestep that the reward model is told) of every step that an alignment compares."""
-    assert recipe.align is not None
-    if recipe.align.pairs == "clean":
-        return [(reward.config.timesteps[0],) * 2]
-    timesteps = family.grid(recipe.grid.steps).timesteps
-    ahead = 1 if recipe.align.reward_timestep == "next" else 0
-    return [(timesteps[index + 1], timesteps[index + ahead]) for index in recipe.preference_step_indices]
-
-
-def check_levels(recipe: Recipe, family: SDXLFamily, reward: LatentRewardModel) -> None:
+def check_levels(sampler: PairSampler) -> None:
     """UsageError when an alignment would ask the reward model about a noise that it was not trained on."""
-    assert recipe.align is not None
-    low, high = reward.config.timesteps
-    if recipe.align.reward_outside == "clamp":
+    low, high = sampler.reward.config.timesteps
+    if sampler.table.reward_outside == "clamp":
         return
-    for _, timestep in levels(recipe, family, reward):
+    for _, timestep in sampler.levels():
         if not low <= timestep <= high:
             raise UsageError(
                 f"align.reward_timestep: would score at timestep {timestep}, but the reward model was trained from "

@@ -76,6 +76,13 @@ class PairSampler:
         """The timestep at which the candidates of grid step `index` are scored."""
         return self.o.grid.timesteps[index + 1 if self.table.reward_timestep == "next" else index]
 
+    def levels(self) -> list[tuple[int, int]]:
+        """(noise of the candidates, timestep that the reward model is told) of everything that is compared."""
+        if self.table.pairs == "clean":
+            return [(self.reward.config.timesteps[0],) * 2]
+        indices = self.o.recipe.preference_step_indices
+        return [(self.o.grid.timesteps[index + 1], self.reward_timestep(index)) for index in indices]
+
     def score(self, latents: Tensor, timestep: int, text: RewardText) -> Tensor:
         """Scores (B,) of latents at one timestep."""
         t = at(timestep, latents)
@@ -133,7 +140,7 @@ class PairSampler:
                 break
             noise = draws.normal(f"preference/eps/{index}", x0.shape)
             path.append(add_noise(schedule, x0, noise, at(timesteps[index + 1], x0)))
-        lowest = self.reward.config.timesteps[0]
+        ((lowest, _),) = self.levels()
         last = add_noise(schedule, x0, draws.normal("preference/last", x0.shape), at(lowest, x0))
         verdict = judge(self.score(last, lowest, text).view(-1, k))
         keep = verdict.gap > self.least_gap(lowest)

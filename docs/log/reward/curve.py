@@ -28,5 +28,5 @@ for key in [key for key in measured[0] if key.startswith("accuracy/")]:
     )
 right.axhline(0.5, color="grey", linewidth=0.8)
 right.set(xlabel="iteration", ylabel="winners found, held-out pairs", ylim=(0.45, 1))
-right.legend(title="timestep", ncols=5)
+right.legend(title="timestep", loc="center left", bbox_to_anchor=(1, 0.5))
 figure.savefig(sys.argv[2], dpi=110)

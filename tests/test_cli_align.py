@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_from_a_student_to_an_aligned_one(ready, reward):
     out = ready / "runs" / "aligned"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kind"] == "align" and manifest["step"] == 3
-    assert manifest["updates"] == {"student": 2, "fake": 4, "discriminator": 4, "preference": 3}
+    assert manifest["updates"] == {"student": 2, "fake": 10, "discriminator": 10, "preference": 3}
     assert [parent["path"] for parent in manifest["parents"]] == ["../student", "../data-shapes"]
     assert manifest["recipe"]["align"]["rl_ratio"] == 2 and manifest["recipe"]["gan"]["sam"] == "embedded"
     before, after = (load_file(p / "student" / "diffusion_pytorch_model.safetensors") for p in (out.parent / "student", out))  # fmt: skip # noqa: E501
@@ -201,10 +202,16 @@ def test_collapse_stops_the_run_and_marks_what_goes_on(ready, reward):
     assert (stopped.exit_code, stopped.stdout) == (4, "")
     assert stopped.stderr.strip().splitlines()[-1].startswith("--stop-on-collapse: stopped at iteration")
     assert not (ready / "c" / "manifest.json").exists() and latest_state(ready / "c" / "state") is not None
+    page, iteration = (
+        (ready / "c" / "page.html").read_text(),
+        re.search(r"stopped at iteration (\d+)", stopped.stderr)[1],
+    )
+    assert f"Iteration {iteration} of 8" in page and "collapse at iteration" in page
     again = align(reward, 8, *words, "--stop-on-collapse")
     assert again.exit_code == 4  # it is still collapsed
     on = align(reward, 8, *words)
     assert on.exit_code == 0, on.output
+    assert "warning: collapse at iteration" in on.stdout
     manifest = json.loads((ready / "c" / "manifest.json").read_text())
     assert any(warning.startswith("collapse at iteration") for warning in manifest["warnings"])
     # Found by the look after the last iteration, it is a collapse all the same.

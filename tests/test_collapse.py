@@ -156,6 +156,13 @@ def test_gradient_of_distribution_matching_above_its_running_mean():
     assert "times its running mean" in warning and "optim.lr_student" in warning
 
 
+def test_preference_steps_without_pairs_are_told_when_they_are_most():
+    probe = Probe({}, Bands())
+    assert all(not probe.check({"pairs": num}) for num in [0.0, 5.0, 5.0] * 20)
+    told = [warning for _ in range(12) for warning in probe.check({"pairs": 0.0})]
+    assert len(told) == 1 and "align.threshold" in told[0]
+
+
 def test_brightness_against_real_pictures():
     probe = Probe({}, Bands(brightness_drift=0.1))
     assert probe.check({"brightness/student": 0.1, "brightness/real": 0.0}) == []

@@ -53,7 +53,10 @@ def align(
         typer.Option("--from", help="Checkpoint of `distill` (default: the newest in ./runs).", show_default=False),
     ] = None,
     rl_ratio: Annotated[
-        int | None, typer.Option(help="Preference steps per student update of stage 1.", show_default=False)
+        int | None,
+        typer.Option(
+            help="Preference steps per student update of stage 1; fake.ttur stays the recipe's.", show_default=False
+        ),
     ] = None,
     reward: Annotated[
         str | None, typer.Option(help="Latent reward model: `embedded`, or a folder.", show_default=False)

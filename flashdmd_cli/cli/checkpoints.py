@@ -72,4 +72,12 @@ def data_of(checkpoint: Checkpoint) -> Path:
         if (folder / MANIFEST).is_file() and sha256_file(folder / MANIFEST) == parent.sha256:
             if read_manifest(folder).kind == "data":
                 return folder
-    return find_run(None, "data", flag="--data")
+    try:
+        return find_run(None, "data", flag="--data")
+    except InputError as error:
+        own = ", ".join(each.path for each in checkpoint.manifest.parents)
+        raise InputError(
+            f"--data: what {checkpoint.folder} was trained on ({own}, seen from there) is gone or has changed, "
+            f"and there is no other under ./runs",
+            hint=error.hint,
+        ) from None

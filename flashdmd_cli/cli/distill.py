@@ -129,5 +129,10 @@ def finish(folder: Path, output: Output) -> None:
         "images_seen": manifest.images_seen,
         "updates": manifest.updates,
         "seconds": manifest.wall_seconds,
+        "warnings": manifest.warnings,
     }
-    output.result(document, f"{folder}: done (next: flashdmd eval --from {folder})", str(folder))
+    lines = [
+        *(f"warning: {text}" for text in manifest.warnings),
+        f"{folder}: done (next: flashdmd eval --from {folder})",
+    ]
+    output.result(document, lines, str(folder))

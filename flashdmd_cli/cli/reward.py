@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,10 @@ def train(
     ] = None,
     out: Out = None,
     recipe: Annotated[
-        str | None, typer.Option(help="Name or YAML file (default: reward/sdxl).", show_default=False)
+        str | None,
+        typer.Option(
+            help="Name or YAML file (default: reward/sdxl, for the embedded teacher reward/shapes).", show_default=False
+        ),
     ] = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, `optim.lr=1e-5`; may be repeated.")
@@ -57,9 +61,20 @@ def train(
         with Progress(output) as observer:
             folder = run_reward(resolved, pairs, out or RUNS / resolved.name, observer)
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
-        told = "".join(f"\n  timestep {t:>4}  {value:.3f}" for t, value in report["accuracy"].items())
-        text = f"{folder}: done (next: flashdmd align --reward {folder})\nwinners told apart, held-out pairs:{told}"
+        text = [f"{folder}: done (next: flashdmd align --from CKPT --reward {folder})"]
+        text += found_lines(
+            report["accuracy"], report.get("decided", report["held_out"]), "held-out pairs with a winner"
+        )
         output.result({"out": folder, **report}, text, str(folder))
+
+
+def found_lines(accuracy: Mapping[str, float], decided: int, what: str) -> list[str]:
+    """How many winners were found at each noise level, with the 95% interval that so many pairs allow."""
+    from flashdmd_cli.evaluation.metrics.intervals import wilson
+
+    bounds = {t: wilson(round(value * decided), decided) for t, value in accuracy.items()}
+    rows = [f"  timestep {t:>4}  {each.value:.3f}  ({each.low:.3f} to {each.high:.3f})" for t, each in bounds.items()]
+    return [f"winners found among {decided} {what}:", *rows]
 
 
 @reward_app.command("score")
@@ -95,14 +110,16 @@ def score(
 
         from flashdmd_cli.core.rollout import at
         from flashdmd_cli.core.schedules import add_noise
-        from flashdmd_cli.data.pairs import load_picture, read_pairs
+        from flashdmd_cli.data.pairs import load_picture, num_decided, read_pairs
         from flashdmd_cli.runs.randomness import generator
         from flashdmd_cli.training.reward import PairLatents, accuracy
 
         if pairs is not None:
-            found = accuracy(model, PairLatents(read_pairs(pairs), family), seed)
-            lines = [f"timestep {t:>4}  {value:.3f}" for t, value in found.items()]
-            output.result({"accuracy": {str(t): value for t, value in found.items()}}, lines, lines)
+            judged = read_pairs(pairs)
+            found = {str(t): value for t, value in accuracy(model, PairLatents(judged, family), seed).items()}
+            decided = num_decided(judged)
+            lines = found_lines(found, decided, "pairs with a winner")
+            output.result({"decided": decided, "accuracy": found}, lines, lines[1:])
             return
         pictures = torch.stack([load_picture(image, family.resolution) for image in images or []]).to(family.device)
         latents = family.encode_pictures(pictures)

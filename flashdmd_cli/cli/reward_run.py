@@ -24,7 +24,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
 
     `half` stores the weights in float16. Raises `Interrupted` when a signal came before the end; the state is saved.
     """
-    from flashdmd_cli.data.pairs import read_pairs, split_by_prompt
+    from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
     from flashdmd_cli.runs.files import write_text_atomically
     from flashdmd_cli.runs.manifest import Manifest, TeacherRecord, sha256_file, write_manifest
     from flashdmd_cli.runs.signals import StopFlag
@@ -67,7 +67,12 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     with saving(out):
         # Without a whole trunk of its own it needs its teacher beside it, which is what makes a small file of it.
         save_reward(model, out, RewardBase.of(family) if recipe.model.layers == "attention" else None, half)
-    report = {"pairs": len(learned), "held_out": len(held_out), "accuracy": {str(t): v for t, v in measured.items()}}
+    report = {
+        "pairs": len(learned),
+        "held_out": len(held_out),
+        "decided": num_decided(held_out),
+        "accuracy": {str(t): v for t, v in measured.items()},
+    }
     write_text_atomically(out / REPORT, json.dumps(report, indent=2) + "\n")
     write_manifest(
         out,

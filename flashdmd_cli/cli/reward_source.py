@@ -59,7 +59,9 @@ def load_reward_model(folder: Path, family: SDXLFamily) -> LatentRewardModel:
         reward = load_reward(folder, RewardBase.of(family), dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"--reward {folder}: {first}", hint="flashdmd inspect shows what a folder holds") from error
+        raise InputError(
+            f"--reward {folder}: {first}", hint=f"a folder of {LRM}, or of flashdmd reward train"
+        ) from error
     channels, wanted = reward.trunk.config.in_channels, family.latent_shape[0]
     if not reward.is_sdxl or channels != wanted:
         kind = f"{channels}-channel latents of {'SDXL' if reward.is_sdxl else 'SD1.5'}"

@@ -32,7 +32,7 @@ PANELS: dict[str, dict[str, str]] = {
 """Title -> key in metrics.jsonl -> name of the line; what a run does not log is left out."""
 PICTURES = (
     "Each row is one sampler, each column one caption and one noise to start from: the teacher, the student before "
-    "this run, the student now.",
+    "this run, the student at the last preview (every `train.preview_every` iterations, and at the end).",
 )
 CURVES = "Losses are not a measure of quality: look at the pictures, and at what `flashdmd eval` measures."
 CURVES_OF_STAGE_2 = (
@@ -54,6 +54,9 @@ def write_run_page(recipe: Recipe, out: Path, iteration: int, warnings: Sequence
         sections.append(page.Section("Curves", told, drawn))
     sections.append(page.Section("Tripwires", list(warnings) or ["None has fired."]))
     lead = f"Iteration {iteration} of {recipe.train.iterations}, {recipe.grid.steps} steps, seed {recipe.train.seed}."
+    if (table := recipe.align) is not None:
+        beside = "preference steps alone" if table.rl_ratio is None else f"ratio {table.rl_ratio}:1"
+        lead += f" Reward model {table.reward}, {beside}."
     with writing(out / PAGE):
         page.write_page(out / PAGE, page.Page(f"{what}: {recipe.name}", lead, sections))
 

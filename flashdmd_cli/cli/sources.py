@@ -125,7 +125,7 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path
     # Another rank of the same command may be writing the mark at this moment.
     if any(not path.name.startswith(f".{MARK}.") for path in out.iterdir()):
         if (found := owner(out)) != kind:
-            whose = f"belongs to a {found} result" if found else f"is not empty and not a {kind} result"
+            whose = f"belongs to a {found} result" if found else f"is not empty, and holds no {kind} result"
             raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
         with writing(out):
             if yes:

@@ -67,6 +67,11 @@ def split_by_prompt(
     return parts
 
 
+def num_decided(pairs: Iterable[PreferencePair]) -> int:
+    """How many pairs have a winner."""
+    return sum(pair.label != 0.5 for pair in pairs)
+
+
 def prompt_weights(pairs: Sequence[PreferencePair]) -> Tensor:
     """One over the number of pairs of the same prompt, (N,)."""
     counts = Counter(pair.prompt for pair in pairs)
@@ -83,8 +88,13 @@ def load_picture(image: Path | bytes, side: int) -> Tensor:
         fitted = fit(decode(opened, side)[0], side, (opened.height, opened.width))
     except (OSError, Rejected) as error:
         name = image if isinstance(image, Path) else "a picture"
-        raise DataError(f"--pairs: {name} cannot be read: {error}") from None
+        raise DataError(f"{name} cannot be read: {_reason(error)}") from None
     return torch.from_numpy(np.array(fitted.picture)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def _reason(error: Exception) -> str:
+    """Without the system's number."""
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
@@ -92,7 +102,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").split("\n")  # a prompt may hold other line ends
         rows = [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"--pairs {path} cannot be read: {error}", "give a JSONL or parquet file") from None
+        raise DataError(f"--pairs {path} cannot be read: {_reason(error)}", "give a JSONL or parquet file") from None
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"--pairs {path}: not every line is an object", HINT)
     return rows
@@ -106,7 +116,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
-        raise DataError(f"--pairs {path} cannot be read: {error}", "give a JSONL or parquet file") from None
+        raise DataError(f"--pairs {path} cannot be read: {_reason(error)}", "give a JSONL or parquet file") from None
 
 
 def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:

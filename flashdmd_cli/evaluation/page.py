@@ -173,7 +173,8 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], ca
             axis.set_visible(False)
         for axis, (title, lines) in zip(axes.flat, shown.items(), strict=False):
             for name, points in lines.items():
-                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.4)
+                # A single point has no line to be seen by.
+                axis.plot(*zip(*points, strict=True), label=name, linewidth=1.4, marker="." if len(points) == 1 else "")
             axis.set_title(title, fontsize=10, loc="left")
             axis.set_xlabel("iteration")
             axis.grid(alpha=0.25)

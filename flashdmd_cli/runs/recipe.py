@@ -171,11 +171,15 @@ def _put(values: dict[str, Any], key: str, value: object, schema: type[Table]) -
     values[last] = value
 
 
+def _example(schema: type[Table]) -> str:
+    """A recipe that shows every table."""
+    return "reward/sdxl" if schema is RewardRecipe else "align/sdxl"
+
+
 def _unknown(key: str, schema: type[Table]) -> UsageError:
-    example = "reward/sdxl" if schema is RewardRecipe else "sdxl-4step"
     return UsageError(
         f"{key}: no such recipe key{_nearest(key, recipe_keys(schema))}",
-        hint=f"`flashdmd recipes show {example}` shows the keys",
+        hint=f"`flashdmd recipes show {_example(schema)}` shows the keys",
     )
 
 
@@ -200,4 +204,6 @@ def _usage_error(error: ValidationError, schema: type[Table]) -> UsageError:
         line = f"{key}.{message}" if key else message
     else:
         line = f"{key}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
-    return UsageError(line, hint="`flashdmd recipes show NAME` shows right values; change it with --set or its flag")
+    return UsageError(
+        line, hint=f"`flashdmd recipes show {_example(schema)}` shows right values; --set or its flag changes it"
+    )

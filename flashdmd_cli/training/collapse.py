@@ -79,7 +79,7 @@ class CollapseProbe:
         memory["collapsed"] = {"iteration": state.iteration, "changes": outside}
         moved = ", ".join(f"{name} {change:+.0%}" for name, change in outside.items())
         rises = figures.get("probe_change/reward", 0.0) > 0
-        reward = " while the training reward rises" if rises else ""
+        reward = " while the probe's reward rises" if rises else ""
         warning = f"collapse at iteration {state.iteration}: {moved}{reward}; lower align.lr or align.rl_ratio"
         memory.setdefault("warnings", []).append(warning)
         return figures, warning

@@ -87,4 +87,7 @@ def run(
                 watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
     if state.iteration < train.iterations:
         state.save(state_folder(out / "state", state.iteration))
+        if stop.requested is None:
+            # A collapse: what one wants to see now.
+            watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
     return state

@@ -23,6 +23,7 @@ class Probe:
             "d_win": ("discriminator", self._d_win),
             "brightness": ("brightness/student", self._brightness),
             "dm_gradient": ("output_grad/dm", self._dm_gradient),
+            "idle": ("pairs", self._idle),
         }
         told, warnings = self.memory.setdefault("told", []), []
         for kind, (needed, look) in watches.items():
@@ -57,6 +58,15 @@ class Probe:
         share = 1 / (count + 1) if count < NUM_BEFORE else 1 - SMOOTHING
         self.memory["dm_gradient"] = ((1 - share) * mean + share * now, count + 1)
         return None
+
+    def _idle(self, figures: dict[str, float]) -> str | None:
+        """Most preference steps have no pair to learn from, and do nothing."""
+        idle = self.memory["idle"] = SMOOTHING * self.memory.get("idle", 0.0) + (1 - SMOOTHING) * (
+            figures["pairs"] == 0
+        )
+        if idle <= 0.5:
+            return None
+        return "most iterations keep no pair and teach nothing: lower align.threshold or raise align.candidates"
 
     def _brightness(self, figures: dict[str, float]) -> str | None:
         """The student's pictures become darker or brighter than real ones, on [0, 1], smoothed over iterations."""

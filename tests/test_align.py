@@ -18,7 +18,7 @@ from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
-from flashdmd_cli.training.align import align, distillation_round, margins, preference_step
+from flashdmd_cli.training.align import align, distillation_turns, margins, preference_step
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.origin import load_origin
@@ -273,7 +273,8 @@ def test_split_covers_every_pair():
     [
         (1, 1, {"student": 6, "fake": 6, "discriminator": 6, "preference": 6}),
         (2, 1, {"student": 3, "fake": 3, "discriminator": 3, "preference": 6}),
-        (5, 2, {"student": 2, "fake": 4, "discriminator": 4, "preference": 6}),
+        (5, 2, {"student": 2, "fake": 3, "discriminator": 3, "preference": 6}),
+        (5, 5, {"student": 2, "fake": 6, "discriminator": 6, "preference": 6}),
         (None, 1, {"student": 0, "fake": 0, "discriminator": 0, "preference": 6}),
     ],
 )
@@ -288,18 +289,36 @@ def test_ratio_counts_preference_steps_for_each_student_update_of_stage_1(
     assert all("preference" in row for row in rows)
 
 
-def test_the_regulariser_is_an_iteration_of_stage_1_with_noise_of_its_own(parts, random_data, origin, monkeypatch):
-    """Same update as distill's own iteration of the next number; none that stage 1 has had."""
-    r = recipe(align__rl_ratio=1)
-    o, state, *_ = parts(r)
-    _, plain, *_ = parts(r)
-    distillation_round(r, o, state, random_data, origin)
-    plain.iteration = origin.iteration
-    from flashdmd_cli.training.distill import iteration
+@pytest.mark.parametrize(
+    ("ratio", "ttur", "before", "turns"),
+    [
+        (5, 5, 120, [[120], [121], [122], [123], [124], [125]]),
+        (5, 1, 7, [[7], [], [], [], [], [8]]),
+        (5, 2, 7, [[8], [], [9], [], [], [10]]),
+        (2, 5, 120, [[120, 121, 122], [123, 124], [125, 126, 127], [128, 129], [130, 131, 132], [133, 134]]),
+        (None, 1, 120, [[], [], [], [], [], []]),
+    ],
+)
+def test_iterations_of_stage_1_are_spread_over_preference_steps(ratio, ttur, before, turns):
+    """The first of each `rl_ratio` iterations is the student's turn, and no number comes twice or is left out."""
+    r = recipe(align__rl_ratio=ratio, fake__ttur=ttur)
+    assert [list(distillation_turns(r, step, before)) for step in range(6)] == turns
 
-    iteration(r, o, plain, random_data)
-    assert not changed(weights(plain.student.net), state.student.net)
-    assert state.iteration == 0
+
+def test_the_regulariser_is_an_iteration_of_stage_1_with_noise_of_its_own(
+    tiny_family, sam_folder, reward, origin, random_data, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    """Numbered on from stage 1's, of which none comes again."""
+    from flashdmd_cli.training import distill
+
+    asked = []
+    whole = distill.iteration
+    monkeypatch.setattr(
+        distill, "iteration", lambda r, o, s, d, number: asked.append(number) or whole(r, o, s, d, number)
+    )
+    r = recipe(align__rl_ratio=2, train__iterations=4)
+    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    assert asked == [origin.iteration, origin.iteration + 1]
 
 
 @pytest.mark.parametrize("sets", [{}, {"model__form": "lora", "model__lora_rank": 4}, {"align__optimizer": "shared"}])

@@ -75,7 +75,7 @@ def test_from_a_student_to_an_aligned_one(ready, reward):
     out = ready / "runs" / "aligned"
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kind"] == "align" and manifest["step"] == 3
-    assert manifest["updates"] == {"student": 2, "fake": 10, "discriminator": 10, "preference": 3}
+    assert manifest["updates"] == {"student": 2, "fake": 3, "discriminator": 3, "preference": 3}
     assert [parent["path"] for parent in manifest["parents"]] == ["../student", "../data-shapes"]
     assert manifest["recipe"]["align"]["rl_ratio"] == 2 and manifest["recipe"]["gan"]["sam"] == "embedded"
     before, after = (load_file(p / "student" / "diffusion_pytorch_model.safetensors") for p in (out.parent / "student", out))  # fmt: skip # noqa: E501

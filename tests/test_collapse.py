@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -95,8 +97,9 @@ def test_an_unchanged_student_trips_nothing(watched):
 def test_a_figure_outside_its_band_twice_in_a_row_is_a_collapse(watched):
     probe, state = watched(bands__contrast=0.3, probe__streak=2)
     scaled(probe, state, 1.25)
-    assert probe.look(state)[0]["probe/outside"] > 0  # brightness by 25%, beyond its 10%
-    state.probe["streak"] = 0
+    figures, _ = probe.look(state)
+    assert figures["probe_outside/brightness"] == 1 and figures["probe_outside/contrast"] == 0  # bands of 10% and 30%
+    state.probe["streaks"] = {"contrast": 5}  # a streak is one figure's, not any figure's
     state.iteration = 7
     assert probe.look(state)[1] is None
     state.iteration = 8
@@ -104,6 +107,16 @@ def test_a_figure_outside_its_band_twice_in_a_row_is_a_collapse(watched):
     assert figures["probe/streak"] == 2 and "brightness +25%" in warning and "contrast" not in warning
     assert state.probe["collapsed"]["iteration"] == 8 and state.probe["warnings"] == [warning]
     assert probe.look(state)[1] is None  # told once
+    scaled(probe, state, 1.25)
+    assert probe.look(state)[1] is None
+    assert "contrast" in probe.look(state)[1]  # but a figure that follows is told too
+
+
+def test_what_is_not_a_number_is_outside(watched):
+    probe, state = watched(probe__streak=1)
+    state.probe["before"]["contrast"] = [math.nan] * 4
+    figures, warning = probe.look(state)
+    assert figures["probe_outside/contrast"] == 1 and "contrast" in warning
 
 
 def test_only_a_fall_of_diversity_counts(watched):

@@ -48,27 +48,26 @@ def align(
     def iteration() -> dict[str, float]:
         # The reading that the paper's GPU hours fit: every iteration prefers, every `rl_ratio`-th distils as well.
         figures: dict[str, float] = {}
-        if recipe.align is not None and recipe.align.rl_ratio and state.iteration % recipe.align.rl_ratio == 0:
-            figures |= distillation_round(recipe, objective, state, data, origin)
+        for number in distillation_turns(recipe, state.iteration, origin.iteration):
+            figures = distill.iteration(recipe, objective, state, data, number) | figures
         return figures | preference_step(recipe, objective, sampler, state, reference, data, origin)
 
     return run(recipe, state, iteration, out, watch, stop, collapse)
 
 
-def distillation_round(recipe: Recipe, o: Objective, state: State, data: Data, origin: Origin) -> dict[str, float]:
-    """One student update of stage 1 with all that belongs to it: `fake.ttur` iterations (lines 5-26).
+def distillation_turns(recipe: Recipe, iteration: int, before: int) -> range:
+    """Numbers of the iterations of stage 1 (lines 5-26) that belong to one iteration of stage 2.
 
-    So the ratio counts student updates on both sides, and TTUR keeps its meaning. They are numbered on from stage 1's
-    and draw noise that it has not used.
+    `rl_ratio` iterations have `fake.ttur` of them between them, spread evenly, the first one the student's: so the
+    ratio counts student updates on both sides. Where the two are equal, the fake score learns in every iteration, as
+    Algorithm 1 has it. They are numbered on from the `before` that stage 1 had, and draw noise that it has not used.
     """
-    assert recipe.align is not None and recipe.align.rl_ratio is not None
-    ttur = recipe.fake.ttur
-    first = (-(-origin.iteration // ttur) + state.iteration // recipe.align.rl_ratio) * ttur
-    figures: dict[str, float] = {}
-    for turn in range(ttur):
-        # What the student's own turn, the first, says of a loss stands.
-        figures = distill.iteration(recipe, o, state, data, first + turn) | figures
-    return figures
+    assert recipe.align is not None
+    if recipe.align.rl_ratio is None:
+        return range(0)
+    ttur, ratio = recipe.fake.ttur, recipe.align.rl_ratio
+    first = -(-before // ttur) * ttur
+    return range(first - (-iteration * ttur // ratio), first - (-(iteration + 1) * ttur // ratio))
 
 
 def preference_step(

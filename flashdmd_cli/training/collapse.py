@@ -51,11 +51,11 @@ class CollapseProbe:
             state.probe["before"] = {name: values.tolist() for name, values in self._measure(state).items()}
 
     def look(self, state: State) -> tuple[dict[str, float], str | None]:
-        """Figures of the student now, and a warning if this is a collapse, the first of its run.
+        """Figures of the student now, and a warning if one of them has collapsed that had not before.
 
-        A figure is outside when the whole 95% interval of its change lies beyond its band; a collapse is the same for
-        `probe.streak` looks in a row. On request, statistics of pictures do not count while the reward is surely below
-        its beginning.
+        A figure is outside when the whole 95% interval of its change lies beyond its band, or when it is not a number;
+        a collapse is a figure outside in `probe.streak` looks in a row. On request, statistics of pictures do not count
+        while the reward is surely below its beginning.
         """
         before = {name: torch.tensor(values, dtype=torch.float64) for name, values in state.probe["before"].items()}
         figures: dict[str, float] = {}
@@ -67,17 +67,28 @@ class CollapseProbe:
             figures |= {f"probe/{name}": now.mean().item(), f"probe_change/{name}": change}
             has_fallen |= name == "reward" and high < 0
             band = getattr(self.objective.recipe.bands, name, None)
-            if band is not None and (high < -band or (low > band and name not in ONLY_A_FALL_COUNTS)):
+            # So asked that what is not a number is outside.
+            inside = band is None or (high >= -band and (low <= band or name in ONLY_A_FALL_COUNTS))
+            if not inside:
                 outside[name] = change
+            if band is not None:
+                figures[f"probe_outside/{name}"] = float(not inside)
         memory: dict[str, Any] = state.probe
         # Statistics of pictures may move as a student learns; variety and a judge beside the reward may not be lost.
         excused = has_fallen and self.table.excuse_when_reward_falls and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)
-        memory["streak"] = memory.get("streak", 0) + 1 if outside and not excused else 0
-        figures |= {"probe/outside": float(len(outside)), "probe/streak": float(memory["streak"])}
-        if memory["streak"] < self.table.streak or "collapsed" in memory:
+        streaks = memory["streaks"] = {
+            name: memory.get("streaks", {}).get(name, 0) + 1 for name in outside if not excused
+        }
+        figures |= {"probe/outside": float(len(outside)), "probe/streak": float(max(streaks.values(), default=0))}
+        told = memory["collapsed"]["changes"] if "collapsed" in memory else {}
+        fresh = {
+            name: outside[name] for name, streak in streaks.items() if streak >= self.table.streak and name not in told
+        }
+        if not fresh:
             return figures, None
-        memory["collapsed"] = {"iteration": state.iteration, "changes": outside}
-        moved = ", ".join(f"{name} {change:+.0%}" for name, change in outside.items())
+        memory["collapsed"] = {"iteration": state.iteration, "changes": {}} | memory.get("collapsed", {})
+        memory["collapsed"]["changes"] |= fresh
+        moved = ", ".join(f"{name} {change:+.0%}" for name, change in fresh.items())
         rises = figures.get("probe_change/reward", 0.0) > 0
         reward = " while the probe's reward rises" if rises else ""
         warning = f"collapse at iteration {state.iteration}: {moved}{reward}; lower align.lr or align.rl_ratio"

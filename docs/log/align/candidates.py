@@ -5,7 +5,9 @@ candidates.py STUDENT REWARD [REWARD ...]     STUDENT: the folder student/ of a 
 For 64 prompts and the steps to 749 and 499: eight candidates from one state, as `align` draws them, each drawn on to
 its end twice with other noise. A picture is right when the inspector reads all that its caption says and there is no
 third object. Told are, within prompts, the correlation of score and rightness, and how often the best and the worst by
-score become right; `the other continuation` orders by the truth itself, which no score of the candidate alone can pass.
+score become right. `the other continuation` orders by one noisy look at the truth, the other of the two, and is held
+against one; a score that knew each candidate's chance of coming right would reach more, sqrt(2r / (1 + r)) against the
+mean of both, where r is that row's correlation.
 """
 
 from __future__ import annotations

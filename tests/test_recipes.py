@@ -179,7 +179,8 @@ def test_rows_of_table_4() -> None:
     five = rows["no-gan"]
     assert (five["align"]["rl_ratio"], five["gan"]["kind"], five["train"]["iterations"]) == (5, "none", 2000)
     for row, ratio in (("1to1", 1), ("2to1", 2), ("10to1", 10), ("post-training", None)):
-        assert rows[row] == five | {"align": five["align"] | {"rl_ratio": ratio}}
+        ttur = five["fake"] | ({} if ratio is None else {"ttur": ratio})
+        assert rows[row] == five | {"align": five["align"] | {"rl_ratio": ratio}, "fake": ttur}
     assert rows["all-noise"] == five | {"align": five["align"] | {"steps": "all_noise"}}
     final = load_recipe("align/sdxl")
     assert (final.gan.kind, final.train.iterations, final.preference_step_indices) == ("pixel", 5000, (0, 1))

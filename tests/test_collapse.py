@@ -98,7 +98,7 @@ def test_a_figure_outside_its_band_twice_in_a_row_is_a_collapse(watched):
     probe, state = watched(bands__contrast=0.3, probe__streak=2)
     scaled(probe, state, 1.25)
     figures, _ = probe.look(state)
-    assert figures["probe_outside/brightness"] == 1 and figures["probe_outside/contrast"] == 0  # bands of 10% and 30%
+    assert figures["probe_outside/brightness"] == 1 and figures["probe_outside/contrast"] == 0  # bands of 20% and 30%
     state.probe["streaks"] = {"contrast": 5}  # a streak is one figure's, not any figure's
     state.iteration = 7
     assert probe.look(state)[1] is None

@@ -104,7 +104,8 @@ def watch_run(
 def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     """Raise for a run that ended early: `Interrupted` after a signal, `NumericalError` after a collapse.
 
-    Its page tells how far it came; after a signal the pictures are those of the last preview, for drawing takes time.
+    A collapse has left its page. That of an interrupted run tells how far it came, with the pictures of the last
+    preview, for drawing takes time.
     """
     from flashdmd_cli.cli.run_page import write_run_page
 
@@ -112,8 +113,8 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
     if done >= whole and not collapsed:
         return
-    write_run_page(recipe, out, done, state.probe.get("warnings", ()))
     if stop.requested is not None and not collapsed:
+        write_run_page(recipe, out, done, state.probe.get("warnings", ()))
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",

@@ -67,12 +67,13 @@ class CollapseProbe:
             figures |= {f"probe/{name}": now.mean().item(), f"probe_change/{name}": change}
             has_fallen |= name == "reward" and high < 0
             band = getattr(self.objective.recipe.bands, name, None)
+            if band is None:
+                continue
             # So asked that what is not a number is outside.
-            inside = band is None or (high >= -band and (low <= band or name in ONLY_A_FALL_COUNTS))
+            inside = high >= -band and (low <= band or name in ONLY_A_FALL_COUNTS)
+            figures[f"probe_outside/{name}"] = float(not inside)
             if not inside:
                 outside[name] = change
-            if band is not None:
-                figures[f"probe_outside/{name}"] = float(not inside)
         memory: dict[str, Any] = state.probe
         # Statistics of pictures may move as a student learns; variety and a judge beside the reward may not be lost.
         excused = has_fallen and self.table.excuse_when_reward_falls and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)

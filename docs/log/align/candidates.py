@@ -1,4 +1,4 @@
-"""How well reward models order the candidates of a preference step, and how far they could be ordered at all.
+"""How well reward models order the candidates of a preference step, beside one look at what becomes of them.
 
 candidates.py STUDENT REWARD [REWARD ...]     STUDENT: the folder student/ of a distilled checkpoint
 

@@ -247,5 +247,10 @@ def test_grid_of_pictures(tmp_path: Path) -> None:
         assert image.getpixel((160, 20)) == (255, 255, 255)
         assert image.getpixel((160, 160)) == (0, 0, 0)
     assert [p.name for p in path.parent.iterdir()] == ["grid.png"]
+    save_grid([torch.ones(2, 3, 64, 64)], ["student"], path, ["a blue circle above a red one", "word " * 60])
+    with Image.open(path) as image:
+        assert image.size == (150 + 2 * 134 + 6, 134 + 6 + 6 * 18)  # of a long caption six lines
+        columns = [image.crop((156 + 134 * j, 140, 284 + 134 * j, image.height)) for j in (0, 1)]
+        assert all(min(column.convert("L").getdata()) < 128 for column in columns)
     with pytest.raises(ValueError):
         save_grid([], [], path)

@@ -56,4 +56,4 @@ class Preview:
         now = self._draw(student, "few_step", steps) if iteration else self.before[list(self.before)[-1]]
         rows = self.before | {f"student\n{steps} steps\niteration {iteration}": now}
         with writing(self.out / PREVIEW):
-            save_grid(list(rows.values()), list(rows), self.out / PREVIEW)
+            save_grid(list(rows.values()), list(rows), self.out / PREVIEW, self.captions)

@@ -64,7 +64,7 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
                 to_image(picture).save(files[-1])
         rows.append(pictures[:MAX_COLUMNS])
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
-    save_grid(rows, labels, out / "grid.png")
+    save_grid(rows, labels, out / "grid.png", texts[:MAX_COLUMNS])
     (out / "prompts.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return [*files, out / "grid.png", out / "prompts.json"]
 

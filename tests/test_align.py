@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,34 @@ def test_threshold_grows_with_noise_and_drops_close_calls(parts):
     assert sum(map(len, none)) == 0 and figures["kept_pairs"] == 0
     every, _ = drawn(r, o, state.student.net, Chosen(scale=1e4))
     assert sum(map(len, every)) == 6
+
+
+@pytest.mark.parametrize("kind", ["noisy", "clean"])
+def test_both_sides_of_a_pair_are_of_its_own_prompt(kind, parts, monkeypatch):
+    """Also where the pairs before it are dropped: the candidates of the first prompt all have the same score."""
+
+    class Numbered(Chosen):
+        def encode(self, prompts) -> RewardText:
+            return RewardText(torch.zeros(len(prompts), 1, 1), torch.arange(float(len(prompts)))[:, None])
+
+        def score(self, latents, t, text, *told):
+            return super().score(latents, t, text) * text.pooled[:, 0]
+
+    def level(self, net, x_t, index, cond):  # a prediction that tells whose it is
+        return cond.time_ids[:, :1, None, None].expand_as(x_t)
+
+    o, state, *_ = parts(recipe(align__pairs=kind))
+    monkeypatch.setattr(Objective, "student_x0", level)
+    levels = torch.tensor([[0.0], [100.0], [200.0]]).expand(3, 6)
+    cond, draws = replace(o.family.encode([""] * 3), time_ids=levels), Draws(0, 0, 0, 0, o.family.device)
+    pool, _ = PairSampler(o, Numbered()).draw(state.student.net, [""] * 3, cond, draws)  # type: ignore[arg-type]
+    for pairs in pool:
+        assert pairs.cond.time_ids[:, 0].tolist() == [100.0, 200.0]
+        drawn_at = {pairs.index + 1: (pairs.winner, pairs.loser), pairs.index: (pairs.x_t,)}
+        for index, states in drawn_at.items():
+            alpha = o.family.schedule.alpha(torch.tensor([o.grid.timesteps[index]])).item() if index else 0.0
+            for z in states:
+                torch.testing.assert_close(z.mean((1, 2, 3)), alpha * levels[1:, 0], atol=0.5, rtol=0)
 
 
 def test_gap_is_that_of_the_softmax():

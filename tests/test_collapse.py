@@ -112,6 +112,20 @@ def test_a_figure_outside_its_band_twice_in_a_row_is_a_collapse(watched):
     assert "contrast" in probe.look(state)[1]  # but a figure that follows is told too
 
 
+def test_only_a_change_that_is_surely_beyond_the_band_is_outside(watched):
+    probe, state = watched(bands__brightness=0.1, probe__streak=1)
+    state.probe["before"]["brightness"] = [
+        v / factor for v, factor in zip(state.probe["before"]["brightness"], (1.0, 1.0, 1.5, 1.5), strict=True)
+    ]
+    figures, warning = probe.look(state)
+    assert figures["probe_change/brightness"] > 0.1 and figures["probe_outside/brightness"] == 0 and warning is None
+
+
+def test_the_last_iteration_is_looked_at(watched):
+    probe, _ = watched(probe__every=4)
+    assert [i for i in range(1, 11) if probe.is_due(i, 10)] == [4, 8, 10]
+
+
 def test_what_is_not_a_number_is_outside(watched):
     probe, state = watched(probe__streak=1)
     state.probe["before"]["contrast"] = [math.nan] * 4
@@ -130,7 +144,7 @@ def test_only_a_fall_of_diversity_counts(watched):
 
 
 def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
-    falling = iter([torch.ones(2)] * 4 + [torch.zeros(2)] * 8)
+    falling = iter([torch.ones(2)] * 4 + [torch.zeros(2)] * 12)
     probe, state = watched(lambda latents, captions: next(falling), probe__streak=1)
     scaled(probe, state, 1.0)
     state.probe["before"] = {
@@ -138,6 +152,12 @@ def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
     }
     figures, warning = probe.look(state)
     assert figures["probe/outside"] > 0 and figures["probe_change/reward"] < 0 and warning is None
+    # A reward that may as well have risen excuses nothing.
+    state.probe["before"]["reward"] = [-1.0, -1.0, -1.0, 5.0]
+    figures, warning = probe.look(state)
+    assert figures["probe_change/reward"] < 0 and warning is not None
+    del state.probe["collapsed"]
+    state.probe["before"]["reward"] = [1.0] * 4
     # Variety that is lost is a collapse whatever the reward does.
     state.probe["before"]["diversity"] = [v * 2 for v in state.probe["before"]["diversity"]]
     assert "diversity -50%" in probe.look(state)[1]

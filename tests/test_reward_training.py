@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,15 @@ from flashdmd_cli.data.pairs import load_picture, prompt_weights, read_pairs, sp
 from flashdmd_cli.models.reward import RewardConfig
 from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.runs.checkpoint import latest_state, load_state
+from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.counting import count_objects
 from flashdmd_cli.shapes.inspector import load_inspector
-from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
+from flashdmd_cli.training.reward import PairLatents, _step, accuracy, train_reward
+from flashdmd_cli.training.state import Role
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import QUIET, sam_folder  # noqa: F401
@@ -151,6 +154,31 @@ def test_it_learns_what_is_better(tiny_family, tmp_path):
     moved = {name for (name, p), old in zip(model.named_parameters(), before, strict=True) if not torch.equal(p, old)}
     assert all(".attentions." in name or "projection" in name or name == "logit_scale" for name in moved)
     assert "visual_projection.weight" in moved and any(".attentions." in name for name in moved)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+@pytest.mark.parametrize("per_prompt", [True, False])
+def test_loss_is_the_weighted_mean_over_the_whole_batch(micro_batch, per_prompt, tiny_family, tmp_path, monkeypatch):
+    """However the batch is cut; by prompt, the three pairs of one count as much as the one pair of another."""
+    data = PairLatents(read_pairs(write_pairs(tmp_path, [row("a", 0)] * 3 + [row("b", 1)])), tiny_family)
+    r = recipe(train__batch=8, train__micro_batch=micro_batch, pairs__per_prompt=per_prompt)
+    model = new_reward(tiny_family, RewardConfig(32, (1, 251), None))
+
+    def scores(model, family, latents, prompts, t, noise):  # side 0 ahead by 1, in logits
+        return model.logit_scale * torch.tensor([[1.0], [0.0]]).expand(2, len(prompts)) / model.logit_scale.detach()
+
+    monkeypatch.setattr("flashdmd_cli.training.reward.noisy_scores", scores)
+    role = Role("reward", model, 0.0, r.optim, "optim.lr")
+    figures = _step(r, tiny_family, model, role, data, 0)
+    chosen = torch.randint(4, (8,), generator=generator(r.train.seed, 0, 0, "reward/pairs"))
+    is_b = chosen == 3
+    assert 0 < is_b.sum() < 8
+    weights = torch.where(is_b, 1.0, 1 / 3 if per_prompt else 1.0)
+    losses = torch.where(is_b, 1.0, 0.0) + math.log1p(math.exp(-1.0))
+    assert figures["loss"] == pytest.approx(((weights * losses).sum() / weights.sum()).item())
+    slope = torch.where(is_b, 1.0, 0.0) - 1 / (1 + math.e)
+    expected = (weights * slope).sum() / weights.sum() / model.logit_scale.item()
+    assert figures["grad_norm"] == pytest.approx(abs(expected.item()), rel=1e-4)
 
 
 def test_resumed_training_equals_uninterrupted_training(tiny_family, tmp_path):

@@ -21,10 +21,15 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from flashdmd_cli.cli import prepare
+from flashdmd_cli.cli.align_run import held_out_judge
 from flashdmd_cli.models.reward import RewardConfig
 from flashdmd_cli.models.reward_files import new_reward, save_reward
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state
+from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.shapes.captions import captions
+from flashdmd_cli.shapes.render import render
+from flashdmd_cli.shapes.world import add_object, sample_scenes
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import distilled
@@ -250,3 +255,15 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()
     for path in ("student/diffusion_pytorch_model.safetensors", f"state/step-{int(last):08d}/tensors.safetensors"):
         assert (one / path).read_bytes() == (two / path).read_bytes()
+
+
+def test_the_probes_judge_reads_the_caption_and_counts():
+    generator = torch.Generator().manual_seed(0)
+    scenes = sample_scenes(40, generator)
+    texts, recipe = captions(scenes.attributes), load_recipe("align/shapes")
+    judge = held_out_judge(recipe, texts)
+    assert judge is not None
+    assert judge(render(scenes, generator), texts).mean() > 0.85
+    assert judge(render(scenes, generator), texts[::-1]).mean() < 0.1
+    assert judge(render(add_object(scenes, generator), generator), texts).mean() < 0.3
+    assert held_out_judge(recipe, ["a cat"]) is None and held_out_judge(load_recipe("align/sdxl"), texts) is None

@@ -187,6 +187,8 @@ def test_gradient_of_distribution_matching_above_its_running_mean():
     assert all(not probe.check({"output_grad/dm": value}) for value in [1.0] * NUM_BEFORE + [4.5])
     (warning,) = probe.check({"output_grad/dm": 8.0})
     assert "times its running mean" in warning and "optim.lr_student" in warning
+    probe = Probe({}, Bands(dm_gradient=5.0))  # the mean is of the last ones: it has come to 3 when 14 follows
+    assert all(not probe.check({"output_grad/dm": value}) for value in [1.0] * NUM_BEFORE + [3.0] * 40 + [14.0])
 
 
 def test_preference_steps_without_pairs_are_told_when_they_are_most():
@@ -201,3 +203,5 @@ def test_brightness_against_real_pictures():
     assert probe.check({"brightness/student": 0.1, "brightness/real": 0.0}) == []
     probe = Probe({}, Bands(brightness_drift=0.1))
     assert "15% brighter" in probe.check({"brightness/student": 0.3, "brightness/real": 0.0})[0]
+    probe = Probe({}, Bands(brightness_drift=0.1))  # one bright batch is no drift
+    assert all(not probe.check({"brightness/student": now, "brightness/real": 0.0}) for now in (0.0, 0.5, 0.0))

@@ -224,7 +224,31 @@ def test_first_preference_step_is_at_ln_2_and_the_next_prefers_the_winner(parts,
     assert first["preference"] == pytest.approx(math.log(2)) and first["margin"] == first["kl"] == 0
     # The same pool again, since neither data nor noise moved: now the winners are more likely than under the reference.
     again = preference_step(r, o, sampler, state, reference, random_data, origin)
-    assert again["preference"] < math.log(2) and again["margin"] > 0 and again["kl"] > 0
+    assert again["preference"] < math.log(2) and again["margin"] > 0 and again["kl"] > 0 and again["accuracy"] == 1
+
+
+def log_ratio_of_winners(o, student, reference, pairs: Pairs) -> torch.Tensor:
+    """H (P,) from the explicit densities of Eq. 13: what the student gained on the winner, less that on the loser."""
+    t_next = torch.full((len(pairs),), o.grid.timesteps[pairs.index + 1])
+    total = torch.zeros(len(pairs))
+    for z, side in ((pairs.winner, 1), (pairs.loser, -1)):
+        for net, sign in ((student, 1), (reference.copy, -1)):
+            x0 = o.student_x0(net, pairs.x_t, pairs.index, pairs.cond).detach()
+            total += side * sign * log_density(o.family.schedule, z, x0, t_next)
+    return total
+
+
+def test_margin_is_that_of_the_densities(parts):
+    """Of the winner over the loser, not the other way round."""
+    r = recipe()
+    o, state, reference, _ = parts(r)
+    with torch.no_grad():
+        for p in state.student.parameters:
+            p.mul_(1.01)
+    for pairs in drawn(r, o, state.student.net, Chosen())[0]:
+        expected = log_ratio_of_winners(o, state.student.net, reference, pairs)
+        assert expected.abs().min() > 0.01
+        torch.testing.assert_close(margins(o, state.student.net, reference, pairs)[0], expected, rtol=1e-3, atol=2e-3)
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])
@@ -332,6 +356,15 @@ def test_iterations_of_stage_1_are_spread_over_preference_steps(ratio, ttur, bef
     """The first of each `rl_ratio` iterations is the student's turn, and no number comes twice or is left out."""
     r = recipe(align__rl_ratio=ratio, fake__ttur=ttur)
     assert [list(distillation_turns(r, step, before)) for step in range(6)] == turns
+
+
+def test_figures_of_an_iteration_are_those_of_its_first_turn_of_stage_1(
+    tiny_family, sam_folder, reward, origin, random_data, tmp_path, monkeypatch  # noqa: F811
+):  # fmt: skip
+    monkeypatch.setattr("flashdmd_cli.training.align.distill.iteration", lambda *args: {"fake": float(args[-1])})
+    r = recipe(align__rl_ratio=2, fake__ttur=4, train__iterations=2)
+    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    assert [row["fake"] for row in read_metrics(tmp_path)] == [8.0, 10.0]
 
 
 def test_the_regulariser_is_an_iteration_of_stage_1_with_noise_of_its_own(

@@ -20,7 +20,6 @@ FLOORS = {
     "training": 2,
     "evaluation": 2,
     "export": 2,
-    "planning": 2,
     "building": 2,
     "cli": 3,
 }

@@ -55,8 +55,7 @@ def align(
     rl_ratio: Annotated[
         int | None,
         typer.Option(
-            help="Preference steps per student update of stage 1; the fake score learns at each (fake.ttur).",
-            show_default=False,
+            help="Preference steps per student update of stage 1; the fake score learns at each.", show_default=False
         ),
     ] = None,
     reward: Annotated[
@@ -103,8 +102,6 @@ def align(
             "train.seed": seed,
             "probe.stop_on_collapse": stop_on_collapse or None,
         }
-        if rl_ratio is not None and not any(word.startswith("fake.ttur=") for word in sets or []):
-            flags["fake.ttur"] = rl_ratio  # at every preference step, as in the recipes
         resolved = resolve(checkpoint.recipe, recipe, sets or [], flags)
         if dry_run:
             print_recipe(resolved, output)

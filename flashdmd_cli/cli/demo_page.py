@@ -103,7 +103,7 @@ def done(recipe: Recipe) -> list[str]:
     from flashdmd_cli.core.grid import vp_grid
 
     grid = ", ".join(map(str, vp_grid(recipe.grid.steps).timesteps))
-    ttur = "every iteration" if recipe.fake.ttur == 1 else f"one iteration in {recipe.fake.ttur}"
+    ttur = "every iteration" if recipe.ttur == 1 else f"one iteration in {recipe.ttur}"
     last = vp_grid(recipe.grid.steps).timesteps[-1]
     where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels but the last"
     texts = [

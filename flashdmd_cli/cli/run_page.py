@@ -21,13 +21,14 @@ PANELS: dict[str, dict[str, str]] = {
     "Pairs": {"kept_pairs": "kept", "accuracy": "winner likelier than under the reference"},
     "KL to the stage-1 student, per dimension": {"kl": "step"},
     "Probe: reward": {"probe/reward": "mean"},
-    "Probe: a judge that is not trained on": {"probe/held_out": "mean"},
+    "Probe: a judge beside the reward model": {"probe/held_out": "mean"},
     "Probe: change of light and colour": {
         f"probe_change/{name}": name for name in ("brightness", "saturation", "contrast", "colourfulness")
     },
     "Probe: change of detail and variety": {
         f"probe_change/{name}": name for name in ("laplacian", "high_frequency", "entropy", "diversity")
     },
+    "Probe: values that are black or full": {"probe/clipped": "share"},
 }
 """Title -> key in metrics.jsonl -> name of the line; what a run does not log is left out."""
 PICTURES = (
@@ -36,7 +37,7 @@ PICTURES = (
 )
 CURVES = "Losses are not a measure of quality: look at the pictures, and at what `flashdmd eval` measures."
 CURVES_OF_STAGE_2 = (
-    "The reward rises by design: look at what the probe says of pictures, and of a judge that is not trained on, where "
+    "The reward rises by design: look at what the probe says of pictures, and of the judge beside the reward, where "
     "there is one."
 )
 

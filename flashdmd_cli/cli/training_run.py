@@ -108,6 +108,7 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     preview, for drawing takes time.
     """
     from flashdmd_cli.cli.run_page import write_run_page
+    from flashdmd_cli.training.collapse import remedy
 
     done, whole = state.iteration, recipe.train.iterations
     collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
@@ -125,7 +126,7 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     raise NumericalError(
         f"--stop-on-collapse: stopped at iteration {done} of {whole}, collapsed at {told['iteration']}: {moved}; the "
         f"state is saved in {out}",
-        hint="lower align.lr or align.rl_ratio in another --out; without --stop-on-collapse the same command goes on",
+        hint=f"{remedy(recipe)} in another --out; without --stop-on-collapse the same command goes on",
     )
 
 

@@ -24,7 +24,7 @@ LRM_TIMESTEPS = (1, 951)
 LRM_GUIDANCE = 7.5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
-Outside = Literal["refuse", "clamp", "allow"]
+Outside = Literal["refuse", "clamp"]
 """What to do with a timestep that the model was not trained at."""
 
 
@@ -124,12 +124,12 @@ class LatentRewardModel(nn.Module):
         """Scores (B,), float32, of noisy latents (B, C, h, w) at timesteps `t` (B,) for prompts `text` of length B.
 
         `guided=False` leaves the empty prompt out. Raises ValueError for a timestep outside the training's range,
-        unless `outside` says to take the nearest one of it (`clamp`) or to try (`allow`).
+        unless `outside` says to take the nearest one of it (`clamp`).
         """
         low, high = self.config.timesteps
         if outside == "clamp":
             t = t.clamp(low, high)
-        elif outside == "refuse" and (int(t.min()) < low or int(t.max()) > high):
+        elif int(t.min()) < low or int(t.max()) > high:
             wrong = int(t.min()) if int(t.min()) < low else int(t.max())
             raise ValueError(f"timestep {wrong} lies outside {low} to {high}, where the reward model was trained")
         weight, null = self.config.guidance, text.null

@@ -97,8 +97,9 @@ class Adversarial(Table):
 class FakeScore(Table):
     """The fake score network."""
 
-    ttur: Count = 1
-    """Iterations per student update; the fake score and the discriminator are updated in every iteration."""
+    ttur: Count | None = None
+    """Iterations of stage 1 per student update; fake score and discriminator are updated in every one of them. Null: 1,
+    and in an alignment its `rl_ratio`, so that they learn at every preference step."""
     ema: Decay | None = 0.97
     """lambda_ema of Eq. 11, fake <- lambda fake + (1 - lambda) student after a student update; null: never."""
 
@@ -122,7 +123,8 @@ class Train(Table):
     micro_batch: Count = 1
     """Pictures per forward pass; gradients are accumulated over `batch / micro_batch` of them."""
     iterations: Count = 1000
-    """Length of the run: one fake-score update each, and one student update in `fake.ttur`."""
+    """Length of the run. Stage 1: one fake-score update each, and one student update in `fake.ttur`; stage 2: one
+    preference step each."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
     generator_ema: Decay | None = None
@@ -175,11 +177,20 @@ class Recipe(Table):
     def _fits(self) -> Self:
         if self.align is not None and self.grid.steps == 1:
             raise ValueError("grid.steps should be 2, 4 or 8 for an alignment: a single step draws nothing to prefer")
+        if self.align is None and self.probe.every is not None:
+            raise ValueError("probe.every is for an alignment: distillation alone has tripwires, but no probe")
+        if self.probe.stop_on_collapse and self.probe.every is None:
+            raise ValueError("probe.stop_on_collapse needs a probe: set probe.every")
         if self.gan.kind == "pixel" and self.gan.decode == "crop" and self.gan.crop_px > self.train.resolution:
             raise ValueError(
                 f"gan.crop_px should not exceed train.resolution, but {self.gan.crop_px} > {self.train.resolution}"
             )
         return self
+
+    @property
+    def ttur(self) -> int:
+        """Iterations of stage 1 per student update."""
+        return self.fake.ttur or (self.align is not None and self.align.rl_ratio) or 1
 
     @property
     def dm_step_indices(self) -> tuple[int, ...]:

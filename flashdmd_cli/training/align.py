@@ -46,7 +46,8 @@ def align(
     sampler = PairSampler(objective, reward)
 
     def iteration() -> dict[str, float]:
-        # The reading that the paper's GPU hours fit: every iteration prefers, every `rl_ratio`-th distils as well.
+        # The reading that the paper's GPU hours fit: every iteration prefers, and in every `rl_ratio`-th the student
+        # learns from stage 1 as well.
         figures: dict[str, float] = {}
         for number in distillation_turns(recipe, state.iteration, origin.iteration):
             figures = distill.iteration(recipe, objective, state, data, number) | figures
@@ -58,16 +59,21 @@ def align(
 def distillation_turns(recipe: Recipe, iteration: int, before: int) -> range:
     """Numbers of the iterations of stage 1 (lines 5-26) that belong to one iteration of stage 2.
 
-    `rl_ratio` iterations have `fake.ttur` of them between them, spread evenly, the first one the student's: so the
+    `rl_ratio` iterations have `recipe.ttur` of them between them, spread evenly, the first one the student's: so the
     ratio counts student updates on both sides. Where the two are equal, the fake score learns in every iteration, as
     Algorithm 1 has it. They are numbered on from the `before` that stage 1 had, and draw noise that it has not used.
     """
     assert recipe.align is not None
     if recipe.align.rl_ratio is None:
         return range(0)
-    ttur, ratio = recipe.fake.ttur, recipe.align.rl_ratio
-    first = -(-before // ttur) * ttur
-    return range(first - (-iteration * ttur // ratio), first - (-(iteration + 1) * ttur // ratio))
+    ttur, ratio = recipe.ttur, recipe.align.rl_ratio
+    first = ceil_div(before, ttur) * ttur
+    return range(first + ceil_div(iteration * ttur, ratio), first + ceil_div((iteration + 1) * ttur, ratio))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 def preference_step(

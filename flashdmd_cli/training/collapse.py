@@ -1,7 +1,7 @@
 """The collapse probe: pictures of fixed prompts and seeds, each held against itself before training.
 
 A reward can be raised by pictures that nobody prefers (over-saturated, painted smooth, all alike). The training's own
-curves do not show it; statistics of pictures, variety within a prompt, and a judge that is not trained on do.
+curves do not show it; statistics of pictures, variety within a prompt, and a judge beside the reward do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flashdmd_cli.core.pictures import STATISTICS, relative_change, spread
 from flashdmd_cli.runs.randomness import generator
+from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
 
@@ -21,6 +22,12 @@ ONLY_A_FALL_COUNTS = ("diversity", "held_out")
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 """(pictures (N, 3, H, W) on [-1, 1], or latents (N, C, h, w) for the reward model, N captions) -> scores (N,)."""
+
+
+def remedy(recipe: Recipe) -> str:
+    """What may help a run that collapses."""
+    joint = recipe.align is not None and recipe.align.rl_ratio is not None
+    return "lower align.lr or align.rl_ratio" if joint else "lower align.lr or set align.rl_ratio"
 
 
 class CollapseProbe:
@@ -92,7 +99,7 @@ class CollapseProbe:
         moved = ", ".join(f"{name} {change:+.0%}" for name, change in fresh.items())
         rises = figures.get("probe_change/reward", 0.0) > 0
         reward = " while the probe's reward rises" if rises else ""
-        warning = f"collapse at iteration {state.iteration}: {moved}{reward}; lower align.lr or align.rl_ratio"
+        warning = f"collapse at iteration {state.iteration}: {moved}{reward}; {remedy(self.objective.recipe)}"
         memory.setdefault("warnings", []).append(warning)
         return figures, warning
 

@@ -57,7 +57,7 @@ def iteration(
     # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
     step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
-    students_turn = number % recipe.fake.ttur == 0
+    students_turn = number % recipe.ttur == 0
     kept: list[Kept] = []
 
     for micro in range(n):

@@ -51,12 +51,12 @@ class PairLatents:
                 self.bytes -= self.cache.popitem(last=False)[1].nbytes
         return self.cache[index]
 
-    def gather(self, indices: Sequence[int]) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Latents (2, B, C, h, w), prompts, labels (B,) and weights (B,) of some pairs."""
+    def gather(self, indices: Sequence[int]) -> tuple[Tensor, list[str], Tensor]:
+        """Latents (2, B, C, h, w), prompts and labels (B,) of some pairs."""
         device = self.family.device
         latents = torch.stack([self[i] for i in indices], dim=1).to(device)
         labels = torch.tensor([self.pairs[i].label for i in indices], device=device)
-        return latents, [self.pairs[i].prompt for i in indices], labels, self.weights[list(indices)].to(device)
+        return latents, [self.pairs[i].prompt for i in indices], labels
 
 
 def noisy_scores(
@@ -127,7 +127,7 @@ def _step(
     weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
     num_right = num_decided = 0
     for micro, rows in enumerate(torch.arange(train.batch).split(train.micro_batch)):
-        latents, prompts, labels, _ = data.gather(indices[rows].tolist())
+        latents, prompts, labels = data.gather(indices[rows].tolist())
         draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
         t = levels[torch.randint(len(levels), (len(rows),), generator=draw)].to(family.device)
         noise = torch.randn(latents.shape, generator=draw).to(family.device)
@@ -163,7 +163,7 @@ def accuracy(
     for level in (level for level in levels if low <= level <= high and decided):
         right = 0
         for start in range(0, len(decided), batch):
-            latents, prompts, labels, _ = data.gather(decided[start : start + batch])
+            latents, prompts, labels = data.gather(decided[start : start + batch])
             noise = torch.randn(latents.shape, generator=generator(seed, 0, start, f"reward/report/{level}"))
             t = at(level, latents[0])
             scores = noisy_scores(model, data.family, latents, prompts, t, noise.to(latents.device))

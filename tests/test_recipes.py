@@ -213,6 +213,13 @@ def test_wrong_alignments_are_told_in_one_line(setting: str, message: str) -> No
     assert caught.value.message.startswith(message)
 
 
+def test_probes_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(UsageError, match="probe.every is for an alignment"):
+        load_recipe("shapes-4step", ["probe.every=5"])
+    with pytest.raises(UsageError, match="probe.stop_on_collapse needs a probe"):
+        load_recipe("align/shapes", ["probe.every=null", "probe.stop_on_collapse=true"])
+
+
 def test_reward_recipes_have_keys_of_their_own() -> None:
     assert load_reward_recipe("reward/sdxl").pairs.timesteps == tuple(range(1, 952, 50))
     assert load_reward_recipe("reward/shapes", ["pairs.held_out=0.2"]).pairs.held_out == 0.2

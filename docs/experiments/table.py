@@ -40,7 +40,8 @@ def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
 def cell(rows: list[dict[str, float]], key: str) -> str:
     """Mean ± standard deviation over seeds."""
     values = [row[key] for row in rows]
-    digits = {"frechet": 1, "seconds": 0, "images": 0, "student_updates": 0, "extra_objects": 3, "exact": 3}.get(key, 2)
+    whole, thousandths = ("seconds", "images", "student_updates"), ("composition", "extra_objects", "exact")
+    digits = 0 if key in whole else 1 if key == "frechet" else 3 if key in thousandths else 2
     spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 and key in FIGURES else ""
     return f"{mean(values):.{digits}f}{spread}"
 

@@ -190,7 +190,8 @@ class Recipe(Table):
     @property
     def ttur(self) -> int:
         """Iterations of stage 1 per student update."""
-        return self.fake.ttur or (self.align is not None and self.align.rl_ratio) or 1
+        ratio = None if self.align is None else self.align.rl_ratio
+        return self.fake.ttur or ratio or 1
 
     @property
     def dm_step_indices(self) -> tuple[int, ...]:

@@ -23,20 +23,19 @@ PACKAGES = (
     "segment-anything",
     "peft",
     "webdataset",
+    "tensorboard",
 )
-OPTIONAL = {"tensorboard": "curves in TensorBoard", "wandb": "curves in Weights & Biases"}
 ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
 
 
 def check_packages() -> list[tuple[str, bool, str]]:
-    """(what, fine, said) for each package; an absent optional one is fine."""
+    """(what, fine, said) for each package."""
     rows = []
-    for name in (*PACKAGES, *OPTIONAL):
+    for name in PACKAGES:
         try:
             rows.append((name, True, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            absent = f"not installed ({OPTIONAL[name]})" if name in OPTIONAL else "missing: pip install flashdmd-cli"
-            rows.append((name, name in OPTIONAL, absent))
+            rows.append((name, False, f"missing: pip install {name}"))
     return rows
 
 

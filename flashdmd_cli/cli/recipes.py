@@ -1,4 +1,4 @@
-"""`flashdmd recipes`: list, show and copy the recipes inside the package."""
+"""`flashdmd recipes`: list, show and copy the recipes that come with the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def first_comment(path: Path) -> str:
 
 @recipes_app.command("list")
 def list_command(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """List the recipes inside the package."""
+    """List the recipes that come with the package."""
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.recipe import list_recipes, recipe_path
 

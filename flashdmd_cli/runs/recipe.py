@@ -33,7 +33,11 @@ __all__ = [
 ]
 
 R = TypeVar("R", Recipe, RewardRecipe)
-RECIPES = Path(__file__).parents[1] / "recipes"
+_PACKAGE = Path(__file__).parents[1]
+RECIPES = next(
+    (folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE / "recipes"
+)
+"""The shipped files: a wheel has them inside the package, a checkout (or an editable install of it) on the top level."""
 
 
 def list_recipes() -> list[str]:

@@ -33,8 +33,8 @@ SMALL = {
     "train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.resolution": 32, "train.save_every": 2,
     "train.preview_every": 100, "train.log_every": 1, "gan.decode": "full", "dm.guidance": 2.0,
     "optim.lr_student": 1e-4,
-    "optim.lr_fake": 1e-4, "optim.lr_discriminator": 1e-3, "optim.warmup": 0, "align.lr": 1e-4, "align.rl_ratio": 2,
-    "align.threshold": [0.0, 0.0], "model.precision": "fp32",
+    "optim.lr_fake": 1e-4, "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0, "align.lr": 1e-4,
+    "align.rl_ratio": 2, "align.threshold": [0.0, 0.0], "model.precision": "fp32",
 }  # fmt: skip
 
 
@@ -388,7 +388,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
     sets, tiny_family, sam_folder, reward, origin, random_data, tmp_path  # noqa: F811
 ):  # fmt: skip
     def go(iterations: int, out: Path) -> State:
-        r = recipe(**sets, train__iterations=iterations, train__generator_ema=0.9, probe__every=2,
+        r = recipe(**sets, train__iterations=iterations, train__average_images=20, probe__every=2,
                    probe__num_prompts=2, probe__num_seeds=2)  # fmt: skip
         objective = Objective(r, tiny_family, tiny_family.grid(4))
         probe = CollapseProbe(objective, ["a plain red circle above a striped blue ring"] * 2)

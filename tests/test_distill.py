@@ -49,7 +49,7 @@ def recipe(**sets: object) -> Recipe:
     values = {
         "train.batch": 2, "train.micro_batch": 2, "train.iterations": 4, "train.resolution": 32, "train.save_every": 2,
         "train.preview_every": 100, "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-3,
-        "optim.lr_fake": 1e-3, "optim.lr_discriminator": 1e-3, "optim.warmup": 0,
+        "optim.lr_fake": 1e-3, "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0,
     }  # fmt: skip
     return load_recipe("sdxl-4step", flags=values | {k.replace("__", "."): v for k, v in sets.items()})
 
@@ -73,7 +73,7 @@ def test_update_counters_follow_ttur(ttur, tiny_family, sam_folder, tmp_path, ra
 @pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2", "shapes-4step-dm-only", "shapes-4step-plus-a"])
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name, tiny_family, sam_folder, tmp_path, random_data):
     flags = {"train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.save_every": 2,
-             "train.generator_ema": 0.9, "train.resolution": 32}  # fmt: skip
+             "train.average_images": 20, "train.resolution": 32}  # fmt: skip
     whole = distill(load_recipe(name, flags=flags), tiny_family, sam_folder, random_data, tmp_path / "a", QUIET,
                     StopFlag())  # fmt: skip
     half = flags | {"train.iterations": 2}
@@ -111,7 +111,7 @@ def test_each_loss_reaches_its_own_role_only(name, tiny_family, sam_folder, rand
     def holds(net: nn.Module) -> bool:
         return any(p.grad is not None for p in net.parameters())
 
-    def checked(role):
+    def checked(role, factor):
         turns.append(role.name)
         assert holds(role.net)
         if role is state.student:
@@ -119,7 +119,7 @@ def test_each_loss_reaches_its_own_role_only(name, tiny_family, sam_folder, rand
         else:
             assert not holds(state.student.net)
         assert not holds(tiny_family.teacher) and not holds(tiny_family.vae)
-        return original(role)
+        return original(role, factor)
 
     monkeypatch.setattr(type(state.student), "update", checked)
     before = weights(tiny_family.teacher)
@@ -174,9 +174,9 @@ def test_accumulated_gradient_is_the_mean_over_micro_batches(tiny_family, sam_fo
     grads: list[list[torch.Tensor]] = []
     original = type(state.student).update
 
-    def spy(role):
+    def spy(role, factor):
         grads.append([p.grad.clone() for p in role.parameters if p.grad is not None])
-        return original(role)
+        return original(role, factor)
 
     monkeypatch.setattr(type(state.student), "update", spy)
     iteration(r, objective, state, RandomData())

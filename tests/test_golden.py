@@ -39,7 +39,7 @@ WATCHED = ("dm", "gan", "fake", "discriminator", "grad_norm/student", "grad_norm
 
 def curve(name, family, sam, data, out, iterations=20):
     flags = {"train.batch": 2, "train.micro_batch": 2, "train.iterations": iterations, "train.resolution": 32}
-    flags |= {"model.precision": "fp32"}
+    flags |= {"model.precision": "fp32", "optim.warmup_images": 10}
     distill(load_recipe(name, flags=flags), family, sam, data, out, QUIET, StopFlag())
     return [{key: row[key] for key in WATCHED if key in row} for row in read_metrics(out)]
 
@@ -68,7 +68,7 @@ def test_curve_of_an_alignment(tiny_family, sam_folder, random_data, origin, tmp
     reward.logit_scale.fill_(math.log(60.0))
     r = recipe(
         align__reward_guidance=True, align__threshold=[0.1, 0.5], align__lr=3e-4, align__candidates=3,
-        train__iterations=8, train__batch=4, train__micro_batch=2, train__generator_ema=0.8, probe__every=4,
+        train__iterations=8, train__batch=4, train__micro_batch=2, train__average_images=18, probe__every=4,
         probe__num_prompts=2, probe__num_seeds=2,
     )  # fmt: skip
     o = Objective(r, tiny_family, tiny_family.grid(4))

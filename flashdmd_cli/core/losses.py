@@ -40,32 +40,39 @@ def _mean_over_maps(maps: Iterable[Tensor]) -> Tensor:
     return torch.stack([m.float().flatten(1).mean(1) for m in maps]).mean(0)
 
 
-def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`."""
-    return (
-        _mean_over_maps(F.relu(1 - m.float()) for m in real).mean()
-        + _mean_over_maps(F.relu(1 + m.float()) for m in fake).mean()
-    )
+def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Mean over samples (B,), each scaled by its `weight` (B,) where there is one."""
+    return (losses if weight is None else losses * weight).mean()
+
+
+def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`.
+
+    `weight` (B,) scales both terms of each sample, as SenseFlow's soft weights do.
+    """
+    seen_real = _mean_over_maps(F.relu(1 - m.float()) for m in real)
+    seen_fake = _mean_over_maps(F.relu(1 + m.float()) for m in fake)
+    return _weighted_mean(seen_real + seen_fake, weight)
 
 
 def hinge_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
     """Adversarial loss of the student, `-mean D(fake)` (Eq. 9 in hinge form); `weight` (B,) scales each sample."""
-    score = -_mean_over_maps(fake)
-    return (score if weight is None else score * weight).mean()
+    return _weighted_mean(-_mean_over_maps(fake), weight)
 
 
-def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Non-saturating loss of the discriminator (Eq. 10 with `D = sigmoid(logit)`; DMD2, Eq. 4)."""
-    return (
-        _mean_over_maps(F.softplus(-m.float()) for m in real).mean()
-        + _mean_over_maps(F.softplus(m.float()) for m in fake).mean()
-    )
+def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
+    """Non-saturating loss of the discriminator (Eq. 10 with `D = sigmoid(logit)`; DMD2, Eq. 4).
+
+    `weight` (B,) scales both terms of each sample.
+    """
+    seen_real = _mean_over_maps(F.softplus(-m.float()) for m in real)
+    seen_fake = _mean_over_maps(F.softplus(m.float()) for m in fake)
+    return _weighted_mean(seen_real + seen_fake, weight)
 
 
 def softplus_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
     """Non-saturating adversarial loss of the student, `-log sigmoid(logit)` (Eq. 5)."""
-    score = _mean_over_maps(F.softplus(-m.float()) for m in fake)
-    return (score if weight is None else score * weight).mean()
+    return _weighted_mean(_mean_over_maps(F.softplus(-m.float()) for m in fake), weight)
 
 
 def preference_loss(margin: Tensor, beta: float, num_dimensions: int) -> Tensor:

@@ -37,7 +37,7 @@ _PACKAGE = Path(__file__).parents[1]
 RECIPES = next(
     (folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE / "recipes"
 )
-"""The shipped files: a wheel has them inside the package, a checkout (or an editable install of it) on the top level."""
+"""The shipped files: inside the package in a wheel, on the top level in a checkout or an editable install of it."""
 
 
 def list_recipes() -> list[str]:

@@ -5,6 +5,7 @@ The defaults are those of full fine-tuning of SDXL in 4 steps. The tables of sta
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -83,7 +84,8 @@ class Adversarial(Table):
     real: Literal["pixels", "vae_roundtrip"] = "pixels"
     """Real pictures as they are, or encoded and decoded so that the VAE's traces tell nothing."""
     soft_weights: bool = False
-    """Multiply the adversarial loss of a step by sqrt(alpha_bar) of its timestep."""
+    """Multiply every adversarial term of a step, the student's and the discriminator's, by sqrt(alpha_bar) of its
+    timestep (SenseFlow)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -113,6 +115,12 @@ class Optimizer(AdamW):
     """Learning rate of the fake score."""
     lr_discriminator: Positive = 1e-5
     """Learning rate of the discriminator's heads."""
+    warmup_images: Annotated[int, Field(ge=0)] = 6400
+    """Pictures during which every learning rate rises linearly from zero, whatever the batch and the TTUR."""
+
+    def warmup_factor(self, images: int) -> float:
+        """Factor of every learning rate for an update that ends `images` pictures into the run."""
+        return min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
 
 
 class Train(Table):
@@ -127,8 +135,9 @@ class Train(Table):
     preference step each."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything that is drawn."""
-    generator_ema: Decay | None = None
-    """Decay of an averaged student to be shipped instead of the raw one; null: none."""
+    average_images: Count | None = None
+    """Ship an exponential average of the student instead of the last one: its time constant in pictures, whatever the
+    batch and the TTUR (a student of so many pictures ago counts 1/e of the present one); null: ship the last one."""
     log_every: Count = 1
     """Iterations between rows of figures."""
     save_every: Count = 100
@@ -145,6 +154,11 @@ class Train(Table):
                 f"batch should be a multiple of micro_batch, but {self.batch} is not of {self.micro_batch}"
             )
         return self
+
+    @property
+    def average_decay(self) -> float | None:
+        """What one iteration leaves of the average; null without one."""
+        return None if self.average_images is None else math.exp(-self.batch / self.average_images)
 
     @property
     def accumulation(self) -> int:

@@ -63,7 +63,7 @@ class RewardOptimizer(AdamW):
     warmup: Annotated[int, Field(ge=0)] = 1000
     """Updates in which the learning rate rises linearly from zero."""
     decay: bool = True
-    """Let the learning rate fall linearly to zero over the run."""
+    """Let the learning rate fall linearly to zero from the end of the warm-up to that of the run."""
 
 
 class RewardTrain(Table):
@@ -102,3 +102,10 @@ class RewardRecipe(Table):
     pairs: RewardPairs = RewardPairs()
     optim: RewardOptimizer = RewardOptimizer()
     train: RewardTrain = RewardTrain()
+
+    def rate_factor(self, step: int) -> float:
+        """Factor of the learning rate for update `step`, counted from 0: linear warm-up, then linear decay to 0."""
+        warmup, total = self.optim.warmup, self.train.iterations
+        if step < warmup:
+            return (step + 1) / warmup
+        return (total - step) / (total - warmup) if self.optim.decay else 1.0

@@ -24,8 +24,6 @@ class Table(BaseModel):
 class AdamW(Table):
     """What every optimizer of a run shares."""
 
-    warmup: Annotated[int, Field(ge=0)] = 100
-    """Updates of each role in which its learning rate rises linearly from zero."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decays of AdamW's first and second moments."""
     weight_decay: NonNegative = 0.01

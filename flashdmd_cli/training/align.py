@@ -106,8 +106,8 @@ def preference_step(
     figures.values["pairs"] = float(num_pairs)
     if num_pairs:
         role = state.preference or state.student
-        figures.values["grad_norm/preference"] = role.update()
-        state.follow_average(recipe)
+        factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
+        figures.values["grad_norm/preference"] = role.update(factor)
     return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 

@@ -58,6 +58,7 @@ def iteration(
     step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
     students_turn = number % recipe.ttur == 0
+    gan_index = index if recipe.gan.steps == "all" else len(o.grid) - 1
     kept: list[Kept] = []
 
     for micro in range(n):
@@ -77,22 +78,22 @@ def iteration(
             dm = o.dm_loss(leaf, o.family.teacher, fake.net, cond, draws)  # lines 13-14
             pull = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
         if state.discriminator is not None and recipe.gan.steps == "all":
-            pull = pull + adversarial(recipe, o, state, k, leaf, index, students_turn, figures)
+            pull = pull + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)
         if students_turn:
             x.backward(pull)
         if state.discriminator is not None and recipe.gan.steps == "last":
             # A graph of its own, after the first was freed: only one denoiser graph is alive at a time.
-            last = len(o.grid) - 1
             x_hat = o.adversarial_state(student.net, x_t, k.x, index, cond, draws)
             with torch.set_grad_enabled(students_turn):
-                x = o.student_x0(student.net, x_hat, last, cond)
+                x = o.student_x0(student.net, x_hat, gan_index, cond)
             leaf = x.detach().clone().requires_grad_(students_turn)
-            pull = adversarial(recipe, o, state, k, leaf, last, students_turn, figures)  # line 15
+            pull = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)  # line 15
             if students_turn:
                 x.backward(pull)
 
+    factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
     if students_turn:
-        figures.values["grad_norm/student"] = student.update()  # line 17
+        figures.values["grad_norm/student"] = student.update(factor)  # line 17
         state.follow(recipe)  # line 18, Eq. 11
 
     for k in kept:  # lines 20-24: the fake score on the same, detached x
@@ -100,12 +101,12 @@ def iteration(
         figures.add("fake", loss, n)
         (loss / n).backward()
         if state.discriminator is not None:  # lines 25-26
-            d_loss = discriminator_loss(recipe, o, state.discriminator.net, fake.net, k, figures)
+            d_loss = discriminator_loss(recipe, o, state.discriminator.net, fake.net, k, gan_index, figures)
             weight = recipe.gan.fake_weight if recipe.gan.kind == "latent" else 1.0
             (weight * d_loss / n).backward()
-    figures.values["grad_norm/fake"] = fake.update()
+    figures.values["grad_norm/fake"] = fake.update(factor)
     if state.discriminator is not None:
-        figures.values["grad_norm/discriminator"] = state.discriminator.update()
+        figures.values["grad_norm/discriminator"] = state.discriminator.update(factor)
     return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 
@@ -134,8 +135,10 @@ def adversarial(
     return figures.gradient("gan", loss, recipe.gan.weight, leaf, recipe.train.accumulation)
 
 
-def discriminator_loss(recipe: Recipe, o: Objective, heads: Any, fake: nn.Module, k: Kept, figures: Figures) -> Tensor:
-    """Real pictures against the student's detached ones."""
+def discriminator_loss(
+    recipe: Recipe, o: Objective, heads: Any, fake: nn.Module, k: Kept, index: int, figures: Figures
+) -> Tensor:
+    """Real pictures against the student's detached ones, which it made at grid step `index`."""
     if recipe.gan.kind == "pixel":
         assert k.features is not None and k.brightness is not None
         real_view = o.real_view(k.pictures, k.latents, k.draws)
@@ -148,6 +151,6 @@ def discriminator_loss(recipe: Recipe, o: Objective, heads: Any, fake: nn.Module
         x_real = o.real_latents(k.pictures, k.latents)
         real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")
         made = o.latent_logits(heads, fake, k.x, k.cond, k.draws, "made")
-    loss = o.discriminator_loss(real, made)
+    loss = o.discriminator_loss(real, made, index)
     figures.add("discriminator", loss, recipe.train.accumulation)
     return loss

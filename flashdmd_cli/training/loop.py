@@ -66,6 +66,7 @@ def run(
                 collapse.begin(state)
         while not ended():
             figures = iteration()
+            state.follow_average(recipe)
             state.iteration += 1
             state.images_seen += train.batch
             state.seconds = seconds + time.monotonic() - began

@@ -100,8 +100,6 @@ def train_reward(
     train = recipe.train
     with Tracker(out, start=done) as tracker:
         while done < train.iterations and stop.requested is None:
-            if recipe.optim.decay:
-                role.lr = recipe.optim.lr * (1 - done / train.iterations)
             figures = _step(recipe, family, model, role, learned, done)
             done += 1
             due = done % train.save_every == 0 or done == train.iterations
@@ -144,7 +142,7 @@ def _step(
         num_decided += int(decided.sum())
     if num_decided:
         figures.values["accuracy"] = num_right / num_decided
-    figures.values["grad_norm"] = role.update()
+    figures.values["grad_norm"] = role.update(recipe.rate_factor(step))
     figures.values["logit_scale"] = model.logit_scale.exp().item()
     return figures.values
 

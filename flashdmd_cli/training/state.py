@@ -24,7 +24,7 @@ MAX_BAD_UPDATES = 10
 
 
 class Role:
-    """A network with its optimizer, learning-rate warm-up, clipping and update counter."""
+    """A network with its optimizer, clipping and update counter."""
 
     def __init__(
         self, name: str, net: nn.Module, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True
@@ -37,17 +37,17 @@ class Role:
         self.updates = 0
         self.bad_updates = 0
 
-    def update(self) -> float:
-        """One optimizer step on the accumulated gradients; returns their norm before clipping.
+    def update(self, factor: float = 1.0) -> float:
+        """One optimizer step at `factor` of the learning rate on the accumulated gradients.
+
+        Returns the gradients' norm before clipping.
 
         A gradient that is not finite is dropped and counted; `NumericalError` after `MAX_BAD_UPDATES` in a row.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
         if torch.isfinite(norm):
-            warmup = self.optim.warmup
-            rate = self.lr * min(1.0, (self.updates + 1) / warmup) if warmup else self.lr
             for group in self.optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = self.lr * factor
             self.optimizer.step()
             self.updates += 1
             self.bad_updates = 0
@@ -133,7 +133,7 @@ class State:
         if heads is not None and origin is not None and origin.heads is not None:
             heads.load_state_dict(origin.heads, strict=False)
         average = None
-        if recipe.train.generator_ema is not None:
+        if recipe.train.average_images is not None:
             average = [p.detach().clone() for p in trainable_parameters(student)]
         state = cls(
             student=Role("student", student, optim.lr_student, optim),
@@ -155,15 +155,15 @@ class State:
         return {role.name: role.updates for role in self.roles}
 
     def follow(self, recipe: Recipe) -> None:
-        """After a student update: Eq. 11 into the fake score, and the student's own average."""
+        """After a student update in stage 1: the fake score moves towards the student (Eq. 11)."""
         if recipe.fake.ema is not None:
             ema_update_(self.fake.parameters, self.student.parameters, recipe.fake.ema)
-        self.follow_average(recipe)
 
     def follow_average(self, recipe: Recipe) -> None:
-        """After any update of the student: its own average."""
-        if self.average is not None and recipe.train.generator_ema is not None:
-            ema_update_(self.average, self.student.parameters, recipe.train.generator_ema)
+        """After an iteration: the student's average. Not after an update, so that the average reaches back over as
+        many pictures whatever the TTUR."""
+        if self.average is not None and recipe.train.average_decay is not None:
+            ema_update_(self.average, self.student.parameters, recipe.train.average_decay)
 
     def shipped_student(self) -> nn.Module:
         """The student as a plain network: averaged if the recipe says so, adapters merged."""

@@ -1,35 +1,26 @@
 """Differences between two runs of the same seeds, with the 95% t-interval that so few seeds allow.
 
-paired.py NAME[@LENGTH] AGAINST[@LENGTH] CURVES...   Folders NAME-SEED of curve.sh or align.sh; LENGTH: the last one
+paired.py NAME[@LENGTH] AGAINST[@LENGTH] CURVES...   Folders NAME-SEED of curve.sh or align.sh; LENGTH: the last one.
+`NAME raw` is the student that is not averaged.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
 
 from scipy.stats import t
-from table import FIGURES
-
-
-def figures(name: str, folders: list[Path]) -> dict[str, dict[str, float]]:
-    """`{seed: figures}` of the runs called `name`."""
-    name, _, length = name.partition("@")
-    found = {}
-    for folder in folders:
-        kind, _, seed = folder.name.rpartition("-")
-        lengths = [int(each.parent.name) for each in folder.glob("*/student.json")]
-        wanted = int(length) if length else max(lengths, default=0)
-        if kind == name and wanted in lengths:
-            text = (folder / str(wanted) / "metrics.json").read_text()
-            (found[seed],) = json.loads(text)["results"].values()
-    return found
+from table import FIGURES, read
 
 
 def main() -> None:
-    one, other = (figures(name, list(map(Path, sys.argv[3:]))) for name in sys.argv[1:3])
+    """One line per figure: mean difference, half-width of its interval, the difference of each seed."""
+    runs, sides = read(list(map(Path, sys.argv[3:]))), []
+    for asked in sys.argv[1:3]:
+        name, _, length = asked.partition("@")
+        sides.append(runs[name][int(length) if length else max(runs[name])])
+    one, other = sides
     seeds = sorted(one.keys() & other.keys())
     print(f"{sys.argv[1]} minus {sys.argv[2]}, seeds {', '.join(seeds)}")
     for key in FIGURES:

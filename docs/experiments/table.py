@@ -1,6 +1,7 @@
 """Mean and spread over seeds of what `curve.sh` measured, as a table and on request as a plot of quality against cost.
 
-table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length.
+table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length. `NAME raw` is the student
+that is not averaged.
 """
 
 from __future__ import annotations
@@ -23,17 +24,24 @@ FIGURES = (
 )
 
 
-def read(folders: list[Path]) -> dict[str, dict[int, list[dict[str, float]]]]:
-    """`{name: {length: [figures and costs of each seed]}}`."""
-    runs: dict[str, dict[int, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+Runs = dict[str, dict[int, dict[str, dict[str, float]]]]
+"""`{name: {length: {seed: figures and costs}}}`."""
+
+
+def read(folders: list[Path]) -> Runs:
+    """What was measured in folders of `curve.sh` or `align.sh`."""
+    runs: Runs = defaultdict(lambda: defaultdict(dict))
     for folder in folders:
-        name = folder.name.rpartition("-")[0]
+        name, _, seed = folder.name.rpartition("-")
         for note in folder.glob("*/student.json"):
             manifest = json.loads(note.read_text())
-            (metrics,) = json.loads((note.parent / "metrics.json").read_text())["results"].values()
             cost = {"seconds": manifest["wall_seconds"], "images": manifest["images_seen"]}
             cost |= {"student_updates": manifest["updates"]["student"]}
-            runs[name][int(note.parent.name)].append({key: metrics[key] for key in FIGURES if key in metrics} | cost)
+            for title, measured in ((name, note.parent), (f"{name} raw", note.parent / "raw")):
+                if (measured / "metrics.json").is_file():
+                    (metrics,) = json.loads((measured / "metrics.json").read_text())["results"].values()
+                    figures = {key: metrics[key] for key in FIGURES if key in metrics}
+                    runs[title][int(note.parent.name)][seed] = figures | cost
     return runs
 
 
@@ -46,20 +54,20 @@ def cell(rows: list[dict[str, float]], key: str) -> str:
     return f"{mean(values):.{digits}f}{spread}"
 
 
-def table(runs: dict[str, dict[int, list[dict[str, float]]]]) -> str:
+def table(runs: Runs) -> str:
     """Markdown."""
-    measured = [row for lengths in runs.values() for rows in lengths.values() for row in rows]
+    measured = [row for lengths in runs.values() for rows in lengths.values() for row in rows.values()]
     # Runs from before a figure was measured do not have it.
     columns = ("seconds", "student_updates", *(key for key in FIGURES if all(key in row for row in measured)))
     lines = [f"| run | iterations | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
     for name, lengths in sorted(runs.items()):
         for length, rows in sorted(lengths.items()):
-            cells = " | ".join(cell(rows, key) for key in columns)
+            cells = " | ".join(cell(list(rows.values()), key) for key in columns)
             lines.append(f"| {name} | {length} | {len(rows)} | {cells} |")
     return "\n".join(lines)
 
 
-def plot(runs: dict[str, dict[int, list[dict[str, float]]]], path: Path) -> None:
+def plot(runs: Runs, path: Path) -> None:
     """Quality against cost, in pictures and in seconds: lines through the means, bands from least to most."""
     import matplotlib
 
@@ -74,7 +82,7 @@ def plot(runs: dict[str, dict[int, list[dict[str, float]]]], path: Path) -> None
     for axes, (cost, label) in zip(grid, costs.items(), strict=True):
         for axis, key in zip(axes, shown, strict=True):
             for name, lengths in sorted(runs.items()):
-                points = [lengths[length] for length in sorted(lengths)]
+                points = [list(lengths[length].values()) for length in sorted(lengths)]
                 spent = [mean(row[cost] for row in rows) for rows in points]
                 axis.plot(spent, [mean(row[key] for row in rows) for rows in points], marker="o", label=name)
                 low, high = ([pick(row[key] for row in rows) for rows in points] for pick in (min, max))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,19 @@ from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.sdxl import SDXLFamily
 
 torch.set_num_threads(1)
+_SECONDS: dict[str, float] = defaultdict(float)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Add up how long each file's tests took, set-up included."""
+    _SECONDS[report.location[0]] += report.duration
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say it, the slowest file first: a suite that grows slow should be seen to."""
+    terminalreporter.section("seconds per file")
+    for name, seconds in sorted(_SECONDS.items(), key=lambda item: -item[1]):
+        terminalreporter.write_line(f"{seconds:7.1f}  {name}")
 
 
 def tiny_unet() -> UNet2DConditionModel:

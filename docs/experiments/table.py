@@ -1,6 +1,6 @@
 """Mean and spread over seeds of what `curve.sh` measured, as a table and on request as a plot of quality against cost.
 
-table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length. `NAME raw` is the student
+table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length. `NAME raw`: the student
 that is not averaged.
 """
 

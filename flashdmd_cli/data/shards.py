@@ -162,10 +162,10 @@ class ShardDataset:
         self.caches = CacheReader(shards, cached)
         self.picture_shape = tuple(self._decode(0).picture.shape)
         """(3, H, W), the same for every picture; (3, 0, 0) where there are prompts alone."""
+        self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
         self._sized = sized and self.picture_shape[-2:] != (0, 0)
         if self._sized:
             sizes_of(self.sample(0))
-        self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
 
     def __len__(self) -> int:
         return len(self._index)

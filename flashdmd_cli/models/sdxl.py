@@ -21,7 +21,7 @@ from flashdmd_cli.core.schedules import add_noise, output_of, x0_from_output
 from flashdmd_cli.models.family import Conditioning
 from flashdmd_cli.models.teacher_config import (
     LatentScale,
-    check_denoiser,
+    check_parts,
     noise_schedule,
     noise_settings,
     prediction_of,
@@ -36,7 +36,7 @@ class SDXLFamily:
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
         """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
-        check_denoiser(pipeline)
+        check_parts(pipeline)
         self.scheduler_config: dict[str, Any] = noise_settings(pipeline.scheduler)
         self.schedule = noise_schedule(self.scheduler_config)
         self.prediction = prediction_of(self.scheduler_config)

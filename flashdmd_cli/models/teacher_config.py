@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from diffusers import LCMScheduler, SchedulerMixin, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, LCMScheduler, SchedulerMixin, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS
@@ -115,9 +115,14 @@ def _per_channel(values: Any) -> Tensor:
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
 
 
-def check_denoiser(pipeline: StableDiffusionXLPipeline) -> None:
-    """`ValueError` for a denoiser that is told other things than SDXL's: context, pooled text and six sizes."""
-    config: Any = pipeline.unet.config
+def check_parts(pipeline: StableDiffusionXLPipeline) -> None:
+    """`ValueError` for parts that are not SDXL's kind or do not fit each other.
+
+    SDXL's denoiser is told context, pooled text and six sizes, and sees and answers latents of its VAE.
+    """
+    config, vae = cast("Any", pipeline.unet.config), pipeline.vae
+    if not isinstance(vae, AutoencoderKL):
+        raise ValueError(f"vae is {type(vae).__name__}; AutoencoderKL is needed")
     if config.addition_embed_type != "text_time":
         raise ValueError(f"unet addition_embed_type is {config.addition_embed_type!r}; SDXL's is 'text_time'")
     for key in ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
@@ -125,17 +130,20 @@ def check_denoiser(pipeline: StableDiffusionXLPipeline) -> None:
             raise ValueError(f"unet {key} is {config[key]!r}: it wants an input that SDXL's denoiser does not have")
     if not isinstance(config.sample_size, int):
         raise ValueError(
-            f"unet sample_size is {config.sample_size!r}; one number is needed, the side of square latents"
+            f"unet sample_size is {config.sample_size!r}; one number is needed: the side of square latents"
         )
     pooled = pipeline.text_encoder_2.config.projection_dim
-    wanted = config.projection_class_embeddings_input_dim
-    given = NUM_TIME_IDS * config.addition_time_embed_dim + pooled
-    if wanted != given:
-        raise ValueError(
-            f"unet takes {wanted} numbers of sizes and pooled text, but {NUM_TIME_IDS} sizes and text_encoder_2 make "
-            f"{given}: not SDXL's base model"
-        )
-    if config.out_channels != config.in_channels:
-        raise ValueError(
-            f"unet has {config.in_channels} channels in and {config.out_channels} out; they are the same in SDXL's base"
-        )
+    width = pipeline.text_encoder.config.hidden_size + pipeline.text_encoder_2.config.hidden_size
+    pairs = (
+        ("unet in_channels", config.in_channels, "vae latent_channels", vae.config["latent_channels"]),
+        ("unet out_channels", config.out_channels, "vae latent_channels", vae.config["latent_channels"]),
+        ("unet cross_attention_dim", config.cross_attention_dim, "width of both text encoders", width),
+        ("unet projection_class_embeddings_input_dim", config.projection_class_embeddings_input_dim,
+         f"size of pooled text and {NUM_TIME_IDS} sizes", NUM_TIME_IDS * config.addition_time_embed_dim + pooled),
+        *((f"{name} model_max_length", getattr(pipeline, name).model_max_length, "positions of its text encoder",
+           getattr(pipeline, name.replace("tokenizer", "text_encoder")).config.max_position_embeddings)
+          for name in ("tokenizer", "tokenizer_2")),
+    )  # fmt: skip
+    for name, value, other, wanted in pairs:
+        if value != wanted:
+            raise ValueError(f"{name} is {value}, but the {other} is {wanted}")

@@ -36,7 +36,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
 
     assert recipe.align is not None
     teacher = find_teacher(recipe.teacher)
-    shards, manifest = open_data(data, teacher)
+    shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     reward_folder = find_reward(recipe.align.reward)
     parents = [checkpoint.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
     # Adapters are trained on top of what stage 1's state holds, which is read again whenever the run goes on.

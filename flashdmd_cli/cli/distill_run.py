@@ -25,7 +25,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     from flashdmd_cli.runs.signals import StopFlag
 
     teacher = find_teacher(recipe.teacher)
-    shards, manifest = open_data(data, teacher)
+    shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     sam = find_sam(recipe)
     # Only a run that has all it needs makes a folder.
     if not begin("distill", recipe, {"--data": [data]}, out, observer.phase):

@@ -150,8 +150,11 @@ def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
     return False
 
 
-def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, Manifest]:
-    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made."""
+def open_data(folder: Path, teacher: Path | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
+    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made.
+
+    `sized`: batches bring the pictures' sizes along.
+    """
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
@@ -165,7 +168,7 @@ def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, 
     # A cache of other encoders would train a student on what its teacher never says.
     fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
     cached = cache.what if cache is not None and fits else ()
-    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached), manifest
+    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached, sized), manifest
 
 
 def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:

@@ -25,7 +25,7 @@ def vp_grid(steps: int, schedule: dict[str, Any] | None = None) -> Grid:
     """Grid of `steps` in {1, 2, 4, 8} on a VP schedule: 4 steps are 999, 749, 499, 249 (DMD2; the paper's section 8).
 
     `LCMScheduler` picks its timesteps out of `original_inference_steps`; at its default of 50 it would return
-    999, 759, 499, 259. With 8 it returns the exact grids. `schedule` holds the teacher's beta settings.
+    999, 759, 499, 259. With 8 it returns the exact grids. `schedule` holds the teacher's betas and `prediction_type`.
     """
     if steps not in VP_STEPS:
         raise ValueError(f"steps must be one of {VP_STEPS}, not {steps}")
@@ -34,10 +34,10 @@ def vp_grid(steps: int, schedule: dict[str, Any] | None = None) -> Grid:
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "scaled_linear",
+        "prediction_type": "epsilon",
         **(schedule or {}),
         "num_train_timesteps": NUM_TRAIN_TIMESTEPS,
         "original_inference_steps": 8,
-        "prediction_type": "epsilon",
         # Boundary scaling of consistency models off: a student's output is x0 itself at every step.
         "timestep_scaling": 1.0e6,
         "set_alpha_to_one": True,

@@ -5,9 +5,13 @@ Both families write a noisy sample as `x_t = alpha(t) x0 + sigma(t) eps`. Everyt
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+"""What a network answers, in the words of diffusers' `prediction_type`: the noise, the velocity, or x0 itself."""
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
 def _per_sample(values: Tensor) -> Tensor:
@@ -23,7 +27,11 @@ class Schedule(Protocol):
 
 
 class VPSchedule:
-    """Variance-preserving schedule on integer timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`."""
+    """Variance-preserving schedule on integer timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`.
+
+    With zero terminal SNR (Lin et al. 2023) alpha is 0 at the last timestep: x_t is noise alone there, and x0 follows
+    from the velocity or x0 itself, not from the noise.
+    """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         """`alphas_cumprod`: (T,) products of the signal rates, as stock schedulers hold them."""
@@ -72,12 +80,31 @@ def x0_from_v(schedule: Schedule, v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     return x_t.float() - schedule.sigma(t) * v.float()
 
 
+def velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Velocity of a clean sample and its noise; VP and flow as in `x0_from_v`."""
+    if isinstance(schedule, VPSchedule):
+        return schedule.alpha(t) * eps.float() - schedule.sigma(t) * x0.float()
+    return eps.float() - x0.float()
+
+
 def v_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Velocity that a clean prediction implies; inverse of `x0_from_v`."""
-    eps = eps_from_x0(schedule, x0, x_t, t)
-    if isinstance(schedule, VPSchedule):
-        return schedule.alpha(t) * eps - schedule.sigma(t) * x0.float()
-    return eps - x0.float()
+    return velocity(schedule, x0, eps_from_x0(schedule, x0, x_t, t), t)
+
+
+def x0_from_output(schedule: Schedule, prediction: Prediction, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """Clean sample that a network's answer implies: affine in the answer, so guidance may come before or after."""
+    if prediction == "sample":
+        return output.float()
+    convert = x0_from_v if prediction == "v_prediction" else x0_from_eps
+    return convert(schedule, output, x_t, t)
+
+
+def output_of(schedule: Schedule, prediction: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What a network of this kind should answer for `x0` diffused with `noise`."""
+    if prediction == "sample":
+        return x0
+    return velocity(schedule, x0, noise, t) if prediction == "v_prediction" else noise
 
 
 def signal_weight(schedule: Schedule, t: Tensor) -> Tensor:

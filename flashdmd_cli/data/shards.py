@@ -61,6 +61,9 @@ class Batch:
     """(B, C, h, w) float32 of the pictures, where the data has them cached."""
     text: tuple[Tensor, Tensor] | None = None
     """Context (B, L, D) and pooled embeddings (B, P) of the captions, float32, where the data has them cached."""
+    sizes: Tensor | None = None
+    """(B, 6) float32 in pixels, where asked for: original height and width, crop top and left in the resized picture,
+    height and width of what was cut (SDXL's micro-conditioning)."""
 
 
 def write_shards(
@@ -132,11 +135,16 @@ class ShardDataset:
 
     `expected` is the list of files of the folder's manifest (`path`, `size`, `sha256`): every file is held against it
     on opening, and only the shards it names are read. `cached` says which of `latents` and `text` batches bring along
-    from the files beside the shards. Raises `DataError` for whatever is missing or damaged.
+    from the files beside the shards; `sized` that they bring `sizes`, which prompts alone do not have. Raises
+    `DataError` for whatever is missing or damaged.
     """
 
     def __init__(
-        self, folder: Path, expected: Sequence[Mapping[str, Any]] | None = None, cached: Sequence[str] = ()
+        self,
+        folder: Path,
+        expected: Sequence[Mapping[str, Any]] | None = None,
+        cached: Sequence[str] = (),
+        sized: bool = False,
     ) -> None:
         self.folder = folder
         if expected is None:
@@ -155,6 +163,9 @@ class ShardDataset:
         self.picture_shape = tuple(self._decode(0).picture.shape)
         """(3, H, W), the same for every picture; (3, 0, 0) where there are prompts alone."""
         self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
+        self._sized = sized and self.picture_shape[-2:] != (0, 0)
+        if self._sized:
+            sizes_of(self.sample(0))
 
     def __len__(self) -> int:
         return len(self._index)
@@ -195,7 +206,8 @@ class ShardDataset:
         if self.caches.text:
             context, pooled = zip(*(self.caches.embedding(sample.caption) for sample in samples), strict=True)
             text = torch.stack(context), torch.stack(pooled)
-        return Batch(pixels, [sample.caption for sample in samples], latents, text)
+        sizes = torch.tensor([sizes_of(sample) for sample in samples]) if self._sized else None
+        return Batch(pixels, [sample.caption for sample in samples], latents, text, sizes)
 
     def _at(self, position: int, seed: int) -> int:
         epoch, place = divmod(position, len(self))
@@ -221,6 +233,20 @@ class ShardDataset:
             shard = members["txt"].shard
             raise DataError(f"--data: sample {key} of {shard} cannot be read: {error}", REBUILD) from None
         return Sample(key, picture, caption, facts)
+
+
+def sizes_of(sample: Sample) -> list[float]:
+    """Original height and width, crop top and left, height and width of a sample's picture; `DataError` without."""
+    numbers = []
+    for name in ("original_size", "crop_top_left"):
+        pair = sample.facts.get(name)
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and n >= 0 for n in pair)):
+            raise DataError(
+                f"--data: sample {sample.key} has no {name} (two numbers of pixels) for model.micro_conditioning=data",
+                "prepare-data notes it for pictures; --set model.micro_conditioning=square goes without",
+            )
+        numbers += pair
+    return [float(number) for number in (*numbers, *sample.picture.shape[-2:])]
 
 
 def _size(shape: Sequence[int]) -> str:

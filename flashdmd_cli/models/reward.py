@@ -40,6 +40,8 @@ class RewardConfig:
     """w of the middle feature, `u + w (c - u)`; None: the empty prompt is not run."""
     base: str | None = None
     """Content hash of the denoiser whose untouched weights are not stored again."""
+    noise: dict[str, Any] | None = None
+    """Betas of the noise schedule of its training, by which its timesteps are told; None: SDXL's."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, encoder_half
 from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.models.teacher_config import SDXL_NOISE, noise_schedule
 
 CONFIG, PROJECTIONS, PUBLISHED = "reward.json", "projections.safetensors", "state_dict.pt"
 ENCODERS: tuple[tuple[str, Any], ...] = (
@@ -37,6 +38,7 @@ class RewardBase:
     text_encoders: Sequence[nn.Module] = ()
     denoiser: nn.Module | None = None
     content: str | None = None
+    alphas_cumprod: Tensor | None = None
 
     @classmethod
     def of(cls, family: SDXLFamily) -> RewardBase:
@@ -47,6 +49,7 @@ class RewardBase:
             (parts.text_encoder, parts.text_encoder_2),
             family.teacher,
             family.content_hash(),
+            family.schedule.alphas_cumprod,
         )
 
 
@@ -61,6 +64,10 @@ def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float
         config = RewardConfig(**values | {"timesteps": tuple(values["timesteps"])})
     if config.base is not None and config.base != base.content:
         raise ValueError("was trained on another teacher than this one, whose weights it goes without")
+    alphas_cumprod = noise_schedule(config.noise or SDXL_NOISE).alphas_cumprod
+    if base.alphas_cumprod is not None and not torch.allclose(alphas_cumprod, base.alphas_cumprod, atol=1e-5):
+        # A timestep would name another noise level than the one it has learned to look through.
+        raise ValueError("was trained on another noise schedule than this teacher's")
     trunk = _load_trunk(folder / "unet", base.denoiser if config.base is not None else None)
     sdxl = trunk.config.addition_embed_type == "text_time"
     encoders = _load_encoders(folder, base, ENCODERS if sdxl else ENCODERS[:1], dtype)
@@ -82,7 +89,7 @@ def new_reward(family: SDXLFamily, config: RewardConfig) -> LatentRewardModel:
         copied = kind(encoder.config)
         copied.load_state_dict(encoder.state_dict())
         encoders.append(copied.float())
-    return LatentRewardModel(trunk, base.tokenizers, encoders, config).eval()
+    return LatentRewardModel(trunk, base.tokenizers, encoders, replace(config, noise=family.scheduler_config)).eval()
 
 
 def save_reward(model: LatentRewardModel, folder: Path, base: RewardBase | None = None, half: bool = False) -> None:

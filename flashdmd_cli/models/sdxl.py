@@ -6,6 +6,7 @@ import copy
 import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashdmd_cli.core.grid import Grid, vp_grid
-from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
+from flashdmd_cli.core.schedules import add_noise, output_of, x0_from_output
 from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.teacher_config import (
+    LatentScale,
+    check_parts,
+    noise_schedule,
+    noise_settings,
+    prediction_of,
+)
 
-_SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "trained_betas": None}
-"""What a teacher's scheduler must say: the exported few-step scheduler knows no other noise schedule."""
 PLAIN_ATTENTION_TOKENS = 1024
 """Latent positions up to which plain attention's matrix of weights is small change."""
 
@@ -30,7 +36,11 @@ class SDXLFamily:
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
         """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
-        _refuse_other_schedules(dict(pipeline.scheduler.config))
+        check_parts(pipeline)
+        self.scheduler_config: dict[str, Any] = noise_settings(pipeline.scheduler)
+        self.schedule = noise_schedule(self.scheduler_config)
+        self.prediction = prediction_of(self.scheduler_config)
+        self.latents = LatentScale(pipeline.vae)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
         self.source = source
@@ -41,8 +51,7 @@ class SDXLFamily:
             _forget_folder(part)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
             encoder.eval().requires_grad_(False)
-        self.schedule = VPSchedule(pipeline.scheduler.alphas_cumprod)
-        self.scheduler_config: dict[str, Any] = dict(pipeline.scheduler.config)
+        self._empty_prompt: Conditioning | None = None
         config = pipeline.unet.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
         self.latent_shape: tuple[int, int, int] = (config.in_channels, config.sample_size, config.sample_size)
@@ -78,7 +87,15 @@ class SDXLFamily:
         return Conditioning(context.to(self.device), pooled.to(self.device), self._time_ids(len(context)))
 
     def null(self, batch: int) -> Conditioning:
-        """The unconditional input of SDXL: zeros for both embeddings, not the embedding of an empty prompt."""
+        """The unconditional input, as the stock pipeline has it where no negative prompt is given.
+
+        Zeros for both embeddings (SDXL), or with `force_zeros_for_empty_prompt: false` the embeddings of "".
+        """
+        if not self.pipeline.config.force_zeros_for_empty_prompt:
+            if self._empty_prompt is None:
+                self._empty_prompt = self.encode([""])
+            empty = self._empty_prompt
+            return self.conditioning(empty.context.repeat(batch, 1, 1), empty.pooled.repeat(batch, 1))
         config = self.pipeline.unet.config
         length = self.pipeline.tokenizer.model_max_length
         width = self.pipeline.text_encoder_2.config.projection_dim
@@ -92,42 +109,50 @@ class SDXLFamily:
         size = self.resolution
         return torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=self.device).repeat(batch, 1)
 
-    def _eps(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _output(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """What `net` answers in its own words: `self.prediction` says which."""
         added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
         with self.autocast(), attention_kernel(x_t):
             return net(x_t, t, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample.float()
 
     def predict_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Clean latents that `net` sees in `x_t` (B, C, h, w) at timesteps `t` (B,)."""
-        return x0_from_eps(self.schedule, self._eps(net, x_t, t, cond), x_t, t)
+        return x0_from_output(self.schedule, self.prediction, self._output(net, x_t, t, cond), x_t, t)
 
     def guided_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """Classifier-free guidance in the form `u + w (c - u)` (Ho & Salimans 2022), both in one forward pass."""
+        """Classifier-free guidance in the form `u + w (c - u)` (Ho & Salimans 2022), both in one forward pass.
+
+        On the network's answers, as stock pipelines do it. The unconditional side is told the same sizes.
+        """
         if guidance == 1.0:
             return self.predict_x0(net, x_t, t, cond)
-        both = Conditioning.cat([self.null(len(cond)), cond])
-        eps_null, eps_cond = self._eps(net, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return x0_from_eps(self.schedule, eps_null + guidance * (eps_cond - eps_null), x_t, t)
+        both = Conditioning.cat([replace(self.null(len(cond)), time_ids=cond.time_ids), cond])
+        null, told = self._output(net, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return x0_from_output(self.schedule, self.prediction, null + guidance * (told - null), x_t, t)
 
     def fake_prediction(
         self, net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, cond: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """What the fake score predicts for diffused `x0`, and its target: noise (Eq. 6)."""
-        return self._eps(net, add_noise(self.schedule, x0, noise, t), t, cond), noise
+        """What the fake score predicts for diffused `x0`, and its target (Eq. 6): noise, or velocity, or x0.
+
+        In the network's own words, as its teacher was trained and as DMD2 does for noise. A velocity model's error in
+        noise would weigh nothing at zero terminal SNR, where the student begins.
+        """
+        x_t = add_noise(self.schedule, x0, noise, t)
+        return self._output(net, x_t, t, cond), output_of(self.schedule, self.prediction, x0, noise, t)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) on about [-1, 1] from latents, with gradient with respect to the latents."""
-        return self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return self.vae.decode(self.latents.to_vae(latents)).sample
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         """Latents (posterior means, scaled) of pictures on [-1, 1]."""
-        return self.vae.encode(pictures).latent_dist.mean * self.vae.config.scaling_factor
+        return self.latents.to_denoiser(self.vae.encode(pictures).latent_dist.mean)
 
     def grid(self, steps: int) -> Grid:
         """The few-step grid on this teacher's own noise schedule."""
-        names = ("beta_start", "beta_end", "beta_schedule")
-        return vp_grid(steps, {name: self.scheduler_config[name] for name in names})
+        return vp_grid(steps, self.scheduler_config)
 
     def new_network(self) -> nn.Module:
         """A trainable float32 copy of the teacher's denoiser; in eval mode, since no role uses dropout."""
@@ -174,10 +199,3 @@ def attention_kernel(x: Tensor) -> AbstractContextManager[None]:
 def _forget_folder(net: ConfigMixin) -> None:
     """diffusers notes where a network was read from and writes that path into whatever is saved of it."""
     net.register_to_config(_name_or_path="")
-
-
-def _refuse_other_schedules(config: dict[str, Any]) -> None:
-    """`ValueError` for a teacher that would silently be read wrongly."""
-    for key, value in _SCHEDULE.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"the teacher's scheduler has {key} {config[key]!r}; only {value!r} is supported")

@@ -28,6 +28,9 @@ class Model(Table):
     """Scale of the adapters; used when `form` is lora."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' forward passes; master weights and losses are always fp32."""
+    micro_conditioning: Literal["square", "data"] = "square"
+    """Sizes that the networks are told in training: a whole square at the teacher's resolution, as in DMD2 and when the
+    student draws, or each picture's own `original_size` and `crop_top_left`. Prompts alone are square."""
 
 
 class StepGrid(Table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,12 @@ class Objective:
     grid: Grid
 
     def conditioning(self, batch: Batch) -> Conditioning:
-        """What a batch's captions tell a denoiser: from the data's cache where there is one, else encoded now."""
-        return self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(*batch.text)
+        """What a batch tells a denoiser: captions, from the data's cache where there is one, else encoded now.
+
+        And sizes: the pictures' own where the batch has them (`model.micro_conditioning: data`), else a whole square's.
+        """
+        cond = self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(*batch.text)
+        return cond if batch.sizes is None else replace(cond, time_ids=batch.sizes.to(cond.time_ids.device))
 
     # -- the student's way down the grid ------------------------------------------------------------------------------
 

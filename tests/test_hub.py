@@ -7,11 +7,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,7 +64,9 @@ def hub(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield served
 
 
-def command(hub: FakeHub, cache: Path, *words: object, **environment: str) -> subprocess.Popen[str]:
+def command(
+    hub: FakeHub, cache: Path, *words: object, stderr: int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen[str]:
     """The command line in a process of its own, which asks the fake hub."""
     values = os.environ | {
         "HF_ENDPOINT": hub.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
@@ -71,7 +75,7 @@ def command(hub: FakeHub, cache: Path, *words: object, **environment: str) -> su
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         values.pop(name, None)
     start = [sys.executable, "-c", "from flashdmd_cli.cli.app import main; main()"]
-    return subprocess.Popen([*start, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    return subprocess.Popen([*start, *map(str, words)], stdout=subprocess.PIPE, stderr=stderr, text=True,
                             env=values | environment)  # fmt: skip
 
 
@@ -233,6 +237,23 @@ def test_ctrl_c_ends_a_download_at_once(hub: FakeHub, tmp_path: Path) -> None:
     assert not list((tmp_path / "home").rglob("*.incomplete"))
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_bar_on_a_terminal_and_none_when_quiet(hub: FakeHub, repo: Path, tmp_path: Path, quiet: bool) -> None:
+    (repo / UNET).write_bytes(bytes(11_000_000))
+    ours, theirs = os.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    words = ["distill", "--teacher", "sdxl", "--set", "gan.sam=none", *(["--quiet"] if quiet else [])]
+    process = command(hub, tmp_path / "home", *words, stderr=theirs)
+    said = b""
+    while process.poll() is None or select.select([ours], [], [], 0)[0]:
+        if select.select([ours], [], [], 0.1)[0]:
+            said += os.read(ours, 10_000)
+    process.communicate()
+    for descriptor in (ours, theirs):
+        os.close(descriptor)
+    assert (b"100%" in said, b"downloading" in said) == (not quiet, not quiet), said
+
+
 def test_the_cache_is_where_huggingface_hub_says(hub: FakeHub, tmp_path: Path, repo: Path) -> None:
     """HF_HOME with ~, the older name of the cache's variable, XDG_CACHE_HOME; refs/main and not the newest folder."""
     find_teacher("sdxl")
@@ -266,6 +287,7 @@ main()
         (["distill", "--teacher", "sdxl"], 3, "HF_HOME=DIR"),
         (["distill", "--teacher", "~/sdxl"], 3, "--teacher ~/sdxl: no such folder"),
         (["prepare-data", "~/pictures", "--out", "o"], 3, "~/pictures"),
+        (["distill", "--teacher", "shapes-sdxl", "--set", "gan.sam=vit_b", "--quiet"], 3, "TORCH_HOME=DIR"),
     ],
 )
 def test_without_a_home(tmp_path: Path, words: list[str], code: int, said: str) -> None:

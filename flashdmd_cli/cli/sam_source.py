@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import urllib.error
@@ -74,7 +75,7 @@ def official_sam(model: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         # Written beside its place and moved there when its hash is right.
         torch.hub.download_url_to_file(url, str(at), hash_prefix=prefix[1], progress=output.draws_bars)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         why = getattr(error, "reason", None) or error
         raise InputError(f"{what}, and {url} cannot be reached: {why}", hint=HINT) from error
     except RuntimeError as error:

@@ -5,9 +5,9 @@ HF_HUB_OFFLINE, ...) hold here too. What is here and whole is used without askin
 revision that it began with.
 
 Of float16 and float32 weights the float16 ones are fetched: SDXL's are 6.9 GB instead of 13.9 GB. They are widened to
-float32 when they are read, so that master weights and optimizer are float32 all the same. What is lost is how the teacher's
-weights were rounded: to 11 bits instead of 24, of which products in bfloat16 keep 8. Who wants the float32 weights
-fetches them with `hf download`: they are used where they are here.
+float32 when they are read, so master weights and optimizer are float32 all the same. What is lost is in the teacher's
+own weights, rounded to 11 bits instead of 24, of which products in bfloat16 keep 8. Who wants the float32 ones fetches
+them with `hf download`: they are used where they are here.
 """
 
 from __future__ import annotations
@@ -61,6 +61,10 @@ class Wanted:
         """`the weights of owner/name@v1 (6.9 GB)`."""
         at = f"@{self.revision}" if self.revision else ""
         return f"the weights of {self.hub_id}{at}{f' ({self.size})' if self.size else ''}"
+
+    def or_else(self, advice: str) -> str:
+        """`advice`, and how to do without the hub."""
+        return "; ".join(filter(None, (advice, self.hint)))
 
 
 def parse_id(name: str) -> tuple[str, str | None] | None:
@@ -144,13 +148,13 @@ def fetch(wanted: Wanted, choose: Choose, say: Callable[[str], None], bars: bool
     if cache_folder() is None:
         raise InputError(
             f"{wanted.said}: {wanted.weights} are not here, and without a home directory there is no place for them",
-            hint=f"HF_HOME=DIR names one; {wanted.hint}",
+            hint=wanted.or_else("HF_HOME=DIR names one"),
         )
+    from huggingface_hub.errors import HTTPError
+
     try:
         return _fetch(wanted, choose, say, bars)
-    except InputError:
-        raise
-    except Exception as error:
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise _told(wanted, error) from error
 
 
@@ -191,7 +195,7 @@ def _refuse_too_big(wanted: Wanted, num_bytes: int) -> None:
     if at is not None and num_bytes > (free := shutil.disk_usage(at).free):
         raise InputError(
             f"{wanted.said}: {wanted.weights} take {size(num_bytes)}, the disk of {cache} has {size(free)}",
-            hint=f"free some space, or HF_HOME=DIR on another disk; {wanted.hint}",
+            hint=wanted.or_else("free some space, or HF_HOME=DIR on another disk"),
         )
 
 
@@ -230,7 +234,7 @@ def _told(wanted: Wanted, error: Exception) -> InputError:
         case hub.RepositoryNotFoundError() | hub.HFValidationError():
             return InputError(
                 f"{wanted.said}: {no_path}{constants.ENDPOINT} knows no model {wanted.hub_id}, or not for everyone",
-                hint=f"for a private one: {account}; {wanted.hint}",
+                hint=wanted.or_else(f"for a private one: {account}"),
             )
         case hub.OfflineModeIsEnabled():
             return InputError(f"{absent}, and HF_HUB_OFFLINE forbids to fetch them", hint=wanted.hint)
@@ -249,5 +253,5 @@ def _told(wanted: Wanted, error: Exception) -> InputError:
             )
     return InputError(
         f"{absent}, and {constants.ENDPOINT} cannot be reached: {text}",
-        hint=f"what was downloaded is kept, the same command goes on; {wanted.hint}",
+        hint=wanted.or_else("what was downloaded is kept, the same command goes on"),
     )

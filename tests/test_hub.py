@@ -128,6 +128,7 @@ def test_half_precision_and_shards() -> None:
     assert lacking == [] and set(half) == {*small, *halves, *shards, index[0]}
     whole, lacking = pipeline_files(present)
     assert lacking == [] and set(whole) == {*small, *rest, UNET, *shards, index[0]}
+    assert pipeline_files({name.replace(".fp16", ".bf16") for name in half})[1] == []
     # One shard of two is not a network; a part without its configuration neither.
     assert pipeline_files(set(present) - {shards[0]})[1] == ["text_encoder_2/"]
     assert pipeline_files(set(present) - {"vae/config.json", "model_index.json"})[1] == ["model_index.json", "vae/"]

@@ -27,8 +27,10 @@ PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenize
 NETWORKS = PARTS[:4]
 _INDEX = "model_index.json"
 _WEIGHTS = re.compile(
-    r"(diffusion_pytorch_model|model)(?P<a>\.fp16)?(-(?P<i>\d{5})-of-(?P<n>\d{5}))?(?P<b>\.fp16)?\.safetensors"
+    r"(diffusion_pytorch_model|model)(\.(?P<a>fp16|bf16))?(-\d{5}-of-(?P<n>\d{5}))?(\.(?P<b>fp16|bf16))?\.safetensors"
 )
+_PRECISIONS = ("", "fp16", "bf16")
+"""As file names say them, best first."""
 _SMALL = (".json", ".txt")
 TIMEOUT = 5.0
 """Seconds that the hub may take to answer a question (not to send a file)."""
@@ -96,17 +98,20 @@ def pipeline_files(names: Iterable[str], half_first: bool = False) -> tuple[list
 
 def _weights(names: set[str], half_first: bool) -> list[str]:
     """One complete set of weights of a network, with its index if it is sharded; empty when none is complete."""
-    sets: dict[tuple[bool, int], set[str]] = {}
+    sets: dict[tuple[str, int], set[str]] = {}
     for name in names:
         if match := _WEIGHTS.fullmatch(name):
-            half = bool(match["a"] or match["b"])
-            sets.setdefault((half, int(match["n"] or 1)), set()).add(name)
+            sets.setdefault((match["a"] or match["b"] or "", int(match["n"] or 1)), set()).add(name)
     whole = [key for key, files in sets.items() if len(files) == key[1]]
     if not whole:
         return []
-    half, shards = min(whole, key=lambda key: (key[0] != half_first, key[1]))
-    index = [n for n in names if ".safetensors.index" in n and n.endswith(".json") and (".fp16" in n) == half]
-    return sorted([*sets[half, shards], *(index if shards > 1 else [])])
+    order = ("fp16", "", "bf16") if half_first else _PRECISIONS
+    precision, shards = min(whole, key=lambda key: (order.index(key[0]), key[1]))
+    chosen = sets[precision, shards]
+    if shards > 1:
+        named = f".safetensors.index.{precision}.json" if precision else ".safetensors.index.json"
+        chosen = chosen | {name for name in names if name.endswith(named)}
+    return sorted(chosen)
 
 
 def files_below(folder: Path) -> list[str]:

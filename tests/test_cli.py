@@ -148,13 +148,6 @@ def test_every_recipe_is_shown(name):
     assert yaml.safe_load(run("recipes", "show", name).stdout)["name"] == name.replace("/", "-")
 
 
-def test_missing_weights_are_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    result = run("distill", "--teacher", "sdxl", "--steps", 4, "--ttur", 1)
-    fails(result, 3, "--teacher", "stabilityai/stable-diffusion-xl-base-1.0", "13.9 GB", "--teacher PATH")
-
-
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -229,9 +229,10 @@ def test_collapse_stops_the_run_and_marks_what_goes_on(ready, reward):
 
 def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, reward, shipped):
     teacher, sam = ready / "runs" / "student", shipped / "shapes-sam"
-    # Another process has no patched assets: the teacher is named by its folder, in the student's recipe.
+    # Another process has no patched assets: the teacher is named by its folder, as the student's manifest does.
     manifest = json.loads((teacher / "manifest.json").read_text())
     manifest["recipe"]["teacher"], manifest["recipe"]["gan"]["sam"] = str(shipped / "shapes-sdxl"), str(sam)
+    manifest["teacher"]["path"] = str(shipped / "shapes-sdxl")
     (teacher / "manifest.json").write_text(json.dumps(manifest))
     words = [sys.executable, "-m", "flashdmd_cli.cli.app", "align", "--from", "runs/student", "--reward", str(reward),
              "--recipe", "align/shapes", *SMALL, *LOOSE, *PROBE, "--rl-ratio", "2", "--iterations"]  # fmt: skip

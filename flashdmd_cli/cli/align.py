@@ -59,7 +59,8 @@ def align(
         ),
     ] = None,
     reward: Annotated[
-        str | None, typer.Option(help="Latent reward model: `embedded`, or a folder.", show_default=False)
+        str | None,
+        typer.Option(help="Latent reward model: `embedded`, `lrm_sdxl`, a hub id, or a folder.", show_default=False),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of prepare-data (default: the checkpoint's own).", show_default=False)

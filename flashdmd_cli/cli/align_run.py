@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sources import find_teacher, is_shapes
-from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
+from flashdmd_cli.cli.sam_source import find_sam
+from flashdmd_cli.cli.sources import find_teacher, find_teacher_again, is_shapes, teacher_record
+from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     from flashdmd_cli.runs.signals import StopFlag
 
     assert recipe.align is not None
-    teacher = find_teacher(recipe.teacher)
+    before = checkpoint.manifest.teacher
+    teacher = find_teacher_again(before, f"--from {checkpoint.folder}") if before else find_teacher(recipe.teacher)
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     reward_folder = find_reward(recipe.align.reward)
     parents = [checkpoint.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
@@ -45,7 +47,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     source = [checkpoint.folder, *([stage1_state] if needs_state else [])]
     sam = find_sam(recipe)
     inputs = {"--data": [data], "--from": source, "--reward": [reward_folder]}
-    if not begin("align", recipe, inputs, out, observer.phase):
+    if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, observer.phase):
         return out
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)

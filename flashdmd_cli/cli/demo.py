@@ -189,7 +189,7 @@ def demo(
     """
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
         from flashdmd_cli.cli.distill import resolve
-        from flashdmd_cli.cli.training_run import find_sam
+        from flashdmd_cli.cli.sam_source import find_sam
 
         began = time.monotonic()
         recipe = resolve("shapes-4step", [], iterations=iterations, seed=seed)

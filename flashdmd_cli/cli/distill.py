@@ -66,7 +66,10 @@ def print_recipe(recipe: Recipe, output: Output) -> None:
 
 def distill(
     teacher: Annotated[
-        str | None, typer.Option(help="`sdxl`, `shapes-sdxl`, or a pipeline folder.", show_default=False)
+        str | None,
+        typer.Option(
+            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder.", show_default=False
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the student: 1, 2, 4 or 8.", show_default=False)] = None,
     ttur: Annotated[int | None, typer.Option(help="Fake-score updates per student update.", show_default=False)] = None,
@@ -105,11 +108,12 @@ def distill(
                 f"--recipe {resolved.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe}"
             )
         from flashdmd_cli.cli.distill_run import run_distill
-        from flashdmd_cli.cli.training_run import find_sam
+        from flashdmd_cli.cli.sam_source import find_sam
 
+        shards = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
         find_teacher(resolved.teacher)
         find_sam(resolved)
-        shards = find_run(str(data) if data else None, "data", flag="--data")
+        shards = shards or find_run(None, "data", flag="--data")
         if data is None:
             output.say(f"data: {shards}")
         with Progress(output) as observer:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sources import find_teacher, is_shapes
-from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
+from flashdmd_cli.cli.sam_source import find_sam
+from flashdmd_cli.cli.sources import find_teacher, is_shapes, teacher_record
+from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
@@ -28,7 +29,8 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     sam = find_sam(recipe)
     # Only a run that has all it needs makes a folder.
-    if not begin("distill", recipe, {"--data": [data]}, out, observer.phase):
+    record = teacher_record(recipe.teacher, teacher)
+    if not begin("distill", recipe, record, {"--data": [data]}, out, observer.phase):
         return out
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)

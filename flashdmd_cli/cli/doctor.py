@@ -69,14 +69,19 @@ def check_assets() -> list[tuple[str, bool, str]]:
 
 def check_sdxl() -> tuple[str, bool, str]:
     """Whether SDXL's weights are at hand; fine without, since the embedded world needs none."""
-    from flashdmd_cli.cli.sources import SDXL_ID, SDXL_SIZE, cached_folder
+    from flashdmd_cli.cli.sources import SDXL_ID, SDXL_SIZE, missing_parts
+    from flashdmd_cli.runs.hub import cache_folder, cached
 
-    folder = cached_folder(SDXL_ID)
+    folder = cached(SDXL_ID, None)
+    if folder is not None and not missing_parts(folder):
+        return "sdxl", True, str(folder)
+    where = "HF_HOME=DIR says where it goes, for no home directory is known"
     return (
-        "sdxl",
-        True,
-        str(folder) if folder else f"{SDXL_ID} ({SDXL_SIZE}) is not here; the demo needs none",
-    )
+        "sdxl", True,
+        f"{SDXL_ID} ({SDXL_SIZE}) is not here, and is downloaded when it is asked for"
+        + ("" if cache_folder() else f" ({where})")
+        + "; the demo needs none",
+    )  # fmt: skip
 
 
 def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, cast
 
 from flashdmd_cli.cli.distill import default_recipe
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.sources import find_run, find_teacher, is_checkpoint
+from flashdmd_cli.cli.sources import find_run, find_teacher, find_teacher_again, is_checkpoint, teacher_record
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import expanded
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flashdmd_cli.evaluation.generate import Sampler
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.teacher import TeacherRecord
 
 SAMPLERS = ("few_step", "ddim", "stochastic")
 TEACHER_STEPS = 30
@@ -37,6 +39,7 @@ class Drawer:
     guidance: float
     folder: Path
     """Checkpoint or pipeline folder."""
+    record: TeacherRecord
 
     @property
     def is_student(self) -> bool:
@@ -87,7 +90,7 @@ def is_exported(folder: Path) -> bool:
     return index.get("scheduler", ["", ""])[1] == vp_grid(STUDENT_STEPS).scheduler
 
 
-def exported(folder: Path) -> tuple[str, int | None]:
+def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
     """Whose student an exported pipeline holds and for how many steps, from the manifest beside it, where there is one.
 
     The scheduler cannot tell: one configuration serves every grid.
@@ -95,12 +98,11 @@ def exported(folder: Path) -> tuple[str, int | None]:
     from flashdmd_cli.runs.manifest import MANIFEST
 
     if not (folder / MANIFEST).is_file():
-        return str(folder), None
+        return teacher_record(str(folder), folder), None
     from flashdmd_cli.cli.checkpoints import whole_folder
 
     manifest = whole_folder(folder, ("export",), "--from", "flashdmd export")
-    teacher = manifest.teacher.id if manifest.teacher is not None else str(folder)
-    return teacher, int(manifest.recipe["grid"]["steps"])
+    return manifest.teacher or teacher_record(str(folder), folder), int(manifest.recipe["grid"]["steps"])
 
 
 def pipeline_drawer(
@@ -119,7 +121,7 @@ def pipeline_drawer(
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
         family = load_family(folder)
-        return Drawer(folder.name, family, family.teacher, teacher, "few_step", length, 1.0, folder)
+        return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
@@ -133,15 +135,17 @@ def as_teacher(
     sampler: Sampler,
     steps: int | None = None,
     guidance: float | None = None,
+    record: TeacherRecord | None = None,
 ) -> Drawer:
-    """The teacher of a family that is loaded already."""
+    """The teacher of a family that is loaded already; `record` where it is known what teacher that is."""
     from flashdmd_cli.runs.recipe import load_recipe
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
     check_steps(sampler, steps)
     weight = load_recipe(default_recipe(name, None)).dm.guidance if guidance is None else guidance
     title = f"{Path(name).name}-{sampler}-{steps}"
-    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder)
+    record = record or teacher_record(name, folder)
+    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record)
 
 
 def load_drawer(
@@ -151,8 +155,8 @@ def load_drawer(
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
     sampler = cast("Sampler | None", sampler_name)
-    if source is not None and not is_checkpoint(Path(source)):
-        if (folder := Path(source)).is_dir() and not (folder / "model_index.json").is_file():
+    if source is not None and not is_checkpoint(expanded(source)):
+        if (folder := expanded(source)).is_dir() and not (folder / "model_index.json").is_file():
             hint = "a checkpoint has manifest.json, a pipeline model_index.json"
             raise InputError(f"--from {source}: neither a finished checkpoint nor a pipeline folder", hint=hint)
         return pipeline_drawer(source, sampler, steps, guidance)
@@ -182,12 +186,13 @@ def student_drawer(
     recipe = Recipe.model_validate(manifest.recipe)
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
-    family = family or load_family(find_teacher(recipe.teacher))
+    record = manifest.teacher or teacher_record(recipe.teacher, find_teacher(recipe.teacher))
+    family = family or load_family(find_teacher_again(record, f"--from {folder}"))
     try:
         net = family.load_network(folder / "student").to(family.device)
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
-    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder)
+    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record)
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,11 @@ class Output:
     def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
 
+    @property
+    def draws_bars(self) -> bool:
+        """Whether a bar may move on stderr: a person watches a terminal."""
+        return sys.stderr.isatty() and not (self.quiet or self.as_json)
+
     def say(self, text: str) -> None:
         """Tell a person what is going on; silent under --quiet."""
         if not self.quiet:
@@ -111,10 +117,19 @@ class Output:
                 print(line, flush=True)
 
 
+_CURRENT: ContextVar[Output | None] = ContextVar("output", default=None)
+
+
+def current() -> Output:
+    """The output of the command that is running; a quiet one outside of commands."""
+    return _CURRENT.get() or Output(quiet=True)
+
+
 @contextmanager
 def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
     """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
     output = Output(as_json, quiet, debug)
+    token = _CURRENT.set(output)
     try:
         if as_json and quiet:
             raise UsageError("--quiet: choose one of --json and --quiet")
@@ -131,6 +146,8 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> 
             traceback.print_exc()
         print(error_line(error), file=sys.stderr, flush=True)
         raise typer.Exit(exit_code(error)) from None
+    finally:
+        _CURRENT.reset(token)
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.data.chunks import Stopped
 from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import size
 from flashdmd_cli.runs.manifest import CacheRecord, FileRecord, Manifest, hash_folder, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -37,15 +38,6 @@ def forecast(dimensions: Dimensions, pictures: int, prompts: int, what: tuple[st
     """Bytes that the caches take."""
     latents = pictures * dimensions.latent_numbers if "latents" in what else 0
     return BF16 * (latents + (prompts * dimensions.text_numbers if "text" in what else 0))
-
-
-def size(num_bytes: float) -> str:
-    """`318.0 kB`."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"
 
 
 def dimensions_of(teacher: str) -> Dimensions:

@@ -24,7 +24,10 @@ Pairs = Annotated[Path, typer.Option("--pairs", help="JSONL or parquet: prompt, 
 def train(
     pairs: Pairs,
     teacher: Annotated[
-        str | None, typer.Option(help="`sdxl`, `shapes-sdxl`, or a pipeline folder.", show_default=False)
+        str | None,
+        typer.Option(
+            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder.", show_default=False
+        ),
     ] = None,
     out: Out = None,
     recipe: Annotated[
@@ -79,7 +82,9 @@ def found_lines(accuracy: Mapping[str, float], decided: int, what: str) -> list[
 
 @reward_app.command("score")
 def score(
-    reward: Annotated[str, typer.Option("--reward", help="Latent reward model: `embedded`, or a folder.")],
+    reward: Annotated[
+        str, typer.Option("--reward", help="Latent reward model: `embedded`, `lrm_sdxl`, a hub id, or a folder.")
+    ],
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Measure on preference pairs, by noise level.", show_default=False)
     ] = None,

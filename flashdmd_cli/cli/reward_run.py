@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.sources import find_teacher, teacher_record
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 
@@ -26,14 +26,16 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
     from flashdmd_cli.runs.files import write_text_atomically
-    from flashdmd_cli.runs.manifest import Manifest, TeacherRecord, sha256_file, write_manifest
+    from flashdmd_cli.runs.manifest import Manifest, sha256_file, write_manifest
     from flashdmd_cli.runs.signals import StopFlag
 
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    if not begin("reward", recipe, {"--pairs": [pairs]}, out, observer.phase):
+    teacher = find_teacher(recipe.teacher)
+    record = teacher_record(recipe.teacher, teacher)
+    if not begin("reward", recipe, record, {"--pairs": [pairs]}, out, observer.phase):
         return out
     observer.phase(f"loading the teacher {recipe.teacher}")
     import torch
@@ -44,7 +46,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 
-    family = load(SDXLFamily, find_teacher(recipe.teacher))
+    family = load(SDXLFamily, teacher)
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
@@ -80,12 +82,12 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
             kind="reward",
             family="sdxl",
             step=recipe.train.iterations,
-            teacher=TeacherRecord(id=recipe.teacher, hash=family.content_hash()),
+            teacher=record,
             recipe=recipe.model_dump(mode="json"),
             data=sha256_file(pairs),
             wall_seconds=seconds,
             seed=recipe.train.seed,
-            license=LICENSES.get(recipe.teacher),
+            license=LICENSES.get(record.hub or record.id),
         ),
     )
     return out

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.checkpoints import whole_folder
+from flashdmd_cli.cli.output import current
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id
 
 if TYPE_CHECKING:
     from flashdmd_cli.models.reward import LatentRewardModel
@@ -14,11 +18,42 @@ if TYPE_CHECKING:
     from flashdmd_cli.training.pairs import PairSampler
 
 EMBEDDED, EMBEDDED_ASSET = "embedded", "shapes-reward"
-LRM = "casiatao/LRM"
+LRM_SDXL, LRM = "lrm_sdxl", "casiatao/LRM"
+"""What a recipe calls the published reward model of SDXL, and where its authors keep it."""
+HINT = "flashdmd reward train makes one"
+PUBLISHED, OWN = "state_dict.pt", "projections.safetensors"
+"""The small file that makes a folder a reward model's: as its authors write it, and as this package does."""
+
+
+def reward_root(names: Iterable[str]) -> str | None:
+    """Where in a repository a reward model of SDXL lies, `lrm_sdxl/` or `` (the top); None where there is none.
+
+    SDXL's has a second text encoder; one of SD1.5 may lie beside it.
+    """
+    present = set(names)
+    roots = [name.removesuffix(mark) for name in sorted(present) for mark in (PUBLISHED, OWN)
+             if name == mark or name.endswith(f"/{mark}")]  # fmt: skip
+    roots.sort(key=lambda root: f"{root}text_encoder_2/config.json" not in present)
+    return next((root for root in roots if f"{root}unet/config.json" in present), None)
+
+
+def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files of a repository that a reward model is read from, and what is lacking; the small one that marks its
+    folder comes last, so that a folder that has it is whole."""
+    present = list(names)
+    root = reward_root(present)
+    if root is None:
+        return [], [f"unet/ with {PUBLISHED} or {OWN}"]
+    inside = [name for name in present if name.startswith(root) and name.endswith((".json", ".txt", ".safetensors"))]
+    marks = [root + mark for mark in (PUBLISHED, OWN) if root + mark in present]
+    weights = any(name.startswith(f"{root}unet/") and name.endswith(".safetensors") for name in inside)
+    files = [*(name for name in sorted(inside) if name not in marks), *marks]
+    return files, [] if weights else [f"{root}unet/*.safetensors"]
 
 
 def find_reward(name: str) -> Path:
-    """The folder of a reward model; InputError when it is not here, or not what its manifest says."""
+    """The folder of a reward model, downloaded if it is on the hub; InputError when it cannot be had, or is not
+    what its manifest says."""
     from flashdmd_cli.runs.manifest import MANIFEST
 
     if name == EMBEDDED:
@@ -31,12 +66,16 @@ def find_reward(name: str) -> Path:
                 "--reward embedded: the embedded reward model is not installed",
                 hint="flashdmd shapes build reward --out DIR makes one, then --reward DIR",
             ) from None
-    folder = Path(name).expanduser()
+    folder = expanded(name)
+    asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)
+    if asked is not None:
+        output = current()
+        local = f"--reward PATH takes the folder of one; {HINT}"
+        wanted = Wanted(f"--reward {name}", *asked, hint=local, or_path=name != LRM_SDXL)
+        snapshot = fetch(wanted, reward_files, output.say, output.draws_bars)
+        folder = snapshot / (reward_root(files_below(snapshot)) or "")
     if not folder.is_dir():
-        raise InputError(
-            f"--reward {name}: no such folder",
-            hint=f"LRM-SDXL is {LRM} on the hub, --reward PATH takes its folder; flashdmd reward train makes one",
-        )
+        raise InputError(f"--reward {name}: no such folder", hint=f"--reward {LRM_SDXL} is {LRM} on the hub; {HINT}")
     if (folder / MANIFEST).is_file():
         whole_folder(folder, ("reward",), "--reward", "flashdmd reward train")
     return folder

@@ -16,8 +16,9 @@ from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import Manifest
+    from flashdmd_cli.runs.teacher import TeacherRecord
 
-RECIPE, LOCK = "recipe.yaml", ".lock"
+RECIPE, LOCK, TEACHER = "recipe.yaml", ".lock", "teacher.json"
 _LOCKS: dict[Path, IO[str]] = {}
 """The folders that this process trains in, held while it lives."""
 FREE_TO_CHANGE = {
@@ -37,6 +38,7 @@ def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def begin(
     kind: str,
     recipe: Recipe | RewardRecipe,
+    teacher: TeacherRecord,
     inputs: Mapping[str, Sequence[Path]],
     out: Path,
     say: Callable[[str], None],
@@ -44,7 +46,8 @@ def begin(
     """Make `out` the folder of this run, new or to be continued; False when it holds the finished result already.
 
     `inputs` are what each flag brings, what it names first. Raises `UsageError` for a recipe or an input that would
-    make another run of the one in `out`, or while another process trains there. A finished result is not touched.
+    make another run of the one in `out`, or while another process trains there, and `InputError` for another teacher,
+    which is known by its content, not by how it was typed. A finished result is not touched.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.files import write_text_atomically
@@ -53,16 +56,24 @@ def begin(
     claim(out, kind)
     _lock(out)
     digests = {flag: "-".join(map(_digest, paths)) for flag, paths in inputs.items()}
-    _agree(recipe, inputs, digests, out)
+    _agree(recipe, teacher, inputs, digests, out)
     if _finished(recipe, out):
         say(f"{out} holds the finished result of this recipe already")
         return False
     write_text_atomically(out / RECIPE, dump_recipe(recipe))
+    write_text_atomically(out / TEACHER, teacher.model_dump_json(indent=2) + "\n")
     for flag, digest in digests.items():
         write_text_atomically(_note(out, flag), digest + "\n")
     if (state := latest_state(out / "state")) is not None:
         say(f"going on from {state.name} of {out}")
     return True
+
+
+def teacher_of(out: Path) -> TeacherRecord:
+    """The teacher that the run in `out` goes on with, as `begin` noted it."""
+    from flashdmd_cli.runs.teacher import TeacherRecord
+
+    return TeacherRecord.model_validate_json((out / TEACHER).read_text(encoding="utf-8"))
 
 
 def _note(out: Path, flag: str) -> Path:
@@ -87,8 +98,12 @@ def _lock(out: Path) -> None:
 
 
 def _agree(
-    recipe: Recipe | RewardRecipe, inputs: Mapping[str, Sequence[Path]], digests: Mapping[str, str], out: Path
-) -> None:  # fmt: skip
+    recipe: Recipe | RewardRecipe,
+    teacher: TeacherRecord,
+    inputs: Mapping[str, Sequence[Path]],
+    digests: Mapping[str, str],
+    out: Path,
+) -> None:
     """Hold recipe and inputs against those that the run in `out` was started with.
 
     A folder in which nothing was trained yet takes any.
@@ -96,19 +111,28 @@ def _agree(
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.manifest import MANIFEST
     from flashdmd_cli.runs.recipe import load_recipe, load_reward_recipe
+    from flashdmd_cli.runs.teacher import difference
 
     path = out / RECIPE
     free = FREE_TO_CHANGE
     if isinstance(recipe, RewardRecipe) and recipe.optim.decay:
         free = free - {"train.iterations"}  # the learning rate falls towards that number
     begun = (out / MANIFEST).is_file() or latest_state(out / "state") is not None
+    if begun and (out / TEACHER).is_file():
+        free = free | {"teacher"}
+        if differs := difference(before := teacher_of(out), teacher):
+            raise InputError(
+                f"--teacher {teacher.id}: is not the teacher that the run in {out} was started with "
+                f"({before.path or before.id}): other {differs}",
+                hint="choose another --out, or name the old teacher to resume",
+            )
     if begun and path.is_file():
         read = load_recipe if isinstance(recipe, Recipe) else load_reward_recipe
-        before, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
+        old, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
         for key, value in now.items():
-            if before.get(key) != value and key not in free:
+            if old.get(key) != value and key not in free:
                 raise UsageError(
-                    f"{key}: is {value}, but the run in {out} was started with {before.get(key)}",
+                    f"{key}: is {value}, but the run in {out} was started with {old.get(key)}",
                     hint="choose another --out, or the old value to resume",
                 )
     for flag, digest in digests.items():
@@ -123,13 +147,14 @@ def _agree(
 def _digest(path: Path) -> str:
     """SHA-256 of a file, of a folder's manifest, or of all files of a folder without one; `absent` where none is."""
     from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
+    from flashdmd_cli.runs.teacher import sha256_remembered
 
     if (path / MANIFEST).is_file():
         return sha256_file(path / MANIFEST)
     if not path.is_dir():
         return sha256_file(path) if path.is_file() else "absent"
     files = sorted(each for each in path.rglob("*") if each.is_file())
-    rows = "".join(f"{each.relative_to(path)} {sha256_file(each)}\n" for each in files)
+    rows = "".join(f"{each.relative_to(path)} {sha256_remembered(each)}\n" for each in files)
     return hashlib.sha256(rows.encode()).hexdigest()
 
 

@@ -111,7 +111,8 @@ def sample(
         claim(folder, "sample", resumes=False)
         drawers = [drawer]
         if compare and drawer.net is not drawer.family.teacher:
-            drawers.append(as_teacher(drawer.family, drawer.teacher, Path(drawer.family.source), "ddim"))
+            at = Path(drawer.family.source)
+            drawers.append(as_teacher(drawer.family, drawer.teacher, at, "ddim", record=drawer.record))
         if is_shapes(drawer.teacher) and (told := beyond_words(texts)):
             output.say(told)
         files = draw_all(drawers, texts, seed, folder, observer)
@@ -132,13 +133,13 @@ def write_result(
     seconds: float,
 ) -> None:
     """The manifest of what a drawer drew or what was measured on it."""
-    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, TeacherRecord, parent_record, write_manifest
+    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, parent_record, write_manifest
 
     parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
         kind=kind,
         family="sdxl",
-        teacher=TeacherRecord(id=drawer.teacher, hash=drawer.family.content_hash()),
+        teacher=drawer.record,
         parents=parents,
         files=[FileRecord(path=path.relative_to(folder).as_posix()) for path in files],
         recipe={**drawer.facts(), **facts},

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+from functools import partial
 from pathlib import Path
 
+from flashdmd_cli.cli.output import current
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id, pipeline_files
+from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
 
-SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
-SDXL_SIZE = "13.9 GB in float32"
+SDXL, SDXL_ID = "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_SIZE = "6.9 GB in float16"
 SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-"""The folders of a stock `StableDiffusionXLPipeline`."""
 WRITERS = {"data": "prepare-data shapes", "distill": "distill", "align": "align", "reward": "reward train"}
 """Which command writes a kind of folder."""
 MARK = ".flashdmd"
@@ -25,28 +27,24 @@ def is_shapes(teacher: str) -> bool:
     return teacher == SHAPES or "shapes" in Path(teacher).name
 
 
-def cached_folder(hub_id: str) -> Path | None:
-    """The snapshot of a hub model on this machine, without asking the network; None when it is not complete."""
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    snapshots = (cache / f"models--{hub_id.replace('/', '--')}" / "snapshots").glob("*")
-    complete = [folder for folder in snapshots if not missing_parts(folder)]
-    return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)
+def hub_id(teacher: str) -> tuple[str, str | None] | None:
+    """(`owner/name`, revision) of a teacher on the hub; None for one that ships, or that is a path here."""
+    if teacher == SDXL or teacher.startswith(f"{SDXL}@"):
+        return parse_id(SDXL_ID + teacher.removeprefix(SDXL))
+    return None if teacher == SHAPES or expanded(teacher).exists() else parse_id(teacher)
 
 
 def missing_parts(folder: Path) -> list[str]:
-    """The parts of a pipeline that a folder lacks; a network without its weights counts as lacking."""
-    lacking = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
-    for part in PARTS:
-        at = folder / part
-        weights = part in ("tokenizer", "tokenizer_2", "scheduler") or any(at.glob("*.safetensors"))
-        if not (at.is_dir() and weights):
-            lacking.append(f"{part}/")
-    return lacking
+    """The parts of a pipeline that a folder lacks; a network without all its weights counts as lacking."""
+    return pipeline_files(files_below(folder))[1]
 
 
-def find_teacher(name: str, flag: str = "--teacher") -> Path:
-    """The pipeline folder behind `shapes-sdxl`, `sdxl`, a cached hub id, or a path; InputError when it is not here."""
+def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None) -> Path:
+    """The pipeline folder behind `shapes-sdxl`, `sdxl`, a hub id or a path; InputError when it cannot be had.
+
+    What is on the hub and not on this machine is downloaded. `hint` takes the place of the advice to name another
+    teacher with `flag`.
+    """
     if name == SHAPES:
         from flashdmd_cli.shapes.assets import asset
 
@@ -54,26 +52,64 @@ def find_teacher(name: str, flag: str = "--teacher") -> Path:
             return asset(SHAPES)
         except FileNotFoundError as error:
             raise InputError(f"{flag} {SHAPES}: {error}") from None
-    folder = Path(name).expanduser()
-    if name != "sdxl" and folder.is_file():
+    if (asked := hub_id(name)) is not None:
+        local = (
+            hint
+            if hint is not None
+            else f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small one that ships"
+        )
+        known = SDXL_SIZE if asked[0] == SDXL_ID else ""
+        output = current()
+        wanted = Wanted(f"{flag} {name}", *asked, size=known, hint=local, or_path=asked[0] != SDXL_ID)
+        return fetch(wanted, partial(pipeline_files, half_first=True), output.say, output.draws_bars)
+    folder = expanded(name)
+    if folder.is_file():
         raise InputError(f"{flag} {name}: is a file", hint=f"{flag} takes the folder of a pipeline or a checkpoint")
-    if name != "sdxl" and folder.is_dir():
-        if lacking := missing_parts(folder):
-            raise InputError(
-                f"{flag} {name}: the folder lacks {', '.join(lacking)}",
-                hint=f"{flag} takes a complete StableDiffusionXLPipeline folder",
-            )
-        return folder
-    hub_id = SDXL_ID if name == "sdxl" else name
-    if name != "sdxl" and (hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~"))):
-        raise InputError(f"{flag} {name}: no such folder", hint=f"{flag} takes sdxl, {SHAPES} or a pipeline folder")
-    if found := cached_folder(hub_id):
-        return found
-    size = f" ({SDXL_SIZE})" if hub_id == SDXL_ID else ""
-    raise InputError(
-        f"{flag} {name}: the weights of {hub_id}{size} are not on this machine",
-        hint=f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small one that ships",
-    )
+    if not folder.is_dir():
+        told = f"{flag} takes {SDXL}, {SHAPES}, a hub id (owner/name[@revision]) or a pipeline folder"
+        raise InputError(f"{flag} {name}: no such folder", hint=hint or told)
+    if lacking := missing_parts(folder):
+        raise InputError(
+            f"{flag} {name}: the folder lacks {', '.join(lacking)}",
+            hint=hint or f"{flag} takes a complete StableDiffusionXLPipeline folder",
+        )
+    return folder
+
+
+def teacher_record(name: str, teacher: Path) -> TeacherRecord:
+    """What is written down of the teacher that was typed as `name` and found at `teacher`."""
+    asked = hub_id(name)
+    return record(name, teacher, asked[0] if asked is not None else None)
+
+
+def find_teacher_again(before: TeacherRecord, of: str) -> Path:
+    """The teacher of a result, from whatever directory; InputError when it is gone, or another one lies in its place.
+
+    `of` is what a line about it begins with, `--from runs/student`.
+    """
+    if before.hub is not None:
+        places = [f"{before.hub}@{before.revision}"]
+    elif before.path is not None:
+        # What was typed is tried too where it leads somewhere: run and teacher may have moved together.
+        places = [before.path, *([before.id] if expanded(before.id).exists() else [])]
+    else:
+        places = [before.id]
+    hint = f"put it, or a link to it, at {before.path}" if before.path else ""
+    problem: InputError | None = None
+    for place in places:
+        try:
+            found = find_teacher(place, f"{of}: its teacher", hint)
+        except InputError as error:
+            problem = problem or error
+            continue
+        if not (differs := difference(before, teacher_record(place, found))):
+            return found
+        problem = InputError(
+            f"{of}: its teacher {place} is another one now: {differs} {'differ' if ' and ' in differs else 'differs'}",
+            hint="put back the one that it was distilled from, or distil anew",
+        )
+    assert problem is not None
+    raise problem
 
 
 def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
@@ -82,7 +118,7 @@ def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
 
     kinds = kinds or CHECKPOINTS
     if name is not None:
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         if not folder.is_dir():
             what = "is a file, not a folder" if folder.is_file() else "no such folder"
             raise InputError(f"{flag} {name}: {what}", hint=f"flashdmd {WRITERS[kinds[0]]} writes one")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,37 +24,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.state import State
 
-SAM_FILES = {
-    "vit_b": ("sam_vit_b_01ec64.pth", "375 MB"),
-    "vit_l": ("sam_vit_l_0b3195.pth", "1.2 GB"),
-    "vit_h": ("sam_vit_h_4b8939.pth", "2.6 GB"),
-}
-LICENSES = {SHAPES: "Apache-2.0", "sdxl": "openrail++", SDXL_ID: "openrail++"}
-
-
-def find_sam(recipe: Recipe) -> str | Path:
-    """What the discriminator's encoder is loaded from; InputError when its weights are not on this machine."""
-    sam = recipe.gan.sam
-    if recipe.gan.kind != "pixel":
-        return sam
-    if sam == "embedded":
-        from flashdmd_cli.shapes.assets import asset
-
-        try:
-            return asset("shapes-sam")
-        except FileNotFoundError as error:
-            raise InputError(f"gan.sam: {error}") from None
-    if sam in SAM_FILES and not Path(sam).exists():
-        name, size = SAM_FILES[sam]
-        home = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-        if not (home / "hub" / "checkpoints" / name).is_file():
-            raise InputError(
-                f"gan.sam: {name} ({size}) of segment-anything is not on this machine",
-                hint="--set gan.sam=PATH takes a local file",
-            )
-    elif sam not in SAM_FILES and not Path(sam).exists():
-        raise InputError(f"gan.sam: no file {sam}", hint=f"a path, embedded, or one of {', '.join(SAM_FILES)}")
-    return sam
+LICENSES = {SHAPES: "Apache-2.0", SDXL_ID: "openrail++"}
 
 
 def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: Path) -> None:
@@ -173,21 +142,14 @@ def write_checkpoint(
     kind: Kind, recipe: Recipe, family: SDXLFamily, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
 ) -> None:
     """`student/` as a plain diffusers network (adapters merged), then the manifest; `parents` beside the data."""
+    from flashdmd_cli.cli.run_folder import teacher_of
     from flashdmd_cli.cli.run_page import write_run_page
-    from flashdmd_cli.runs.manifest import (
-        GridRecord,
-        Manifest,
-        TeacherRecord,
-        Updates,
-        Weights,
-        parent_record,
-        write_manifest,
-    )
+    from flashdmd_cli.runs.manifest import GridRecord, Manifest, Updates, Weights, parent_record, write_manifest
 
     with saving(out / "student"):
         family.save_network(state.shipped_student(), out / "student")
     write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
-    grid, parent = family.grid(recipe.grid.steps), parent_record(data, out)
+    grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     write_manifest(
         out,
         Manifest(
@@ -197,14 +159,14 @@ def write_checkpoint(
             step=state.iteration,
             images_seen=state.images_seen,
             updates=Updates(**state.updates),
-            teacher=TeacherRecord(id=recipe.teacher, hash=family.content_hash()),
+            teacher=teacher,
             parents=[*(parent_record(each, out) for each in parents), parent],
             weights=Weights(form="full", dtype="float32", average="raw" if state.average is None else "ema"),
             recipe=recipe.model_dump(mode="json"),
             data=parent.sha256,
             seed=recipe.train.seed,
             wall_seconds=state.seconds,
-            license=LICENSES.get(recipe.teacher),
+            license=LICENSES.get(teacher.hub or teacher.id),
             warnings=state.probe.get("warnings", []),
         ),
     )

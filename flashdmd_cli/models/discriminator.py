@@ -24,11 +24,6 @@ SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 """What SAM subtracts from and divides RGB values on [0, 255] by."""
 
-SAM_URLS = {
-    "vit_b": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
-    "vit_l": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_l_0b3195.pth",
-    "vit_h": "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_h_4b8939.pth",
-}
 _SIZE_OF_WIDTH = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _ENCODER = "image_encoder."
 
@@ -59,20 +54,16 @@ def new_sam(config: dict[str, Any]) -> Sam:
 def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
     """The image encoder of a trained SAM, float32 on the CPU, frozen and in eval mode.
 
-    `name_or_path` is `vit_b`, `vit_l` or `vit_h` (the official weights, downloaded once by torch.hub), one of those
-    `.pth` files, or a folder with `config.json` and `model.safetensors`. Raises FileNotFoundError if there is no such
-    file, ValueError if it holds something else.
+    `name_or_path` is one of segment-anything's own `.pth` files, or a folder with `config.json` and
+    `model.safetensors`. Raises FileNotFoundError if there is no such file, ValueError if it holds something else.
     """
     name, path = str(name_or_path), Path(name_or_path)
-    if name in SAM_URLS and not path.exists():
-        state = torch.hub.load_state_dict_from_url(SAM_URLS[name], map_location="cpu", weights_only=True)
-        encoder = _official_encoder(state, name)
-    elif path.is_dir():
+    if path.is_dir():
         encoder = _folder_encoder(path)
     elif path.is_file():
         encoder = _official_encoder(torch.load(path, map_location="cpu", weights_only=True), name)
     else:
-        raise FileNotFoundError(f"gan.sam: {name} is neither a file, nor a folder, nor one of {', '.join(SAM_URLS)}")
+        raise FileNotFoundError(f"gan.sam: {name} is neither a file nor a folder")
     return encoder.requires_grad_(False).eval()
 
 

@@ -15,7 +15,7 @@ class Alignment(Table):
     rl_ratio: Count | None = 5
     """Preference steps for each student update of stage 1; null: preference steps alone (post-training)."""
     reward: str = "lrm_sdxl"
-    """Latent reward model: `embedded`, or the folder of one."""
+    """Latent reward model: `embedded`, `lrm_sdxl` (downloaded), a hub id, or the folder of one."""
     steps: Literal["high_noise", "all_noise"] = "high_noise"
     """Grid steps whose candidates are compared: the first two, or every one but the last, which draws nothing."""
     pairs: Literal["noisy", "clean"] = "noisy"

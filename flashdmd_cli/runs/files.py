@@ -33,8 +33,27 @@ def writing(path: Path) -> Iterator[None]:
 
 def write_error(path: Path, code: int, text: str) -> WriteError:
     """The error to raise when writing `path` failed with the system's error number `code`."""
-    reason, hint = _REASONS.get(code, (text, "choose another --out"))
-    return WriteError(f"--out: cannot write {path}: {reason}", hint=hint)
+    why, hint = _REASONS.get(code, (text, "choose another --out"))
+    return WriteError(f"--out: cannot write {path}: {why}", hint=hint)
+
+
+def reason(code: int) -> str:
+    """The system's error number `code` in words."""
+    return _REASONS[code][0] if code in _REASONS else os.strerror(code)
+
+
+def size(num_bytes: float) -> str:
+    """`318.0 kB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} TB"
+
+
+def expanded(name: str | os.PathLike[str]) -> Path:
+    """A path with `~` replaced by the home directory, or left as it is where none is known."""
+    return Path(os.path.expanduser(name))
 
 
 def sync(path: Path) -> None:

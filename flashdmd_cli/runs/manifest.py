@@ -17,8 +17,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from flashdmd_cli import __version__
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: the teacher's path, revision and parts."""
 MANIFEST = "manifest.json"
 NOT_LISTED = ("state", "tensorboard")
 """Folders that change after the manifest is written, so they are left out of it."""
@@ -47,15 +49,6 @@ class Updates(_Record):
     fake: int = 0
     discriminator: int = 0
     preference: int = 0
-
-
-class TeacherRecord(_Record):
-    """Which teacher."""
-
-    id: str
-    """Hub id or folder."""
-    hash: str | None = None
-    """Content hash or hub revision."""
 
 
 class Parent(_Record):
@@ -258,7 +251,7 @@ def hash_folder(folder: Path) -> str:
     """SHA-256 over the names and contents of all files of a folder but its manifest; hidden files do not count."""
     total = hashlib.sha256()
     for path in _files(folder):
-        total.update(f"{path}\0{sha256_file(folder / path)}\n".encode())
+        total.update(f"{path}\0{sha256_remembered(folder / path)}\n".encode())
     return total.hexdigest()
 
 

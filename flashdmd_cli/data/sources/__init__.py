@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -69,7 +70,7 @@ def detect(path: Path) -> str:
 
 def open_source(path: Path, reading: Reading) -> Source:
     """The source at `path`; `DataError` when it is not there or not what `reading.format` says."""
-    path = path.expanduser()
+    path = Path(os.path.expanduser(path))
     format_ = reading.format or ("coco" if reading.suite else detect(path))
     if not path.exists():
         raise DataError(f"SOURCE {path}: no such file or folder")

@@ -110,7 +110,8 @@ def test_no_bytes_do_more_than_be_rejected(noise, which):
         image, _ = decoded(start + noise, 8)
         assert image.mode == "RGB"
     except Rejected as rejected:
-        assert rejected.reason in {"empty_file", "undecodable", "truncated", "too_many_pixels"}
+        known = {"empty_file", "undecodable", "truncated", "too_many_pixels"}
+        assert rejected.reason in known or rejected.reason.endswith("not supported")
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64))

@@ -21,8 +21,9 @@ Entry = tuple[int, Any]
 """Its number in the file, and a dictionary of columns, a text, or the `Rejected` that says why it cannot be read."""
 
 
-def entries(path: Path, option: str = "SOURCE") -> Iterator[Entry]:
+def entries(path: Path, option: str = "SOURCE", pictures: bool = False) -> Iterator[Entry]:
     """The entries of a file, one at a time; empty lines do not count, a byte-order mark is no part of the first.
+    Columns of pictures are left out of a parquet table unless `pictures` asks for them.
 
     Raises `DataError`, which begins with `option`, when the whole is not what its suffix says.
     """
@@ -34,7 +35,7 @@ def entries(path: Path, option: str = "SOURCE") -> Iterator[Entry]:
         case ".csv" | ".tsv":
             yield from _csv_rows(path, option)
         case ".parquet":
-            yield from _parquet_rows(path, option)
+            yield from _parquet_rows(path, option, pictures)
         case _:
             yield from _by_line(path, decode_caption)
 
@@ -68,7 +69,9 @@ def _json_list(path: Path, option: str) -> list[Any]:
     try:
         values = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{option} {path}: is not JSON: {error}", "give a list of prompts") from None
+        raise DataError(
+            f"{option} {path}: is not JSON: {error}", "give a list, or lines of JSON in a .jsonl file"
+        ) from None
     if not isinstance(values, list):
         raise DataError(f"{option} {path}: is not a JSON list", 'write it as ["first prompt", "second"]')
     return values
@@ -135,11 +138,10 @@ def picture_columns(schema: Any) -> list[str]:
     ]
 
 
-def _parquet_rows(path: Path, option: str) -> Iterator[Entry]:
-    """Rows of a table without its pictures."""
+def _parquet_rows(path: Path, option: str, pictures: bool) -> Iterator[Entry]:
     with open_parquet(path, option) as table:
-        pictures = picture_columns(table.schema_arrow)
-        names = [name for name in table.schema_arrow.names if name not in pictures]
+        left_out = [] if pictures else picture_columns(table.schema_arrow)
+        names = [name for name in table.schema_arrow.names if name not in left_out]
         number = 0
         try:
             for batch in table.iter_batches(_BATCH, columns=names):

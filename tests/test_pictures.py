@@ -20,7 +20,7 @@ from flashdmd_cli.data.pictures import decode, encode, fit, open_picture, thumbn
 from flashdmd_cli.data.plugins import _register
 from flashdmd_cli.data.sources.survey import is_picture
 
-from .messy import bomb, encoded, of_kind, picture, wide_profile
+from .messy import bomb, encoded, of_kind, picture, profile
 
 
 def decoded(data: bytes, side: int | None = None) -> tuple[Image.Image, list[str]]:
@@ -120,7 +120,7 @@ def test_a_foreign_colour_profile_is_brought_to_srgb():
 
 
 def test_a_profile_is_applied_whatever_the_pixel_format():
-    wide = wide_profile()
+    wide = profile()
     colours = Image.new("RGB", (8, 8), (200, 60, 40))
     expected, notes = decoded(encoded(colours, icc_profile=wide))
     assert notes == ["profile"] and pixels(expected)[0, 0, 0] > 225  # a red of Rec. 2020 is a stronger one in sRGB
@@ -132,6 +132,12 @@ def test_a_profile_is_applied_whatever_the_pixel_format():
         laid, notes = decoded(encoded(image, icc_profile=wide))
         assert notes == ["alpha", "profile"] and pixels(laid)[0, 0].min() == 255
         assert np.abs(pixels(laid)[1:] - pixels(expected)[1:]).max() <= 3
+    linear = profile(grey=True)
+    grey = Image.new("L", (8, 8), 128)  # half of the light: 188 in sRGB
+    deep = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    for image, what in ((grey, []), (grey.convert("LA"), ["alpha"]), (deep, ["16 bit"])):
+        upright, notes = decoded(encoded(image, icc_profile=linear))
+        assert notes == [*what, "profile"] and pixels(upright)[0, 0].tolist() == [188] * 3
 
 
 def test_a_workflow_beside_the_pixels_does_no_harm():

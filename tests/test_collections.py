@@ -129,7 +129,7 @@ def test_links_inside_the_hubs_cache_are_followed_and_no_others(tmp_path):
     outside = write(tmp_path / "hub" / "models--other" / "blobs" / "secret", PNG)
 
     def linked(name: str, data: bytes) -> None:
-        blob = write(repository / "blobs" / f"hash-of-{Path(name).name}", data)
+        blob = write(repository / "blobs" / name.encode().hex(), data)
         os.symlink(os.path.relpath(blob, (snapshot / name).parent), snapshot / name)
 
     linked("train/a.png", PNG)

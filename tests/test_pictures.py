@@ -113,8 +113,8 @@ def test_a_foreign_colour_profile_is_brought_to_srgb():
     grey = Image.new("RGB", (16, 16), (120, 60, 200))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for profile in (srgb, lab, b"no profile at all"):
-        image, _ = decoded(encoded(grey, icc_profile=profile))
+    for other in (srgb, lab, b"no profile at all"):
+        image, _ = decoded(encoded(grey, icc_profile=other))
         assert image.mode == "RGB"
     assert pixels(decoded(encoded(grey, icc_profile=srgb))[0])[0, 0].tolist() == [120, 60, 200]
 

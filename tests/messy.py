@@ -64,6 +64,31 @@ def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
     )
 
 
+def profile(grey: bool = False) -> bytes:
+    """The least of an ICC profile that LittleCMS takes: Rec. 2020's primaries with a gamma of 2.2, or linear grey."""
+
+    def curve(gamma: float) -> bytes:
+        return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    tags = {b"wtpt": xyz(0.9642, 1.0, 0.8249)}
+    if grey:
+        tags[b"kTRC"] = curve(1.0)
+    else:
+        tags |= {b"rXYZ": xyz(0.6734, 0.2790, -0.0019), b"gXYZ": xyz(0.1656, 0.6753, 0.0299)}
+        tags |= {b"bXYZ": xyz(0.1251, 0.0456, 0.7967), b"rTRC": curve(2.2), b"gTRC": curve(2.2), b"bTRC": curve(2.2)}
+    start, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    kind = b"GRAY" if grey else b"RGB "
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"none", 0x02100000, b"mntr", kind, b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
 def messy_folder(folder: Path, num: int, width: int = 96, height: int = 80, seed: int = 0) -> Counter[str]:
     """`num` captioned pictures, every twentieth of them broken in some way; returns how many for each reason."""
     rng, expected = random.Random(seed), Counter[str]()

@@ -40,7 +40,7 @@ SURFACE = [
     "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
     "export: --format --from --out --yes",
     "inspect: folder",
-    "prepare-data: --cache --caption-column --captions-from-names --duplicates --encode --filter --format"
+    "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"
     " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
     " --teacher --yes source",
     "recipes copy: --yes name to",

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import io
+import struct
+import sys
+import types
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin
 
-from flashdmd_cli.data.items import Rejected
+from flashdmd_cli.data import pictures
+from flashdmd_cli.data.items import REASONS, Rejected
 from flashdmd_cli.data.pictures import decode, encode, fit, open_picture, thumbnail
+from flashdmd_cli.data.plugins import _register
+from flashdmd_cli.data.sources.survey import is_picture
 
-from .messy import bomb, encoded, of_kind, picture
+from .messy import bomb, encoded, of_kind, picture, profile
 
 
 def decoded(data: bytes, side: int | None = None) -> tuple[Image.Image, list[str]]:
@@ -57,6 +64,34 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     assert np.abs(pixels(image)[..., 0] - grey / 257).max() <= 0.5
 
 
+@pytest.mark.parametrize("bits", [9, 10, 12])
+def test_few_bits_in_sixteen_are_not_kept_nearly_black(bits):
+    grey = np.linspace(0, 2**bits - 1, 96 * 80).reshape(80, 96).astype(np.uint16)
+    for kind in ("png", "tif"):
+        image, notes = decoded(encoded(Image.fromarray(grey), kind))
+        assert notes == ["16 bit"]
+        assert np.abs(pixels(image)[..., 0] - grey / (2**bits - 1) * 255).max() <= 0.5
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_tiff_is_that_of_the_upright_picture(orientation):
+    opened = open_picture(encoded(picture(2), "tif", tiffinfo={0x0112: orientation}))
+    image, _ = decode(opened)
+    assert image.size == (opened.width, opened.height) == ((80, 96) if orientation >= 5 else (96, 80))
+
+
+def test_a_large_picture_is_shrunk_before_its_colours_are_converted(monkeypatch):
+    image = picture(12, 408, 300)
+    image.putalpha(picture(13, 408, 300).convert("L"))
+    whole, notes = decoded(encoded(image), 20)
+    assert whole.size == (408, 300) and notes == ["alpha"]
+    monkeypatch.setattr(pictures, "LARGE", 10_000)
+    small, notes = decoded(encoded(image), 20)
+    assert small.size == (34, 25) and notes == ["alpha"]
+    one, two = (fit(each, 20, (300, 408)).picture for each in (small, whole))
+    assert np.abs(pixels(one) - pixels(two)).mean() < 3
+
+
 def test_transparent_parts_are_white():
     image = picture(3)
     image.putalpha(Image.new("L", image.size, 0))
@@ -78,10 +113,85 @@ def test_a_foreign_colour_profile_is_brought_to_srgb():
     grey = Image.new("RGB", (16, 16), (120, 60, 200))
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for profile in (srgb, lab, b"no profile at all"):
-        image, _ = decoded(encoded(grey, icc_profile=profile))
+    for other in (srgb, lab, b"no profile at all"):
+        image, _ = decoded(encoded(grey, icc_profile=other))
         assert image.mode == "RGB"
     assert pixels(decoded(encoded(grey, icc_profile=srgb))[0])[0, 0].tolist() == [120, 60, 200]
+
+
+def test_a_profile_is_applied_whatever_the_pixel_format():
+    wide = profile()
+    colours = Image.new("RGB", (8, 8), (200, 60, 40))
+    expected, notes = decoded(encoded(colours, icc_profile=wide))
+    assert notes == ["profile"] and pixels(expected)[0, 0, 0] > 225  # a red of Rec. 2020 is a stronger one in sRGB
+    palette, notes = decoded(encoded(colours.quantize(4), icc_profile=wide))
+    assert notes == ["profile"] and np.abs(pixels(palette) - pixels(expected)).max() <= 1
+    half = colours.convert("RGBA")
+    half.putpixel((0, 0), (200, 60, 40, 0))
+    for image in (half, half.quantize(8, Image.Quantize.FASTOCTREE)):
+        laid, notes = decoded(encoded(image, icc_profile=wide))
+        assert notes == ["alpha", "profile"] and pixels(laid)[0, 0].min() == 255
+        assert np.abs(pixels(laid)[1:] - pixels(expected)[1:]).max() <= 3
+    linear = profile(grey=True)
+    grey = Image.new("L", (8, 8), 128)  # half of the light: 188 in sRGB
+    deep = Image.fromarray(np.full((8, 8), 128 * 257, np.uint16))
+    for image, what in ((grey, []), (grey.convert("LA"), ["alpha"]), (deep, ["16 bit"])):
+        upright, notes = decoded(encoded(image, icc_profile=linear))
+        assert notes == [*what, "profile"] and pixels(upright)[0, 0].tolist() == [188] * 3
+
+
+def test_a_workflow_beside_the_pixels_does_no_harm():
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "{}" * 2**20)
+    info.add_text("prompt", "x" * 3 * 2**20, zip=True)
+    info.add_itxt("parameters", "ü" * 2**20, zip=True)
+    image, notes = decoded(encoded(picture(11), pnginfo=info))
+    assert notes == [] and np.array_equal(pixels(image), pixels(picture(11)))
+    info.add_text("bomb", "\0" * (65 * 2**20), zip=True)
+    assert reason(encoded(picture(11), pnginfo=info)) == "undecodable"
+
+
+HEIC = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + b"rest of the file"
+JXL = b"\xff\x0a rest of the file"
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "package", "module"),
+    [(HEIC, "HEIC", "pillow-heif", "pillow_heif"), (JXL, "JPEG XL", "pillow-jxl-plugin", "pillow_jxl")],
+)
+def test_a_format_that_wants_a_plug_in(data, name, package, module, monkeypatch):
+    _register.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    assert is_picture("a.heic") and is_picture("b.JXL")
+    with pytest.raises(Rejected) as caught:
+        open_picture(data)
+    assert (caught.value.reason, caught.value.detail) == (f"{name} not supported", f"pip install {package}")
+    assert package in REASONS[caught.value.reason]
+
+    class Plugin(ImageFile.ImageFile):
+        format = "FAKE"
+
+        def _open(self) -> None:
+            self._size, self._mode, self.tile = (6, 4), "RGB", []
+
+        def load(self) -> Any:
+            self.im = Image.new("RGB", self.size, "red").im
+            return Image.Image.load(self)
+
+    def register() -> None:
+        Image.register_open("FAKE", Plugin, lambda prefix: data.startswith(prefix[:4]))
+
+    found = types.ModuleType(module)
+    found.register_heif_opener = register
+    monkeypatch.setitem(sys.modules, module, found)
+    monkeypatch.setattr(Image, "ID", [*Image.ID])
+    monkeypatch.setattr(Image, "OPEN", {**Image.OPEN})
+    if module == "pillow_jxl":  # registers itself on import
+        register()
+    _register.cache_clear()
+    image, _ = decoded(data)
+    assert image.size == (6, 4) and pixels(image)[0, 0].tolist() == [255, 0, 0]
+    _register.cache_clear()
 
 
 def test_of_an_animation_the_first_picture_is_taken():
@@ -110,7 +220,8 @@ def test_no_bytes_do_more_than_be_rejected(noise, which):
         image, _ = decoded(start + noise, 8)
         assert image.mode == "RGB"
     except Rejected as rejected:
-        assert rejected.reason in {"empty_file", "undecodable", "truncated", "too_many_pixels"}
+        known = {"empty_file", "undecodable", "truncated", "too_many_pixels"}
+        assert rejected.reason in known or rejected.reason.endswith("not supported")
 
 
 @given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 64))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -87,6 +88,28 @@ def test_parquet_with_bytes(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
     (pair,) = read_pairs(tmp_path / "pairs.parquet")
     assert load_picture(pair.image_1, 16)[:, 3, 3].round().tolist() == [-1, -1, 1] and pair.label == 0.5
+
+
+def test_tables_of_other_tools(tmp_path):
+    write_pairs(tmp_path, [])
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "red.png").rename(tmp_path / "sub" / "red.png")
+    rows = [row(label=1) | {"image_0": "sub\\red.png"}, row("b", "0.5") | {"image_0": "sub/red.png"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8-sig")
+    with (tmp_path / "b.csv").open("w", newline="", encoding="utf-8-sig") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for name in ("a.jsonl", "b.csv"):
+        pairs = read_pairs(tmp_path / name)
+        assert [(pair.prompt, pair.label) for pair in pairs] == [("a", 1.0), ("b", 0.5)]
+        assert all(load_picture(pair.image_0, 8)[0].min() > 0.9 for pair in pairs)
+    for text, said in (("[1]\n", "a.jsonl:1: is no object"), ("\n{broken\n", "a.jsonl:2: cannot be read")):
+        (tmp_path / "a.jsonl").write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_pairs(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="none.jsonl cannot be read"):
+        read_pairs(tmp_path / "none.jsonl")
 
 
 def test_filters_hold_winners_and_ties_to_their_own_conditions(tmp_path):

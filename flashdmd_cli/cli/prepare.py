@@ -168,6 +168,10 @@ def prepare_data(
     image_column: Annotated[
         str | None, typer.Option("--image-column", help="Parquet column of pictures.", show_default=False)
     ] = None,
+    caption: Annotated[
+        str | None,
+        typer.Option("--caption", help="Of several captions of a picture `first` (default) or `random` (by --seed)."),
+    ] = None,
     captions_from_names: Annotated[
         bool, typer.Option("--captions-from-names", help="A picture without a caption takes its file's name.")
     ] = False,
@@ -211,6 +215,8 @@ def prepare_data(
             "caption_column": caption_column,
             "names_are_captions": captions_from_names,
             "suite": suite,
+            "caption": caption,
+            "seed": seed if caption == "random" else None,
         }
         given = Options(path, reading, filters or [], resolution, encoding, duplicates, teacher, cache, shard_size, num)
         manifest, share = from_source(given, folder, observer, nproc, shard_index, shard_count, yes)

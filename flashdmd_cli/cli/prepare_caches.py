@@ -123,6 +123,8 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
             new_prompts, samples, pictures = first_uses(shards, prep.work)
             note.write_text(json.dumps([new_prompts, samples, pictures]), encoding="utf-8")
     new_prompts, samples, pictures = json.loads(note.read_text(encoding="utf-8"))
+    if "text" in what:
+        tell_cut(prep, teacher, [shards[task] for task in prep.share.of(len(shards))])
     needed = refuse_too_big(prep.out, dimensions_of(request.teacher), pictures, sum(new_prompts), what)
     mine = list(prep.share.of(len(shards)))
     share = f", {len(mine)} of {len(shards)} shards here" if len(mine) < len(shards) else ""
@@ -158,6 +160,16 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
                 }
             ),
         )
+
+
+def tell_cut(prep: Preparation, teacher: Path, shards: list[Path]) -> None:
+    """Warn when prompts of this share are longer than the teacher reads."""
+    from flashdmd_cli.data.caches import new_prompts
+    from flashdmd_cli.models.tokens import cut_short, load_tokenizers
+
+    prompts = (prompt for shard in shards for prompt in new_prompts(prep.work, shard))
+    if told := cut_short(load_tokenizers(teacher), prompts):
+        prep.observer.output.say(told)
 
 
 def _has(out: Path, identity: str, what: tuple[str, ...]) -> bool:

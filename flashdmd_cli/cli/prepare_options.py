@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 
 ENCODINGS = ("png", "jpg", "webp")
 DUPLICATES = ("exact", "near", "keep")
+CAPTIONS = ("first", "random")
+TAKERS = {
+    "image_column": ("--image-column", ("parquet",)),
+    "caption_column": ("--caption-column", ("folder", "imagefolder", "webdataset", "parquet", "prompts")),
+    "names_are_captions": ("--captions-from-names", ("folder",)),
+    "suite": ("--suite", ("coco",)),
+}
+"""Options that some kinds of sources have no use for: those that do."""
 LARGEST_PNG = 256
 """Pictures up to so many pixels are written without loss; larger ones as JPEG, a fifth of the size."""
 SUITE_SIDE = 512
@@ -54,7 +62,7 @@ class Request:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides about the shards, beside the listing; caches can be added later."""
-        reading = {key: value for key, value in vars(self.reading).items() if value}
+        reading = {key: value for key, value in vars(self.reading).items() if value is not None and value is not False}
         facts = {"num": self.num, "shard_size": self.shard_size}
         return facts | reading | self.settings.as_dict()
 
@@ -65,6 +73,7 @@ def make_request(given: Options) -> Request:
     from flashdmd_cli.data.sources import Reading
 
     check(given)
+    format_ = check_format(given)
     suite = given.reading.get("suite")
     side = given.resolution or (SUITE_SIDE if suite else resolution_of(given.teacher))
     settings = Settings(
@@ -73,7 +82,7 @@ def make_request(given: Options) -> Request:
         filters=parse_filters(given.filters, side, suite),
         # A suite has as many prompts as its name says.
         duplicates="keep" if suite else given.duplicates,  # type: ignore[arg-type]
-        keep_prompts=bool(suite) or is_prompts(given.source, given.reading),
+        keep_prompts=bool(suite) or format_ == "prompts",
     )
     cache = tuple(given.cache.split(",")) if given.cache else ()
     check_cache(cache, side, given.teacher)
@@ -91,6 +100,7 @@ def check(given: Options) -> None:
     for flag, value, known in (
         ("--format", given.reading.get("format"), FORMATS),
         ("--suite", given.reading.get("suite"), tuple(SUITES)),
+        ("--caption", given.reading.get("caption"), CAPTIONS),
         ("--encode", given.encoding, ENCODINGS),
         ("--duplicates", given.duplicates, DUPLICATES),
         *(("--cache", kind, KINDS) for kind in given.cache.split(",") if given.cache),
@@ -144,8 +154,18 @@ def parse_filters(texts: list[str], side: int, suite: str | None) -> tuple[Filte
     return tuple(filters)
 
 
-def is_prompts(source: Path, reading: dict[str, Any]) -> bool:
-    """Whether the source is prompts alone."""
+def check_format(given: Options) -> str:
+    """What kind of source it is; UsageError for an option that does nothing there."""
     from flashdmd_cli.data.sources import detect
 
-    return (reading.get("format") or detect(source)) == "prompts"
+    suite = given.reading.get("suite")
+    format_ = given.reading.get("format") or ("coco" if suite else detect(given.source))
+    for key, (flag, takers) in TAKERS.items():
+        if given.reading.get(key) and format_ not in takers:
+            raise UsageError(
+                f"{flag}: does nothing here, {given.source} is of the kind {format_}",
+                hint=f"it is for {' and '.join(takers)}; --format says what SOURCE is",
+            )
+    if suite and given.reading.get("caption") == "random":
+        raise UsageError("--caption random: --suite says which captions are taken", hint="leave one of them out")
+    return format_

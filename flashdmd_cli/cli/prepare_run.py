@@ -14,15 +14,16 @@ from itertools import islice
 from pathlib import Path
 
 from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, Progress
+from flashdmd_cli.cli.prepare_advice import advice, told
 from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
 from flashdmd_cli.cli.prepare_options import Request
 from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
 from flashdmd_cli.cli.sources import claim
-from flashdmd_cli.data.assemble import PROMPTS, REJECTED, Summary, assemble
+from flashdmd_cli.data.assemble import PROMPTS, REJECTED, assemble
 from flashdmd_cli.data.chunks import record_path
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import require_columns
-from flashdmd_cli.data.items import Rejected, Row, Source
+from flashdmd_cli.data.items import Row, Source
 from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
@@ -184,7 +185,7 @@ class Preparation:
         if not summary.kept:
             raise DataError(
                 f"SOURCE {self.request.source}: nothing is kept of {summary.seen}: {told(summary)}",
-                advice(summary, self.request),
+                advice(summary, self.request, source.kind),
             )
         from flashdmd_cli.cli.prepare_page import write_report
 
@@ -281,22 +282,6 @@ def known_columns(rows: Iterable[Row], source: Source) -> set[str]:
         if "reason" not in row:
             try:
                 found |= set(source.fetch(row).columns)
-            except Rejected:
+            except Exception:  # the row will be counted with its reason
                 continue
     return found
-
-
-def told(summary: Summary) -> str:
-    """`3 no_caption, 1 truncated`."""
-    return ", ".join(f"{count} {reason}" for reason, count in summary.rejected.most_common())
-
-
-def advice(summary: Summary, request: Request) -> str:
-    """What to do when nothing was kept."""
-    reason = next(iter(summary.rejected.most_common()), ("", 0))[0]
-    if reason == "no_caption":
-        return "write a .txt beside each picture, or take --captions-from-names"
-    if reason.startswith("min_side"):
-        side = f"the side of --teacher {request.teacher}'s pictures is wanted, and nothing is enlarged"
-        return f"{side}; --filter 'min_side>=1' allows it, --resolution N or another --teacher asks for less"
-    return "see rejected.jsonl there"

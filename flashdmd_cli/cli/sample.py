@@ -73,7 +73,8 @@ def sample(
     source: From = None,
     prompt: Annotated[list[str] | None, typer.Option(help="What to draw; may be repeated.")] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="Text file, one prompt a line, or a JSON list.", show_default=False)
+        Path | None,
+        typer.Option(help="File of prompts: text, JSON, JSON lines, CSV, TSV or parquet.", show_default=False),
     ] = None,
     num: Annotated[int, typer.Option("--num", help="Pictures per prompt.")] = 1,
     compare: Annotated[
@@ -100,6 +101,7 @@ def sample(
             raise UsageError(f"--compare {compare}: unknown", hint="--compare teacher")
         texts = gather_prompts(prompt or [], prompts, num)
         from flashdmd_cli.cli.drawing import as_teacher, beyond_words, load_drawer
+        from flashdmd_cli.models.tokens import cut_short
 
         began = time.monotonic()
         drawer = load_drawer(source, sampler, steps)
@@ -114,6 +116,10 @@ def sample(
             at = Path(drawer.family.source)
             drawers.append(as_teacher(drawer.family, drawer.teacher, at, "ddim", record=drawer.record))
         if is_shapes(drawer.teacher) and (told := beyond_words(texts)):
+            output.say(told)
+        if told := cut_short(
+            [drawer.family.pipeline.tokenizer, drawer.family.pipeline.tokenizer_2], dict.fromkeys(texts)
+        ):
             output.say(told)
         files = draw_all(drawers, texts, seed, folder, observer)
         write_result(folder, "sample", drawer, files, seed, {"num": num}, time.monotonic() - began)

@@ -72,6 +72,12 @@ def _new_prompts(work: Path, shard: Path) -> Path:
     return work / f"{shard.stem}.prompts.json"
 
 
+def new_prompts(work: Path, shard: Path) -> list[str]:
+    """The prompts that no shard before this one has, as `first_uses` noted them."""
+    prompts: list[str] = json.loads(_new_prompts(work, shard).read_text(encoding="utf-8"))
+    return prompts
+
+
 def cache_files(shard: Path, num_prompts: int, what: Sequence[str]) -> list[Path]:
     """The cache files that a shard with `num_prompts` new prompts has in the end."""
     latents = [shard.with_name(shard.stem + LATENTS)] if "latents" in what else []
@@ -104,7 +110,7 @@ def write_caches(
             tick(len(pictures))
         with whole(latents, work) as temporary:
             _save({"latents": torch.cat(rows)}, temporary, metadata)
-    prompts: list[str] = json.loads(_new_prompts(work, shard).read_text(encoding="utf-8"))
+    prompts = new_prompts(work, shard)
     if "text" in what and prompts and not is_current(text, encoders.identity):
         context, pooled = [], []
         for start in range(0, len(prompts), batch):

@@ -145,7 +145,10 @@ def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tup
             raise Rejected(row["reason"], row.get("detail", ""))
         item = source.fetch(row)
         return record, _members(item, settings, record)
-    except Rejected as rejected:
+    except Exception as error:  # no row ends a preparation, whatever a decoder or a plug-in of Pillow does
+        rejected = (
+            error if isinstance(error, Rejected) else Rejected("failed", f"{type(error).__name__}: {error}"[:200])
+        )
         record.reason, record.detail = rejected.reason, rejected.detail
         if item is not None and item.picture is not None and wanted(rejected.reason):
             record.thumb = small_jpeg(item.picture)
@@ -214,5 +217,5 @@ def small_jpeg(data: bytes) -> str:
     """For the report only, so whatever goes wrong here is no matter."""
     try:
         return base64.b64encode(thumbnail(decode(open_picture(data), 64)[0])).decode()
-    except Rejected:
+    except Exception:
         return ""

@@ -12,7 +12,13 @@ MAX_FILE_BYTES = 512 * 2**20
 MAX_CAPTION_BYTES = 64 * 2**10
 """A longer caption is a mistake: no text encoder reads a hundredth of it."""
 
-PICTURE_SUFFIXES = frozenset("jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif avif ppm pgm pnm tga".split())
+PICTURE_SUFFIXES = frozenset(
+    "jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif avif ppm pgm pnm tga heic heif hif jxl".split()
+)
+CAPTION_SUFFIXES = ("txt", "caption", "text")
+"""Ends of the names of caption files, in the order in which they are looked for."""
+PLUGINS = {"HEIC": "pillow-heif", "JPEG XL": "pillow-jxl-plugin", "AVIF": "Pillow 11.3 or later"}
+"""What reads a picture format that Pillow does not read, or not everywhere."""
 
 REASONS: dict[str, str] = {
     "empty_file": "zero bytes long",
@@ -21,6 +27,11 @@ REASONS: dict[str, str] = {
     "unreadable": "the system refuses to read it",
     "undecodable": "not a picture, or a damaged one",
     "truncated": "the end of the picture is missing",
+    **{
+        f"{name} not supported": f"a format not supported here: {package} reads it" for name, package in PLUGINS.items()
+    },
+    "lfs_pointer": "Git LFS's note in place of the file: `git lfs pull` fetches it",
+    "failed": "an unforeseen error, told in rejected.jsonl: perhaps a fault of flashdmd, or of a plug-in of Pillow",
     "too_many_pixels": "more pixels than any camera's: a decompression bomb",
     "unsafe_path": "an absolute path, or one that leaves the source through ..",
     "link": "a link that leads out of the source, or a link inside a tar",

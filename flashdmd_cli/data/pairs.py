@@ -1,10 +1,9 @@
-"""Preference pairs: two pictures of one prompt and which is better, from a JSONL or parquet file."""
+"""Preference pairs: two pictures of one prompt and which is better, from JSON lines or a table (CSV, TSV, parquet)."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import Filter, as_number
 from flashdmd_cli.data.items import Rejected
 from flashdmd_cli.data.pictures import decode, fit, open_picture
+from flashdmd_cli.data.tables import entries
 
 COLUMNS = {"prompt": ("prompt", "caption"), "image_0": ("image_0", "jpg_0"), "image_1": ("image_1", "jpg_1")}
 """What a row must hold, under one of these names; the second ones are Pick-a-Pic's."""
@@ -44,8 +44,7 @@ def read_pairs(path: Path, keep: Sequence[str] = (), keep_ties: Sequence[str] = 
     Pairs with a winner are held to `keep`, ties to `keep_ties`. Raises `DataError` for what cannot be read or is left
     empty.
     """
-    rows = _parquet(path) if path.suffix == ".parquet" else _jsonl(path)
-    pairs = [_pair(row, f"{path}, row {number}", path.parent) for number, row in enumerate(rows)]
+    pairs = [_pair(row, f"{path}, row {number}", path.parent) for number, row in enumerate(_rows(path))]
     rules = {
         False: [_condition("pairs.keep", text) for text in keep],
         True: [_condition("pairs.keep_ties", text) for text in keep_ties],
@@ -97,26 +96,18 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _jsonl(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a prompt may hold other line ends
-        rows = [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+        for number, row in entries(path, "--pairs", pictures=True):
+            if isinstance(row, Rejected):
+                raise DataError(f"--pairs {path}:{number}: cannot be read: {row.detail}", HINT)
+            if not isinstance(row, dict):
+                raise DataError(f"--pairs {path}:{number}: is no object or row of a table", HINT)
+            rows.append(row)
+    except OSError as error:
         raise DataError(f"--pairs {path} cannot be read: {_reason(error)}", "give a JSONL or parquet file") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"--pairs {path}: not every line is an object", HINT)
     return rows
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(f"--pairs {path}: reading parquet needs pyarrow", "pip install 'flashdmd[parquet]'") from None
-    try:
-        return parquet.read_table(path).to_pylist()
-    except (OSError, ArrowException) as error:
-        raise DataError(f"--pairs {path} cannot be read: {_reason(error)}", "give a JSONL or parquet file") from None
 
 
 def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:
@@ -129,11 +120,11 @@ def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:
     label = row.get("label")
     if label is None and (first_share := as_number(row.get("label_0"))) is not None:
         label = 1 - first_share  # Pick-a-Pic notes the share of the first picture
-    label = 0.5 if label == "tie" else label
-    if label not in (0, 0.5, 1):
+    value = 0.5 if label == "tie" else as_number(label) if isinstance(label, str) else label  # CSV knows text alone
+    if value not in (0, 0.5, 1):
         raise DataError(f"--pairs {where}: label is {label!r}", HINT)
     first, second = (_image(values[name], folder, where) for name in ("image_0", "image_1"))
-    return PreferencePair(str(values["prompt"]), first, second, float(label), row)
+    return PreferencePair(str(values["prompt"]), first, second, float(value), row)
 
 
 def _image(value: Any, folder: Path, where: str) -> Path | bytes:
@@ -142,8 +133,10 @@ def _image(value: Any, folder: Path, where: str) -> Path | bytes:
     if isinstance(value, bytes):
         return value
     with contextlib.suppress(OSError):  # a name that no file can have
-        if isinstance(value, str) and (folder / value).is_file():
-            return folder / value
+        # A table from Windows has "\\" between folders.
+        for name in (value, value.replace("\\", "/")) if isinstance(value, str) else ():
+            if (folder / name).is_file():
+                return folder / name
     raise DataError(f"--pairs {where}: no picture {str(value)[:80]!r}", "paths are relative to the file of pairs")
 
 

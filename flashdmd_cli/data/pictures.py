@@ -8,21 +8,27 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from flashdmd_cli.data.items import Rejected
+from flashdmd_cli.data.plugins import missing_reader
 
 Encoding = Literal["png", "jpg", "webp"]
 MAX_PIXELS = 2**27
 """Above the largest camera's 102 million; half a gigabyte when decoded. What claims more is a decompression bomb."""
 DRAFT_GAP = 1.25
-"""A JPEG that is shrunk while it is decoded keeps at least so many times the pixels a side that are wanted."""
+"""A picture that is shrunk on the way keeps at least so many times the pixels a side that are wanted."""
+LARGE = 2**25
+"""Above so many pixels, 134 MB of RGBA, a picture is shrunk before its colours are converted, which takes copies."""
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _SRGB = ImageCms.createProfile("sRGB")
+# Programs write their whole workflow beside the pixels, scanners large profiles: one such text may be as long as Pillow
+# allows for all of a file together, 64 MB, an eighth of what the largest picture takes.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @dataclass(frozen=True)
@@ -57,15 +63,18 @@ class Opened:
 def open_picture(data: bytes) -> Opened:
     """Read the header of a picture file of any format that Pillow knows, whatever its name says.
 
-    `Rejected`: `empty_file`, `undecodable`, `truncated`, `too_many_pixels`.
+    `Rejected`: `empty_file`, `undecodable`, `truncated`, `too_many_pixels`, `... not supported`.
     """
     if not data:
         raise Rejected("empty_file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            missing = missing_reader(data)
             image = Image.open(io.BytesIO(data))
-            width, height = image.size
+            width, height = _stored_size(image)
+            if min(width, height) < 1:
+                raise Rejected("undecodable", f"{width} x {height} pixels")
             if width * height > MAX_PIXELS:
                 raise Rejected("too_many_pixels", f"{width} x {height}")
             # After the size: to find this mark in a PNG, Pillow decodes all of it.
@@ -76,8 +85,14 @@ def open_picture(data: bytes) -> Opened:
         raise
     # A hostile file can make a decoder raise nearly anything; whatever it is, the file is no use.
     except Exception as error:
-        raise _damage(error, data) from None
+        raise missing or _damage(error, data) from None
     return Opened(image, height, width, data) if turned else Opened(image, width, height, data)
+
+
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height before any rotation. Of a TIFF some versions of Pillow tell them as they are after it."""
+    tags = getattr(image, "tag_v2", {})
+    return (int(tags[256]), int(tags[257])) if image.format == "TIFF" else image.size
 
 
 def _damage(error: Exception, data: bytes) -> Rejected:
@@ -107,30 +122,40 @@ def decode(opened: Opened, side: int | None = None) -> tuple[Image.Image, list[s
                 scale = DRAFT_GAP * side / min(image.size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             image.load()
-            upright = image
             if image.getexif().get(_ORIENTATION, 1) != 1:
                 notes.append("exif")
-                upright = ImageOps.exif_transpose(image)
-            return _to_srgb(upright, notes), notes
+                ImageOps.exif_transpose(image, in_place=True)
+            shrink = 1
+            if side is not None and image.width * image.height > LARGE:
+                shrink = max(1, int(min(image.size) / (DRAFT_GAP * side)))
+            return _to_srgb(image, notes, shrink), notes
     except Rejected:
         raise
     except Exception as error:  # as in `open_picture`
         raise _damage(error, opened.data) from None
 
 
-def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+def _to_srgb(image: Image.Image, notes: list[str], shrink: int) -> Image.Image:
+    """RGB on white. A profile knows grey, RGB and CMYK in 8 bits, so palettes, 16 bits and transparent parts go first.
+    `shrink`: squares of so many pixels a side become one, as soon as they can be averaged."""
+    profile = image.info.get("icc_profile")
+    transparent = image.mode in _TRANSPARENT or "transparency" in image.info
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
         notes.append("16 bit")
-        return _scaled(image).convert("RGB")
+        image, transparent = _scaled(image), False
     if image.mode == "F":
         raise Rejected("undecodable", "floating-point pixels have no known range")
-    profile = image.info.get("icc_profile")
-    if image.mode in _TRANSPARENT or "transparency" in image.info:
+    if transparent:
         notes.append("alpha")
-        layer = image.convert("RGBA")
-        # Laid on white before any change of colour, with the sample's own opacity.
-        ground = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(ground, layer).convert("RGB")
+        image = _as(image, "LA" if image.mode in ("L", "LA", "La") else "RGBA")
+    elif image.mode in ("1", "P"):
+        image = _as(image, "RGB" if image.mode == "P" else "L")
+    if shrink > 1:
+        image = image.reduce(shrink)
+    if transparent:
+        ground = Image.new(image.mode.removesuffix("A"), image.size, "white")
+        ground.paste(image, mask=image)
+        image = ground
     if image.mode == "CMYK":
         notes.append("cmyk")
     if profile and image.mode in ("RGB", "CMYK", "L"):
@@ -139,7 +164,12 @@ def _to_srgb(image: Image.Image, notes: list[str]) -> Image.Image:
             if converted is not image:
                 notes.append("profile")
             image = converted
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return _as(image, "RGB")
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    """The picture in a mode; Pillow's `convert` alone would copy also where nothing is to do."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _with_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
@@ -154,11 +184,16 @@ def _with_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Integer pixels of 16 bits (or of 32 bits that hold 16) as 8 bits; Pillow's own conversion would clip them."""
+    """Integer pixels of 16 bits (or of 32 bits that hold 16) as 8 bits; Pillow's own conversion would clip them.
+
+    Cameras and microscopes store 9 to 12 bits in 16: a picture without a value of 13 bits is taken for one of those.
+    """
     import numpy as np
 
-    values = np.asarray(image).astype(np.int32)
-    return Image.fromarray(np.clip((values + 128) // 257, 0, 255).astype(np.uint8))
+    values = np.clip(np.asarray(image).astype(np.int32), 0, 2**16 - 1)
+    bits = int(values.max()).bit_length()
+    top = 2**16 - 1 if bits > 12 else 2 ** max(bits, 8) - 1
+    return Image.fromarray(((values * 255 + top // 2) // top).astype(np.uint8))
 
 
 def fit(image: Image.Image, side: int, original: tuple[int, int]) -> Fitted:

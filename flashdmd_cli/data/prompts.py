@@ -1,58 +1,68 @@
-"""Reads prompt files: text (one prompt a line), JSON (a list of prompts) or JSONL (as `prepare-data` writes it)."""
+"""Prompt files, read alike by every command: `prepare-data` counts what is no prompt, `sample` refuses it."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.items import Rejected, Row, meaning, rejected_row
+from flashdmd_cli.data.reading import CAPTION_COLUMNS, Captions, check_caption, find_column, scalars
+from flashdmd_cli.data.tables import entries, header
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
+SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
+"""Text (one prompt a line), a JSON list or JSON lines of texts or objects, tables with a header."""
+
+
+def prompt_rows(path: Path, captions: Captions, option: str = "SOURCE") -> Iterator[Row]:
+    """One row per prompt of a file, with `caption` and `columns`, or with the `reason` why it is none.
+
+    Raises `DataError`, which begins with `option`, for a file that is no list of prompts at all.
+    """
+    names = header(path, option)
+    if names is not None and find_column(names, captions.column) is None:
+        wanted = f"column {captions.column}" if captions.column else f"column {' or '.join(CAPTION_COLUMNS[:3])}"
+        raise DataError(f"{option} {path}: has no {wanted}", f"columns there: {', '.join(names)[:300] or 'none'}")
+    for number, entry in entries(path, option):
+        source = f"{path.name}:{number}"
+        try:
+            if isinstance(entry, Rejected):
+                raise entry
+            columns = entry if isinstance(entry, dict) else {}
+            caption = captions.of(columns, source) if columns else check_caption(entry)
+        except Rejected as rejected:
+            yield rejected_row(source, rejected.reason, rejected.detail[:200])
+            continue
+        yield {"source": source, "caption": caption, "columns": scalars(columns)}
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
-    """Prompts of a UTF-8 file, at most `limit`: lines of a text file (empty ones skipped), a JSON list of strings, or
-    JSON lines, each a string or an object with a `prompt`.
-
-    Raises `DataError` if the file is missing, unreadable, empty or a pickle.
-    """
+    """The prompts of a file, at most `limit`. Raises `DataError` for a file without prompts, and for the first entry
+    that is no prompt: the numbers of pictures are those of the prompts."""
     if path.suffix in PICKLE_SUFFIXES:
         raise DataError(
             f"--prompts {path} is a pickle, which can run code when it is read",
             "convert it where you trust it: json.dump(list_of_prompts, open('prompts.json', 'w'))",
         )
+    prompts = []
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        for row in islice(prompt_rows(path, Captions(), "--prompts"), limit):
+            if "reason" in row:
+                raise DataError(
+                    f"--prompts {row['source']}: {_fault(row['reason'])}",
+                    "a line of text, or a column or key `prompt`, `text` or `caption` holds a prompt",
+                )
+            prompts.append(row["caption"])
+    except OSError as error:
         raise DataError(
-            f"--prompts {path} cannot be read: {error}", "give a UTF-8 text file, one prompt a line"
+            f"--prompts {path} cannot be read: {error.strerror}", "give a UTF-8 text file, one prompt a line"
         ) from None
-    if path.suffix == ".jsonl":
-        prompts = [_from_line(path, line) for line in text.split("\n") if line.strip()]
-    else:
-        prompts = _from_json(path, text) if path.suffix == ".json" else text.splitlines()
-    prompts = [prompt.strip() for prompt in prompts if prompt.strip()][:limit]
     if not prompts:
         raise DataError(f"--prompts {path} holds no prompt", "give a text file, one prompt a line")
     return prompts
 
 
-def _from_line(path: Path, line: str) -> str:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"--prompts {path} is not JSON lines: {error}", 'a line is {"prompt": "..."}') from None
-    prompt = value.get("prompt") if isinstance(value, dict) else value
-    if not isinstance(prompt, str):
-        raise DataError(f"--prompts {path} has a line without a prompt", 'a line is {"prompt": "..."}')
-    return prompt
-
-
-def _from_json(path: Path, text: str) -> list[str]:
-    try:
-        prompts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"--prompts {path} is not JSON: {error}", "give a list of strings") from None
-    if not isinstance(prompts, list) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise DataError(f"--prompts {path} is not a JSON list of strings", 'write it as ["first prompt", "second"]')
-    return prompts
+def _fault(reason: str) -> str:
+    return "no prompt there" if reason == "no_caption" else meaning(reason)

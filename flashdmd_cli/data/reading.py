@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flashdmd_cli.data.items import MAX_CAPTION_BYTES, MAX_FILE_BYTES, Rejected
 
 MAX_LINE_BYTES = 16 * 2**20
-CAPTION_COLUMNS = ("caption", "text", "prompt", "TEXT", "CAPTION")
-"""Names under which tables keep captions, in the order in which they are looked for.."""
+CAPTION_COLUMNS = ("caption", "text", "prompt", "captions")
+"""Names under which tables keep captions, in the order in which they are looked for; their case does not matter."""
+_LFS = b"version https://git-lfs"
+_HUB_KINDS = ("datasets--", "models--", "spaces--")
 
 
 def printable(name: str) -> str:
@@ -30,9 +35,31 @@ def inside(root: Path, name: str) -> Path:
         real = path.resolve()
     except (OSError, RuntimeError) as error:
         raise Rejected("link", str(error)) from None
-    if not real.is_relative_to(root):
+    if not real.is_relative_to(_bounds(root)):
         raise Rejected("link", name)
     return path
+
+
+@lru_cache(maxsize=16)
+def _bounds(root: Path) -> Path:
+    """The folder that links below `root` may not leave: `root` itself, or the repository's folder in the hub's cache.
+
+    There, `datasets--owner--name/snapshots/REVISION` is made of links to `datasets--owner--name/blobs`.
+    """
+    for folder in (root, *root.parents):
+        repository = folder.parent.parent
+        if folder.parent.name == "snapshots" and repository.name.startswith(_HUB_KINDS):
+            return repository
+    return root
+
+
+def named(root: Path, name: str) -> tuple[Path, str]:
+    """The file that a table names, and the name with "/" between folders: a table from Windows has "\\" there."""
+    path = inside(root, name)
+    if "\\" in name and not path.exists():
+        name = name.replace("\\", "/")
+        path = inside(root, name)
+    return path, name
 
 
 def read_file(path: Path, limit: int = MAX_FILE_BYTES, too_big: str = "file_too_big") -> bytes:
@@ -68,7 +95,18 @@ def _bounded(data: bytes, limit: int, too_big: str) -> bytes:
         raise Rejected("empty_file")
     if len(data) > limit:
         raise Rejected(too_big)
+    if data.startswith(_LFS):
+        raise Rejected("lfs_pointer")
     return data
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a repository was cloned without its large files, and `path` holds a note in place of one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_LFS)) == _LFS
+    except OSError:
+        return False
 
 
 def decode_caption(raw: bytes) -> str:
@@ -110,10 +148,51 @@ def read_caption(path: Path) -> str:
         raise
 
 
-def caption_of(columns: Mapping[str, Any], wanted: str | None) -> str:
-    """The caption among the columns of a table's row: the one that was asked for, or the first of the usual names."""
-    names = (wanted,) if wanted else CAPTION_COLUMNS
-    return check_caption(next((columns[name] for name in names if columns.get(name) is not None), None))
+@dataclass(frozen=True)
+class Captions:
+    """Which caption of a table's row is taken."""
+
+    column: str | None = None
+    """Name of its column or JSON key; None for the first of the usual names."""
+    seed: int | None = None
+    """Of several captions take the one that this seed and the row's name draw; None takes the first."""
+
+    def of(self, columns: Mapping[str, Any], row: str) -> str:
+        """The caption of the row called `row`; `Rejected` when there is none, or when it cannot be one."""
+        name = find_column(columns, self.column, {key for key, value in columns.items() if value is None})
+        texts = _texts(columns[name]) if name is not None else []
+        return check_caption(texts[self.place(len(texts), row)] if texts else None)
+
+    def place(self, count: int, row: str) -> int:
+        """Which of `count` captions is taken: a function of the seed and the row's name alone."""
+        if self.seed is None:
+            return 0
+        digest = hashlib.sha256(f"{self.seed}/{row}".encode("utf-8", "replace")).digest()
+        return int.from_bytes(digest[:8], "big") % count
+
+
+def find_column(names: Iterable[str], wanted: str | None, without: Iterable[str] = ()) -> str | None:
+    """The caption column among `names`: the one that was asked for, or the first of the usual ones; None if it is not
+    there. Those in `without` are passed over."""
+    there = [name for name in names if name not in without]
+    if wanted is not None:
+        return wanted if wanted in there else None
+    by_case = {name.lower(): name for name in reversed(there)}
+    return next((by_case[name] for name in CAPTION_COLUMNS if name in by_case), None)
+
+
+def _texts(value: Any) -> list[Any]:
+    """One caption, or several: a list, also one that is written as JSON since a CSV cell holds nothing but text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            several = json.loads(value)
+        except (ValueError, RecursionError):
+            return [value]
+        if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
+            value = several
+    if isinstance(value, (list, tuple)):
+        return [each for each in value if isinstance(each, str) and each.strip()]
+    return [value]
 
 
 def scalars(columns: Mapping[Any, Any]) -> dict[str, Any]:

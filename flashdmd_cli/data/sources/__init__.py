@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Source
-from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
+from flashdmd_cli.data.prompts import PICKLE_SUFFIXES, SUFFIXES
+from flashdmd_cli.data.reading import Captions, is_lfs_pointer
 from flashdmd_cli.data.sources.coco import Coco
-from flashdmd_cli.data.sources.folder import Folder, is_picture
-from flashdmd_cli.data.sources.metadata import NAMES, ImageFolder
-from flashdmd_cli.data.sources.prompt_list import SUFFIXES, PromptList
+from flashdmd_cli.data.sources.folder import Folder
+from flashdmd_cli.data.sources.metadata import ImageFolder
+from flashdmd_cli.data.sources.prompt_list import PromptList
+from flashdmd_cli.data.sources.survey import Survey, holds_pictures
 from flashdmd_cli.data.sources.table import Parquet
 from flashdmd_cli.data.sources.tars import Tars
+from flashdmd_cli.data.tables import header
 
 FORMATS = ("folder", "imagefolder", "webdataset", "parquet", "coco", "prompts")
 
@@ -29,6 +31,14 @@ class Reading:
     caption_column: str | None = None
     names_are_captions: bool = False
     suite: str | None = None
+    caption: str | None = None
+    """`random`: of several captions of a picture, the one that `seed` draws; else the first."""
+    seed: int | None = None
+
+    @property
+    def captions(self) -> Captions:
+        """Which caption of a row is taken."""
+        return Captions(self.caption_column, (self.seed or 0) if self.caption == "random" else None)
 
 
 def detect(path: Path) -> str:
@@ -40,32 +50,46 @@ def detect(path: Path) -> str:
             "`json.dump(list(pickle.load(open('prompts.pkl', 'rb'))), open('prompts.json', 'w'))`",
         )
     if path.is_file():
-        if path.suffix == ".tar":
-            return "webdataset"
-        if path.suffix == ".parquet":
-            return "parquet"
-        if path.name.startswith("captions_") and path.suffix == ".json":
-            return "coco"
-        if path.suffix in SUFFIXES:
-            return "prompts"
-        raise DataError(
-            f"SOURCE {path}: not a kind of file known here",
-            f"of pictures, name the folder; --format names one of {', '.join(FORMATS)}",
-        )
+        return _detect_file(path)
     if not path.is_dir():
         raise DataError(f"SOURCE {path}: no such file or folder")
-    # The most telling first: img2dataset writes tars with a parquet beside each that holds no pictures.
-    for format_, patterns in (
-        ("webdataset", ("*.tar",)),
-        ("parquet", ("*.parquet",)),
-        ("coco", ("captions_*.json", "annotations/captions_*.json")),
-        ("imagefolder", tuple(chain.from_iterable((name, f"*/{name}") for name in NAMES))),
-    ):
-        if any(next(path.glob(pattern), None) for pattern in patterns):
-            if format_ in ("webdataset", "parquet") and any(is_picture(each.name) for each in path.iterdir()):
-                raise DataError(f"SOURCE {path}: holds pictures and {patterns[0]}", f"--format folder or {format_}")
+    # The most telling first. A table without pictures says nothing: img2dataset leaves one beside all that it writes.
+    found = Survey.of(path)
+    tables = found.tables if found.tables_hold_pictures() else []
+    for format_, holders in (("webdataset", found.tars), ("parquet", tables)):
+        if holders:
+            if found.mixed(holders):
+                raise DataError(f"SOURCE {path}: holds pictures and {holders[0].name}", f"--format folder or {format_}")
             return format_
-    return "folder"
+    if any(next(path.glob(pattern), None) for pattern in ("captions_*.json", "annotations/captions_*.json")):
+        return "coco"
+    if found.metadata:
+        return "imagefolder"
+    return "parquet" if found.tables and not found.picture_folders else "folder"
+
+
+def _detect_file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return "webdataset"
+    if path.name.startswith("captions_") and suffix == ".json":
+        return "coco"
+    if suffix == ".parquet":
+        if holds_pictures(path) or is_lfs_pointer(path):
+            return "parquet"
+        names = header(path) or []
+        if any(name.lower() == "url" for name in names):
+            raise DataError(
+                f"SOURCE {path}: holds addresses of pictures, not pictures",
+                "img2dataset fetches them; --format prompts takes the captions alone",
+            )
+        return "prompts"
+    if suffix in SUFFIXES:
+        return "prompts"
+    raise DataError(
+        f"SOURCE {path}: not a kind of file known here",
+        f"of pictures, name the folder; --format names one of {', '.join(FORMATS)}",
+    )
 
 
 def open_source(path: Path, reading: Reading) -> Source:
@@ -78,15 +102,15 @@ def open_source(path: Path, reading: Reading) -> Source:
         raise DataError(f"SOURCE {path}: --format {format_} takes a folder")
     match format_:
         case "folder":
-            return Folder(path, reading.names_are_captions, reading.caption_column)
+            return Folder(path, reading.names_are_captions, reading.captions)
         case "imagefolder":
-            return ImageFolder(path, reading.caption_column)
+            return ImageFolder(path, reading.captions)
         case "webdataset":
-            return Tars(path, reading.caption_column)
+            return Tars(path, reading.captions)
         case "parquet":
-            return Parquet(path, reading.image_column, reading.caption_column)
+            return Parquet(path, reading.image_column, reading.captions)
         case "coco":
-            return Coco(path, reading.suite)
+            return Coco(path, reading.suite, reading.captions)
         case "prompts":
-            return PromptList(path, reading.caption_column)
+            return PromptList(path, reading.captions)
     raise DataError(f"--format {format_}: unknown", f"known: {', '.join(FORMATS)}")

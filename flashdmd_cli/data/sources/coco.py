@@ -11,7 +11,7 @@ from typing import Any
 
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import check_caption, inside, read_file
+from flashdmd_cli.data.reading import Captions, check_caption, named, read_file
 
 SUITES = {"coco10k": 10_000}
 """Size of each suite. Its pictures are those whose `sha256("<suite>/<image id>")` comes first in the order of digests:
@@ -20,7 +20,7 @@ a rule that needs no random generator, so that anyone can draw the same set in a
 
 @dataclass
 class Coco:
-    """The images of an annotation file in the order of their ids, each with its caption of the smallest id.
+    """The images of an annotation file by their ids, each with its caption of the smallest id (or a drawn one).
 
     Where the image files are at hand (beside the annotations, or in `train2014/`, `images/`, ... of the same folder),
     they come along; else the prompts come alone.
@@ -28,11 +28,12 @@ class Coco:
 
     path: Path
     suite: str | None = None
+    captions: Captions = Captions()
     kind: str = "coco"
     prompts_only: bool = False
 
     def __post_init__(self) -> None:
-        self.path = self.path.resolve()
+        self.path = self.path.absolute() if self.path.is_file() else self.path.resolve()
         self.annotations = find_annotations(self.path)
         self.root = self.annotations.parent
         if self.root.name == "annotations":
@@ -50,8 +51,9 @@ class Coco:
         base = next((folder for folder in self.folders if self._holds(folder, images, ids)), None)
         self.prompts_only = base is None
         for image in ids:
-            annotation, text = captions[image]
             source = f"{self.annotations.name}:{image}"
+            several = sorted(captions[image])
+            annotation, text = several[self.captions.place(len(several), source)]
             try:
                 caption = check_caption(text)
             except Rejected as rejected:
@@ -63,18 +65,17 @@ class Coco:
 
     def _holds(self, folder: str, images: dict[int, str], ids: list[int]) -> bool:
         try:
-            return any(inside(self.root, f"{folder}/{images[image]}").is_file() for image in ids[:100])
+            return any(named(self.root, f"{folder}/{images[image]}")[0].is_file() for image in ids[:100])
         except Rejected:
             return False
 
-    def _read(self) -> tuple[dict[int, str], dict[int, tuple[int, str]]]:
+    def _read(self) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
         try:
             document = json.loads(self.annotations.read_bytes())
             images = {int(entry["id"]): str(entry["file_name"]) for entry in document["images"]}
-            captions: dict[int, tuple[int, str]] = {}
+            captions: dict[int, list[tuple[int, str]]] = {}
             for entry in document["annotations"]:
-                image, candidate = int(entry["image_id"]), (int(entry["id"]), str(entry["caption"]))
-                captions[image] = min(captions.get(image, candidate), candidate)
+                captions.setdefault(int(entry["image_id"]), []).append((int(entry["id"]), str(entry["caption"])))
         except OSError as error:
             raise DataError(f"SOURCE: {self.annotations} cannot be read: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -86,7 +87,7 @@ class Coco:
 
     def fetch(self, row: Row) -> Item:
         """A prompt, with its picture where there is one."""
-        picture = read_file(inside(self.root, row["file"])) if "file" in row else None
+        picture = read_file(named(self.root, row["file"])[0]) if "file" in row else None
         return Item(row["caption"], row["columns"], picture)
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures with a `.txt` (and, as img2dataset writes it, a `.json`) beside each."""
+"""A folder of pictures with a `.txt` or `.caption` (and, as img2dataset writes it, a `.json`) beside each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flashdmd_cli.data.items import PICTURE_SUFFIXES, Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import caption_of, inside, parse_object, printable, read_caption, read_file, scalars
+from flashdmd_cli.data.items import CAPTION_SUFFIXES, Item, Rejected, Row, rejected_row
+from flashdmd_cli.data.reading import Captions, inside, parse_object, printable, read_caption, read_file, scalars
+from flashdmd_cli.data.sources.survey import is_picture, stem, suffix
 
 MAX_JSON_BYTES = 2**20
-_BESIDE = (".txt", ".json")
+_BESIDE = (*CAPTION_SUFFIXES, "json")
 
 
 @dataclass
@@ -21,7 +22,7 @@ class Folder:
 
     path: Path
     names_are_captions: bool = False
-    caption_column: str | None = None
+    captions: Captions = Captions()
     kind: str = "folder"
     prompts_only: bool = False
 
@@ -42,7 +43,13 @@ class Folder:
         except OSError as error:
             yield rejected_row(printable(prefix or folder.name), "unreadable", str(error.strerror))
             return
-        stems = {name.rpartition(".")[0] for name, _, is_folder in found if not is_folder and is_picture(name)}
+        pictures = [name for name, _, is_folder in found if not is_folder and is_picture(name)]
+        # A companion is called after the picture, with or without the end of its name: a.txt, a.jpg.txt, a.TXT.
+        owners = {*pictures, *map(stem, pictures)}
+        beside: dict[str, list[str]] = {}
+        for name, _, is_folder in found:
+            if not is_folder and suffix(name) in _BESIDE and stem(name) in owners:
+                beside.setdefault(stem(name), []).append(name)
         for name, is_own_folder, is_folder in found:
             source = printable(prefix + name)
             if is_own_folder:
@@ -50,58 +57,61 @@ class Folder:
             elif is_folder:
                 yield rejected_row(source, "link")
             elif is_picture(name):
-                yield self._row(folder / name, prefix + name, source)
-            elif name.lower().endswith(_BESIDE):
-                if name.rpartition(".")[0] not in stems:
-                    yield rejected_row(source, "no_picture" if name.lower().endswith(".txt") else "other_file")
+                companions = beside.get(stem(name), []) + beside.get(name, [])
+                yield self._row(folder / name, prefix, name, companions)
+            elif suffix(name) in _BESIDE:
+                if stem(name) not in owners:
+                    yield rejected_row(source, "no_picture" if suffix(name) in CAPTION_SUFFIXES else "other_file")
             else:
                 yield rejected_row(source, "other_file")
 
-    def _row(self, path: Path, name: str, source: str) -> Row:
+    def _row(self, path: Path, prefix: str, name: str, companions: list[str]) -> Row:
+        source = printable(prefix + name)
         try:
             state = path.stat()
         except OSError as error:
             return rejected_row(source, "unreadable", str(error.strerror))
         # Size and time are there so that a changed file makes another listing.
-        return {"source": source, "file": name, "size": state.st_size, "time": state.st_mtime_ns}
+        row = {"source": source, "file": prefix + name, "size": state.st_size, "time": state.st_mtime_ns}
+        unusual = sorted({*companions} - {stem(name) + ".txt", stem(name) + ".json"}, key=_order)
+        return row | ({"beside": [prefix + each for each in unusual]} if unusual else {})
 
     def fetch(self, row: Row) -> Item:
         """The picture's bytes with its caption and the scalars of its JSON."""
         name = row["file"]
+        beside = [stem(name) + ".txt", stem(name) + ".json", *row.get("beside", ())]
         picture = inside(self.path, name)
-        columns = self._columns(name)
-        return Item(self._caption(name, columns), scalars(columns), read_file(picture))
+        columns = self._columns([each for each in beside if suffix(each) == "json"])
+        texts = [each for each in beside if suffix(each) != "json"]
+        return Item(self._caption(row, texts, columns), scalars(columns), read_file(picture))
 
-    def _columns(self, name: str) -> dict[str, Any]:
-        beside = inside(self.path, _stem(name) + ".json")
-        if not beside.is_file():
-            return {}
-        try:
-            return parse_object(read_file(beside, MAX_JSON_BYTES, "bad_row"))
-        except Rejected:
-            return {}  # the picture and its caption do not depend on it; a filter that needs a column will say so
+    def _columns(self, files: list[str]) -> dict[str, Any]:
+        for beside in (inside(self.path, name) for name in files):
+            if beside.is_file():
+                try:
+                    return parse_object(read_file(beside, MAX_JSON_BYTES, "bad_row"))
+                except Rejected:
+                    return {}  # the picture and its caption do not depend on it; a filter that needs a column says so
+        return {}
 
-    def _caption(self, name: str, columns: dict[str, Any]) -> str:
-        if self.caption_column is not None:
-            return caption_of(columns, self.caption_column)
-        try:
-            return read_caption(inside(self.path, _stem(name) + ".txt"))
-        except Rejected as rejected:
-            if rejected.reason != "no_caption":
-                raise
-        try:
-            return caption_of(columns, None)
-        except Rejected as rejected:
-            if rejected.reason != "no_caption" or not self.names_are_captions:
-                raise
-        words = _stem(name).rpartition("/")[2].replace("_", " ").replace("-", " ")
+    def _caption(self, row: Row, texts: list[str], columns: dict[str, Any]) -> str:
+        if self.captions.column is not None:
+            return self.captions.of(columns, row["source"])
+        for find in (
+            *(lambda text=text: read_caption(inside(self.path, text)) for text in texts),
+            lambda: self.captions.of(columns, row["source"]),
+        ):
+            try:
+                return find()
+            except Rejected as rejected:
+                if rejected.reason != "no_caption":
+                    raise
+        if not self.names_are_captions:
+            raise Rejected("no_caption")
+        words = stem(row["file"]).rpartition("/")[2].replace("_", " ").replace("-", " ")
         return " ".join(printable(words).split()) or "picture"
 
 
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file is taken for a picture, by the end of its name."""
-    return name.rpartition(".")[2].lower() in PICTURE_SUFFIXES
+def _order(name: str) -> tuple[int, str]:
+    """Caption files in the order of `CAPTION_SUFFIXES`."""
+    return _BESIDE.index(suffix(name)), name

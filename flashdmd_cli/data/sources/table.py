@@ -9,7 +9,9 @@ from typing import Any
 
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import MAX_FILE_BYTES, Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import CAPTION_COLUMNS, caption_of, scalars
+from flashdmd_cli.data.reading import Captions, find_column, is_lfs_pointer, scalars
+from flashdmd_cli.data.sources.survey import METADATA, files_below, suffix
+from flashdmd_cli.data.tables import decoded, open_parquet, picture_columns
 
 IMAGE_COLUMNS = ("image", "jpg", "png", "webp", "img", "image_bytes", "bytes", "content")
 _BATCH = 16
@@ -28,17 +30,18 @@ class _Cursor:
 
 @dataclass
 class Parquet:
-    """The rows of one parquet file, or of all those of a folder, in the order of the files."""
+    """The rows of one parquet file, or of all those of a folder and its subfolders, in the order of the files."""
 
     path: Path
     image_column: str | None = None
-    caption_column: str | None = None
+    captions: Captions = Captions()
     kind: str = "parquet"
     prompts_only: bool = False
     _cursor: _Cursor = field(default_factory=_Cursor, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.path = self.path.resolve()
+        # A file is not resolved: what a link in a cache points to is named by a hash.
+        self.path = self.path.absolute() if self.path.is_file() else self.path.resolve()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_cursor": _Cursor()}  # an open file does not travel between processes
@@ -46,24 +49,27 @@ class Parquet:
     @property
     def files(self) -> list[Path]:
         """The tables, sorted by name."""
-        return [self.path] if self.path.is_file() else sorted(self.path.glob("*.parquet"))
+        if self.path.is_file():
+            return [self.path]
+        return files_below(self.path, lambda name: suffix(name) == "parquet" and name not in METADATA)
 
     def rows(self) -> Iterator[Row]:
         """File, row group and number of every row. `DataError` when a column that is needed is not there."""
         for path in self.files:
+            file = path.name if self.path.is_file() else path.relative_to(self.path).as_posix()
             try:
                 groups = self._checked(path)
             except DataError:
                 raise
             except (OSError, ValueError) as error:
-                yield rejected_row(path.name, "bad_row", str(error)[:200])
+                yield rejected_row(file, "lfs_pointer" if is_lfs_pointer(path) else "bad_row", str(error)[:200])
                 continue
             state = path.stat()
             stamp = {"size": state.st_size, "time": state.st_mtime_ns}
             number = 0
             for group, count in enumerate(groups):
                 for row in range(count):
-                    yield {"source": f"{path.name}#{number}", "file": path.name, "group": group, "row": row} | stamp
+                    yield {"source": f"{file}#{number}", "file": file, "group": group, "row": row} | stamp
                     number, stamp = number + 1, {}
 
     def _checked(self, path: Path) -> list[int]:
@@ -72,15 +78,18 @@ class Parquet:
 
         with pq.ParquetFile(path) as table:
             names = table.schema_arrow.names
-            for flag, wanted, usual in (
-                ("--image-column", self.image_column, IMAGE_COLUMNS),
-                ("--caption-column", self.caption_column, CAPTION_COLUMNS),
-            ):
-                if not (wanted in names if wanted else any(name in names for name in usual)):
-                    raise DataError(
-                        f"{flag} {wanted or ''}".rstrip() + f": {path.name} has no such column",
-                        f"columns there: {', '.join(names)}",
-                    )
+            columns = f"columns there: {', '.join(names)}"
+            wanted, column = self.image_column, self.captions.column
+            if not (wanted in names if wanted else any(name in names for name in IMAGE_COLUMNS)):
+                prompts = (
+                    "" if picture_columns(table.schema_arrow) else "; prompts alone: name the file, --format prompts"
+                )
+                raise DataError(f"--image-column {wanted or ''}".rstrip() + f": {path.name} has no such column",
+                                columns + prompts)  # fmt: skip
+            if find_column(names, column) is None:
+                raise DataError(
+                    f"--caption-column {column or ''}".rstrip() + f": {path.name} has no such column", columns
+                )
             return [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
 
     def fetch(self, row: Row) -> Item:
@@ -96,17 +105,13 @@ class Parquet:
             raise Rejected("no_picture", "the image column holds no bytes")
         if len(data) > MAX_FILE_BYTES:
             raise Rejected("file_too_big")
-        return Item(caption_of(values, self.caption_column), scalars(values), data)
+        return Item(self.captions.of(values, row["source"]), scalars(values), data)
 
     def _values(self, row: Row) -> dict[str, Any]:
-        import pyarrow.parquet as pq
-
         cursor, place, number = self._cursor, (row["file"], row["group"]), row["row"]
         if cursor.place != place or number < cursor.start:
             path = self.path if self.path.is_file() else self.path / row["file"]
-            # Without `pre_buffer` a column is read as it is needed, and not a whole row group at once.
-            table = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-            batches = table.iter_batches(_BATCH, row_groups=[row["group"]])
+            batches = open_parquet(path).iter_batches(_BATCH, row_groups=[row["group"]])
             cursor.place, cursor.batches, cursor.rows, cursor.start = place, batches, [], 0
         while number >= cursor.start + len(cursor.rows):
             try:
@@ -116,24 +121,8 @@ class Parquet:
                 raise
             if batch is None:
                 raise ValueError("the row group ends before")
-            cursor.start, cursor.rows = cursor.start + len(cursor.rows), _decoded(batch)
+            cursor.start, cursor.rows = cursor.start + len(cursor.rows), decoded(batch)
         values = cursor.rows[number - cursor.start]
         if isinstance(values, ValueError):
             raise values
         return values
-
-
-def _decoded(batch: Any) -> list[dict[str, Any] | ValueError]:
-    """The rows of a batch of a table; for a row that cannot be decoded, such as one with broken UTF-8, the error."""
-    try:
-        whole: list[dict[str, Any] | ValueError] = batch.to_pylist()
-        return whole
-    except ValueError:
-        pass
-    rows: list[dict[str, Any] | ValueError] = []
-    for number in range(batch.num_rows):
-        try:
-            rows += batch.slice(number, 1).to_pylist()
-        except ValueError as error:
-            rows.append(error)
-    return rows

@@ -8,38 +8,56 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flashdmd_cli.data.items import MAX_CAPTION_BYTES, PICTURE_SUFFIXES, Item, Rejected, Row, rejected_row
-from flashdmd_cli.data.reading import caption_of, decode_caption, parse_object, printable, read_part, scalars
+from flashdmd_cli.data.items import (
+    CAPTION_SUFFIXES,
+    MAX_CAPTION_BYTES,
+    PICTURE_SUFFIXES,
+    Item,
+    Rejected,
+    Row,
+    rejected_row,
+)
+from flashdmd_cli.data.reading import (
+    Captions,
+    decode_caption,
+    is_lfs_pointer,
+    parse_object,
+    printable,
+    read_part,
+    scalars,
+)
+from flashdmd_cli.data.sources.survey import files_below, suffix
 
 MAX_JSON_BYTES = 2**20
-_TEXTS = ("txt", "caption", "text")
 
 
 @dataclass
 class Tars:
-    """The samples of all `*.tar` of a folder, or of one tar, in the order of the files."""
+    """The samples of one tar, or of all those of a folder and its subfolders, in the order of the files."""
 
     path: Path
-    caption_column: str | None = None
+    captions: Captions = Captions()
     kind: str = "webdataset"
     prompts_only: bool = False
 
     def __post_init__(self) -> None:
-        self.path = self.path.resolve()
+        # A file is not resolved: what a link in a cache points to is named by a hash.
+        self.path = self.path.absolute() if self.path.is_file() else self.path.resolve()
 
     @property
     def files(self) -> list[Path]:
         """The tars, sorted by name."""
-        return [self.path] if self.path.is_file() else sorted(self.path.glob("*.tar"))
+        return [self.path] if self.path.is_file() else files_below(self.path, lambda name: suffix(name) == "tar")
 
     def rows(self) -> Iterator[Row]:
         """One row per sample, with the place of each of its members; one for each member that is no use."""
         for tar in self.files:
+            name = tar.name if self.path.is_file() else tar.relative_to(self.path).as_posix()
             state = tar.stat()
             # In front of its samples: a replaced tar makes another listing even where the offsets are the same.
             stamp = {"size": state.st_size, "time": state.st_mtime_ns}
-            for row in samples(tar):
-                yield row | ({"tar": tar.name} if "reason" not in row else {}) | stamp
+            for row in samples(tar, name):
+                yield row | ({"tar": name} if "reason" not in row else {}) | stamp
                 stamp = {}
 
     def fetch(self, row: Row) -> Item:
@@ -50,7 +68,7 @@ class Tars:
         if picture is None:
             raise Rejected("no_picture", ", ".join(sorted(members)))
         columns = self._columns(tar, members)
-        return Item(self._caption(tar, members, columns), scalars(columns), read_part(tar, picture))
+        return Item(self._caption(tar, row, columns), scalars(columns), read_part(tar, picture))
 
     def _columns(self, tar: Path, members: dict[str, list[int]]) -> dict[str, Any]:
         if "json" not in members:
@@ -60,22 +78,24 @@ class Tars:
         except Rejected:
             return {}  # as in a folder: a filter that needs a column will say so
 
-    def _caption(self, tar: Path, members: dict[str, list[int]], columns: dict[str, Any]) -> str:
-        text = next((members[name] for name in _TEXTS if name in members), None)
-        if self.caption_column is not None or text is None or text[1] == 0:
-            return caption_of(columns, self.caption_column)
+    def _caption(self, tar: Path, row: Row, columns: dict[str, Any]) -> str:
+        members = row["members"]
+        text = next((members[name] for name in CAPTION_SUFFIXES if name in members), None)
+        if self.captions.column is not None or text is None or text[1] == 0:
+            return self.captions.of(columns, row["source"])
         return decode_caption(read_part(tar, text, limit=MAX_CAPTION_BYTES, too_big="caption_too_big"))
 
 
-def samples(path: Path) -> Iterator[Row]:
-    """Rows of one tar: members that follow each other under one key are a sample, as webdataset reads them."""
+def samples(path: Path, tar: str) -> Iterator[Row]:
+    """Rows of one tar, called `tar`: members that follow each other under one key are a sample, as webdataset reads
+    them."""
     seen: set[str] = set()  # keys of one tar, thousands at most
     key: str | None = None
     members: dict[str, list[int]] = {}
 
     def close() -> Iterator[Row]:
         if members:
-            source = f"{path.name}:{key}"
+            source = f"{tar}:{key}"
             if key in seen:
                 yield rejected_row(source, "duplicate_key")
             else:
@@ -86,12 +106,12 @@ def samples(path: Path) -> Iterator[Row]:
     for info in _headers(path):
         if isinstance(info, Rejected):
             yield from close()
-            yield rejected_row(path.name, info.reason, info.detail)
+            yield rejected_row(tar, info.reason, info.detail)
             return
         name = printable(info.name)[:1000]
         if reason := _doubt(info):
             if reason != "folder":
-                yield rejected_row(f"{path.name}:{name}", reason)
+                yield rejected_row(f"{tar}:{name}", reason)
             continue
         folder, _, base = name.rpartition("/")
         stem, _, kind = base.partition(".")
@@ -127,7 +147,7 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo | Rejected]:
                     break
                 yield info
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
-        yield Rejected("tar_truncated", str(error)[:200])
+        yield Rejected("lfs_pointer" if is_lfs_pointer(path) else "tar_truncated", str(error)[:200])
         return
     # A reader of tars stops without complaint at a damaged header; a whole tar goes on with an empty block.
     with path.open("rb") as file:

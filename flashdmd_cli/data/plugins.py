@@ -1,0 +1,52 @@
+"""Picture formats that Pillow reads with a plug-in only, told by their first bytes since no decoder is there to ask."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+
+from PIL import Image
+
+from flashdmd_cli.data.items import PLUGINS, Rejected
+
+_JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_MODULES = {"HEIC": ("pillow_heif", "register_heif_opener"), "JPEG XL": ("pillow_jxl", None)}
+"""What to import, and what to call then, so that Pillow knows a plug-in."""
+
+
+def format_of(data: bytes) -> str | None:
+    """`HEIC`, `JPEG XL` or `AVIF` by the first bytes of a file; None for any other."""
+    if data.startswith(_JXL):
+        return "JPEG XL"
+    if data[4:8] != b"ftyp":
+        return None
+    brands = data[8 : min(int.from_bytes(data[:4], "big"), 200)]
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    return "HEIC" if any(brand in brands for brand in _HEIC) else None
+
+
+def missing_reader(data: bytes) -> Rejected | None:
+    """What to say of a file that wants a plug-in, in case Pillow does not read it; a plug-in that is there is
+    registered. None for formats of Pillow's own, and where a reader is there, so that the file itself is at fault."""
+    name = format_of(data)
+    if name is None or _register(name):
+        return None
+    return Rejected(f"{name} not supported", f"pip install {PLUGINS[name]}" if name in _MODULES else PLUGINS[name])
+
+
+@cache
+def _register(name: str) -> bool:
+    """Whether Pillow reads a format, after the plug-in for it has been looked for."""
+    if name == "AVIF":
+        Image.init()
+        return "AVIF" in Image.OPEN
+    module, register = _MODULES[name]
+    try:
+        found = importlib.import_module(module)
+        if register is not None:
+            getattr(found, register)()
+    except ImportError:
+        return False
+    return True

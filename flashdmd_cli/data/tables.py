@@ -1,0 +1,168 @@
+"""Entries of the files in which people keep rows: text, JSON, JSON lines, CSV, TSV, parquet; for all who read those.
+
+A file's suffix says what it is; whatever has none of these is text, one entry a line.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.items import Rejected
+from flashdmd_cli.data.reading import MAX_LINE_BYTES, decode_caption, is_lfs_pointer, lines
+
+_BATCH = 16
+"""Rows of a parquet table decoded at a time."""
+Entry = tuple[int, Any]
+"""Its number in the file, and a dictionary of columns, a text, or the `Rejected` that says why it cannot be read."""
+
+
+def entries(path: Path, option: str = "SOURCE", pictures: bool = False) -> Iterator[Entry]:
+    """The entries of a file, one at a time; empty lines do not count, a byte-order mark is no part of the first.
+    Columns of pictures are left out of a parquet table unless `pictures` asks for them.
+
+    Raises `DataError`, which begins with `option`, when the whole is not what its suffix says.
+    """
+    match path.suffix.lower():
+        case ".json":
+            yield from enumerate(_json_list(path, option), start=1)
+        case ".jsonl":
+            yield from _by_line(path, json.loads)
+        case ".csv" | ".tsv":
+            yield from _csv_rows(path, option)
+        case ".parquet":
+            yield from _parquet_rows(path, option, pictures)
+        case _:
+            yield from _by_line(path, decode_caption)
+
+
+def header(path: Path, option: str = "SOURCE") -> list[str] | None:
+    """Names of the columns of a CSV, TSV or parquet table; None for a file whose entries name their own."""
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                return list(_reader(path, file, option).fieldnames or ())
+        case ".parquet":
+            with open_parquet(path, option) as table:
+                return list(table.schema_arrow.names)
+    return None
+
+
+def _by_line(path: Path, parse: Any) -> Iterator[Entry]:
+    for number, line in lines(path):
+        if line is None:
+            yield number, Rejected("bad_row", f"a line over {MAX_LINE_BYTES // 2**20} MiB")
+        elif line.strip():
+            try:
+                yield number, parse(line)
+            except Rejected as rejected:
+                yield number, rejected
+            except (ValueError, RecursionError) as error:
+                yield number, Rejected("bad_row", str(error))
+
+
+def _json_list(path: Path, option: str) -> list[Any]:
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{option} {path}: is not JSON: {error}", "give a list, or lines of JSON in a .jsonl file"
+        ) from None
+    if not isinstance(values, list):
+        raise DataError(f"{option} {path}: is not a JSON list", 'write it as ["first prompt", "second"]')
+    return values
+
+
+def _reader(path: Path, file: Any, option: str) -> csv.DictReader[str]:
+    """A reader of an open table, which knows the header already."""
+    # Python's own limit is 128 KiB; a longer caption is to be told as such, not as a fault of the table.
+    csv.field_size_limit(MAX_LINE_BYTES)
+    first = file.readline(MAX_LINE_BYTES)
+    file.seek(0)
+    # Spreadsheets write ";" where "," is the decimal point.
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    reader = csv.DictReader(file, delimiter=delimiter)
+    try:
+        reader.fieldnames  # noqa: B018 (reads the first line)
+    except csv.Error as error:
+        raise DataError(f"{option} {path}: is not a CSV table: {error}", "its first line names the columns") from None
+    return reader
+
+
+def _csv_rows(path: Path, option: str) -> Iterator[Entry]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = _reader(path, file, option)
+        number = 1
+        while True:
+            number += 1
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                yield number, Rejected("bad_row", str(error))
+                continue
+            if values is None:
+                return
+            if any(values.values()):  # spreadsheets leave rows of nothing but commas behind
+                yield number, {key: value for key, value in values.items() if key}
+
+
+def open_parquet(path: Path, option: str = "SOURCE") -> Any:
+    """A parquet table; `DataError` when it is none. Without `pre_buffer` a column is read as it is needed, and not a
+    whole row group at once."""
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+    except (OSError, ValueError) as error:
+        if is_lfs_pointer(path):
+            raise DataError(f"{option} {path}: is Git LFS's note in place of the file", "git lfs pull") from None
+        raise DataError(f"{option} {path}: is no parquet table: {str(error)[:200]}", "download it again") from None
+
+
+def picture_columns(schema: Any) -> list[str]:
+    """Columns of an Arrow schema that can hold pictures: bytes, or the `{bytes, path}` of Hugging Face datasets."""
+    import pyarrow.types as kinds
+
+    def is_binary(kind: Any) -> bool:
+        return bool(kinds.is_binary(kind) or kinds.is_large_binary(kind))
+
+    return [
+        field.name
+        for field in schema
+        if is_binary(field.type)
+        or (kinds.is_struct(field.type) and any(part.name == "bytes" and is_binary(part.type) for part in field.type))
+    ]
+
+
+def _parquet_rows(path: Path, option: str, pictures: bool) -> Iterator[Entry]:
+    with open_parquet(path, option) as table:
+        left_out = [] if pictures else picture_columns(table.schema_arrow)
+        names = [name for name in table.schema_arrow.names if name not in left_out]
+        number = 0
+        try:
+            for batch in table.iter_batches(_BATCH, columns=names):
+                for values in decoded(batch):
+                    yield number, Rejected("bad_row", str(values)) if isinstance(values, ValueError) else values
+                    number += 1
+        except (OSError, ValueError) as error:
+            yield number, Rejected("bad_row", f"the table cannot be read from here on: {error}")
+
+
+def decoded(batch: Any) -> list[dict[str, Any] | ValueError]:
+    """The rows of a batch of a table; for a row that cannot be decoded, such as one with broken UTF-8, the error."""
+    try:
+        whole: list[dict[str, Any] | ValueError] = batch.to_pylist()
+        return whole
+    except ValueError:
+        pass
+    rows: list[dict[str, Any] | ValueError] = []
+    for number in range(batch.num_rows):
+        try:
+            rows += batch.slice(number, 1).to_pylist()
+        except ValueError as error:
+            rows.append(error)
+    return rows

@@ -19,6 +19,7 @@ from flashdmd_cli.cli.recipes import recipes_app
 from flashdmd_cli.cli.reward import reward_app
 from flashdmd_cli.cli.sample import sample
 from flashdmd_cli.cli.shapes import shapes_app
+from flashdmd_cli.runs.process import begin_process
 
 app = typer.Typer(
     name="flashdmd",
@@ -60,6 +61,7 @@ def root(
 
 def main() -> None:
     """Run the command line; the exit code is the process's."""
+    begin_process()
     app()
 
 

@@ -10,14 +10,15 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import write_error
+from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
 EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("UsageError", 2),
@@ -92,45 +93,84 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
+        self.stop = StopFlag(self.say)
 
     def say(self, text: str) -> None:
-        """Tell a person what is going on; silent under --quiet."""
+        """Tell a person what is going on; silent under --quiet, and where nobody can be told: work goes on."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
     def result(self, document: Any, text: str | Sequence[str], names: str | Sequence[str] = ()) -> None:
         """Print the result once, in the form that was asked for.
 
         `document` is the JSON form, `text` the human form (lines), `names` the ids or paths for --quiet.
         """
+        chosen = names if self.quiet else text
         if self.as_json:
-            print(json.dumps(plain(document), indent=2, ensure_ascii=False), flush=True)
-        else:
-            chosen = names if self.quiet else text
+            chosen = json.dumps(plain(document), indent=2, ensure_ascii=False)
+        with to_stdout():
             for line in [chosen] if isinstance(chosen, str) else chosen:
                 print(line, flush=True)
+
+
+@contextmanager
+def to_stdout() -> Iterator[None]:
+    """Tell a full disk behind stdout in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        hush_stdout()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise WriteError(f"stdout: cannot be written: {reason}", hint="the work itself is done") from error
+
+
+def hush_stdout() -> None:
+    """What is left to flush to stdout goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
     """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
     output = Output(as_json, quiet, debug)
-    try:
-        if as_json and quiet:
-            raise UsageError("--quiet: choose one of --json and --quiet")
-        yield output
-        sys.stdout.flush()
-    except typer.Exit:
-        raise
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; what is left to flush goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        print(error_line(error), file=sys.stderr, flush=True)
-        raise typer.Exit(exit_code(error)) from None
+    with output.stop:
+        try:
+            if as_json and quiet:
+                raise UsageError("--quiet: choose one of --json and --quiet")
+            yield output
+            with to_stdout():
+                sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # The reader (`| head`) has gone.
+            hush_stdout()
+            raise typer.Exit(1) from None
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            meant = interruption(error, output.stop)
+            with suppress(OSError):
+                print(error_line(meant), file=sys.stderr, flush=True)
+            raise typer.Exit(exit_code(meant)) from None
+
+
+def interruption(error: BaseException, stop: StopFlag) -> BaseException:
+    """What `error` means: after a signal it is the signal, whatever a library in whose middle it came made of it.
+
+    What was said while ending stands: that the state is saved, or could not be.
+    """
+    if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
+        return error
+    if isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
+        told = Interrupted("interrupted; what was finished before is kept", hint="run the same command again")
+    else:
+        told = Interrupted(error_line(error))
+    told.exit_code = 128 + stop.requested
+    return told
 
 
 def duration(seconds: float) -> str:
@@ -168,7 +208,8 @@ class Progress:
         self.task: Any = None
 
     def phase(self, text: str, unit: str = "it") -> None:
-        """A new part of the work begins, counted in `unit`s."""
+        """A new part of the work begins, counted in `unit`s; ends here if a stop was asked for."""
+        self.output.stop.check()
         self.unit = unit
         if self.bar is not None:
             self.bar.stop()
@@ -179,6 +220,7 @@ class Progress:
 
     def progress(self, iteration: int, total: int, figures: dict[str, float] | None = None) -> None:
         """`iteration` of `total` is done (0 starts the clock); the figures worth a look go along."""
+        self.output.stop.check()
         now = time.monotonic()
         if self.first is None or iteration < self.first[0]:
             self.first = (iteration, now)

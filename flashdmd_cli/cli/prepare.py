@@ -87,7 +87,6 @@ def from_source(
     from flashdmd_cli.cli.prepare_options import make_request
     from flashdmd_cli.cli.prepare_run import Preparation
     from flashdmd_cli.cli.prepare_workers import Share
-    from flashdmd_cli.runs.signals import StopFlag
 
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: must be at least 1")
@@ -95,8 +94,7 @@ def from_source(
     if yes and share.count > 1:
         raise UsageError("--yes: several processes would empty the folder under each other", hint="remove it first")
     request = make_request(given)
-    with StopFlag(observer.output.say) as stop:
-        return Preparation(request, out, share, nproc, observer, stop).run(yes), share
+    return Preparation(request, out, share, nproc, observer).run(yes), share
 
 
 def next_command(folder: Path, teacher: str) -> str:

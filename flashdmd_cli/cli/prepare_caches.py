@@ -144,8 +144,7 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
     done_marks = [prep.work / f"{shard.stem}.{identity[:12]}.{'-'.join(what)}.done" for shard in shards]
     mine = [task for task in mine if not done_marks[task].is_file()]
     tick = prep.teller(round(sum(per_shard[task] for task in mine)))
-    run_tasks(_Marked(job, done_marks), mine, prep.num_processes, tick, prep.stopped, first=prep.share.local)
-    prep.check_stop("finished caches")
+    run_tasks(_Marked(job, done_marks), mine, prep.num_processes, tick, first=prep.share.local)
     if not prep.others_too(lambda: all(mark.is_file() for mark in done_marks) or _has(prep.out, identity, what)):
         return None
     with prep.alone():

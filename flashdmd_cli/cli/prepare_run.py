@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
-from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.signals import StopSignal
 
 WORK, REQUEST, PLAN, LOCK = ".work", "request.json", "plan.jsonl", ".lock"
 REPORT = "report.html"
@@ -46,7 +47,6 @@ class Preparation:
     share: Share
     num_processes: int
     observer: Progress
-    stop: StopFlag
     began: float = field(default_factory=time.monotonic)
     complete: bool = False
     """Everything that was asked for is there, also what other shares do."""
@@ -60,6 +60,16 @@ class Preparation:
 
         Raises `Interrupted` when a signal came before the end; what was finished stays.
         """
+        try:
+            return self._run(yes)
+        except StopSignal:
+            raise Interrupted(
+                f"interrupted; what is finished in {self.out} stays",
+                hint="run the same command again to go on",
+                signal_number=self.observer.output.stop.requested or signal.SIGINT,
+            ) from None
+
+    def _run(self, yes: bool) -> Manifest | None:
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
         if yes:  # it empties the folder, so a filter that cannot work has to be known before
@@ -80,15 +90,6 @@ class Preparation:
                 manifest = cached
             self.complete = True
         return manifest
-
-    def check_stop(self, what: str) -> None:
-        """`Interrupted` when a signal came."""
-        if self.stop.requested is not None:
-            raise Interrupted(
-                f"interrupted; {what} in {self.out} stay",
-                hint="run the same command again to go on",
-                signal_number=self.stop.requested,
-            )
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
@@ -132,11 +133,9 @@ class Preparation:
         """The source's rows, with a word now and then, for a listing can take its time."""
         told = time.monotonic()
         for number, row in enumerate(source.rows()):
-            if number % 1000 == 0:
-                self.check_stop("finished shards")
-                if time.monotonic() - told > PLAIN_LINE_SECONDS:
-                    told = time.monotonic()
-                    self.observer.output.say(f"  {number} rows so far")
+            if number % 1000 == 0 and time.monotonic() - told > PLAIN_LINE_SECONDS:
+                told = time.monotonic()
+                self.observer.output.say(f"  {number} rows so far")
             yield row
 
     def _finished(self, plan: Plan) -> Manifest | None:
@@ -167,8 +166,7 @@ class Preparation:
         noun = "prompt" if source.prompts_only else "picture"
         self.observer.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
         job = ChunkJob(plan, source, self.request.settings, self.work)
-        run_tasks(job, mine, self.num_processes, self.teller(rows), self.stopped)
-        self.check_stop("finished shards")
+        run_tasks(job, mine, self.num_processes, self.teller(rows))
 
     def _rows_of(self, plan: Plan, chunk: int) -> int:
         size = self.request.shard_size
@@ -219,7 +217,6 @@ class Preparation:
         while not ready():
             if not self.share.waits:
                 return False
-            self.check_stop("finished shards")
             time.sleep(0.2)
         return True
 
@@ -243,9 +240,6 @@ class Preparation:
                     shutil.rmtree(self.work, ignore_errors=True)
                     for left in self.out.glob(".*.tmp"):  # of a writer that was killed
                         left.unlink(missing_ok=True)
-
-    def stopped(self) -> bool:
-        return self.stop.requested is not None
 
     def teller(self, total: int) -> Callable[[int], None]:
         """A counter that tells the observer."""

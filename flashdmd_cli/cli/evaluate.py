@@ -118,10 +118,12 @@ def evaluate_command(
             output.say(f"from {drawer.folder}")
         if not is_shapes(drawer.teacher):
             raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
-        folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval", resumes=False)
+        folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval")
         from flashdmd_cli.cli.sample import write_result
         from flashdmd_cli.evaluation.report import missed, report
         from flashdmd_cli.evaluation.suites import evaluate
+        from flashdmd_cli.runs.files import write_text_atomically
+        from flashdmd_cli.runs.manifest import MANIFEST
 
         captions = reference.suite.all_captions
         observer.phase(f"drawing {len(captions)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
@@ -131,7 +133,8 @@ def evaluate_command(
         figures = folder / "metrics.json"
         facts = {"suite": suite, "limit": limit, **drawer.facts()}
         document = plain(report(rows, **facts, seed=seed, out=folder, manifest=folder / "manifest.json"))
-        figures.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier result, which stays until there is another
+        write_text_atomically(figures, json.dumps(document, indent=2) + "\n")
         write_result(folder, "eval", drawer, [figures], seed, facts, time.monotonic() - began)
         show(rows, f"{suite}, {rows[drawer.name].num_pictures} captions", document, str(folder), output)
         if failed := missed(rows[drawer.name], lowest, highest):

@@ -14,6 +14,7 @@ from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.data.chunks import Stopped
 from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import write_text_atomically
 from flashdmd_cli.runs.manifest import CacheRecord, FileRecord, Manifest, hash_folder, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
         if not note.is_file():
             prep.observer.phase("looking for prompts that occur more than once")
             new_prompts, samples, pictures = first_uses(shards, prep.work)
-            note.write_text(json.dumps([new_prompts, samples, pictures]), encoding="utf-8")
+            write_text_atomically(note, json.dumps([new_prompts, samples, pictures]))
     new_prompts, samples, pictures = json.loads(note.read_text(encoding="utf-8"))
     needed = refuse_too_big(prep.out, dimensions_of(request.teacher), pictures, sum(new_prompts), what)
     mine = list(prep.share.of(len(shards)))

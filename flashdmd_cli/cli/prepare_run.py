@@ -9,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,11 @@ from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.lock import LOCK, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopSignal
 
-WORK, REQUEST, PLAN, LOCK = ".work", "request.json", "plan.jsonl", ".lock"
+WORK, REQUEST, PLAN = ".work", "request.json", "plan.jsonl"
 REPORT = "report.html"
 PEEK = 50
 """Rows looked at to learn which columns a source has."""
@@ -74,7 +75,7 @@ class Preparation:
         source = open_source(self.request.source, self.request.reading)
         if yes:  # it empties the folder, so a filter that cannot work has to be known before
             self._require_columns(islice(source.rows(), PEEK), source)
-        claim(self.out, "data", yes)
+        claim(self.out, "data", yes, shared=not yes)
         with self._workplace():
             plan = self._list(source)
             self._drop_if_incomplete()
@@ -230,16 +231,12 @@ class Preparation:
     @contextmanager
     def _workplace(self) -> Iterator[None]:
         """The folder of what is unfinished; the last of all processes that use it clears it when all is done."""
-        with (self.out / LOCK).open("a") as users:
-            fcntl.flock(users, fcntl.LOCK_SH)
-            self.work.mkdir(exist_ok=True)
-            yield
-            if self.complete:
-                with suppress(BlockingIOError):
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(self.work, ignore_errors=True)
-                    for left in self.out.glob(".*.tmp"):  # of a writer that was killed
-                        left.unlink(missing_ok=True)
+        self.work.mkdir(exist_ok=True)
+        yield
+        if self.complete and is_alone(self.out):
+            shutil.rmtree(self.work, ignore_errors=True)
+            for left in self.out.glob(".*.tmp"):  # of a writer that was killed
+                left.unlink(missing_ok=True)
 
     def teller(self, total: int) -> Callable[[int], None]:
         """A counter that tells the observer."""

@@ -42,6 +42,7 @@ def forget(folder: Path) -> int:
 
     if not (folder / MANIFEST).is_file() or (manifest := read_manifest(folder)).kind != "sample":
         return 0
+    (folder / MANIFEST).unlink()
     for record in manifest.files:
         (folder / record.path).unlink(missing_ok=True)
     return len(manifest.files)
@@ -50,12 +51,15 @@ def forget(folder: Path) -> int:
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, observer: Progress) -> list[Path]:
     """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files."""
     from flashdmd_cli.evaluation.pictures import save_grid, to_image
-    from flashdmd_cli.runs.files import writing
+    from flashdmd_cli.runs.files import write_text_atomically, writing
 
-    files, rows, labels = [], [], []
+    files: list[Path] = []
+    rows, labels = [], []
     for drawer in drawers:
         observer.phase(f"drawing {len(texts)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
         pictures = drawer.draw(texts, seed, observer)
+        if not files and (num_old := forget(out)):  # not before there is something to take its place
+            observer.output.say(f"{out}: replaces the {num_old} files of the sample that was there")
         folder = out / drawer.name
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +68,9 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
                 to_image(picture).save(files[-1])
         rows.append(pictures[:MAX_COLUMNS])
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
-    save_grid(rows, labels, out / "grid.png", texts[:MAX_COLUMNS])
-    (out / "prompts.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(out):
+        save_grid(rows, labels, out / "grid.png", texts[:MAX_COLUMNS])
+    write_text_atomically(out / "prompts.json", json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     return [*files, out / "grid.png", out / "prompts.json"]
 
 
@@ -106,9 +111,7 @@ def sample(
         if source is None:
             output.say(f"from {drawer.folder}")
         folder = out or RUNS / f"sample-{drawer.name}"
-        if num_old := forget(folder):
-            output.say(f"{folder}: replaces the {num_old} files of the sample that was there")
-        claim(folder, "sample", resumes=False)
+        claim(folder, "sample")
         drawers = [drawer]
         if compare and drawer.net is not drawer.family.teacher:
             drawers.append(as_teacher(drawer.family, drawer.teacher, Path(drawer.family.source), "ddim"))

@@ -79,9 +79,7 @@ class Page:
 
 def write_page(path: Path, page: Page) -> Path:
     """Write the page whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page.html(), encoding="utf-8")
-    temporary.replace(path)
+    write_text_atomically(path, page.html())
     return path
 
 

@@ -31,10 +31,11 @@ def writing(path: Path) -> Iterator[None]:
         raise write_error(path, error.errno or 0, str(error)) from error
 
 
-def write_error(path: Path, code: int, text: str) -> WriteError:
-    """The error to raise when writing `path` failed with the system's error number `code`."""
+def write_error(path: Path | None, code: int, text: str) -> WriteError:
+    """The error to raise when writing `path`, where known, failed with the system's error number `code`."""
     reason, hint = _REASONS.get(code, (text, "choose another --out"))
-    return WriteError(f"--out: cannot write {path}: {reason}", hint=hint)
+    what = f"cannot write {path}" if path is not None else "cannot be written"
+    return WriteError(f"--out: {what}: {reason}", hint=hint)
 
 
 def sync(path: Path) -> None:

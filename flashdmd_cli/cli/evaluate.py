@@ -117,7 +117,10 @@ def evaluate_command(
         if source is None:
             output.say(f"from {drawer.folder}")
         if not is_shapes(drawer.teacher):
-            raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
+            raise UsageError(
+                f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",
+                hint="flashdmd sample draws any prompts",
+            )
         folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval")
         from flashdmd_cli.cli.sample import write_result
         from flashdmd_cli.evaluation.report import missed, report

@@ -97,9 +97,9 @@ def from_source(
     return Preparation(request, out, share, nproc, observer).run(yes), share
 
 
-def next_command(folder: Path, teacher: str) -> str:
-    """What to do with the data."""
-    return f"flashdmd distill --teacher {teacher} --data {folder}"
+def next_command(folder: Path, teacher: str, pictures: bool = True) -> str:
+    """What to do with the data; prompts without pictures have nothing for a discriminator."""
+    return f"flashdmd distill --teacher {teacher} --data {folder}" + ("" if pictures else " --set gan.kind=none")
 
 
 def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) -> None:
@@ -129,7 +129,7 @@ def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) 
         document,
         [
             f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {shards} shards"
-            f" (next: {next_command(folder, teacher)})",
+            f" (next: {next_command(folder, teacher, facts.pictures)})",
             *(f"  {num:>8}  {reason:<18} {meaning(reason)}" for reason, num in facts.rejected.items()),
             *([f"converted: {converted}"] if converted else []),
         ],

@@ -81,9 +81,9 @@ def build(
         if steps is not None and steps < 1:
             raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
         began = time.monotonic()
-        with writing(work):
+        with writing(work, "--work"):
             work.mkdir(parents=True, exist_ok=True)
-            hold(work)
+            hold(work, "--work")
         if part == "reward":
             folder = build_reward(out, work, steps, seed, output)
             figures = {

@@ -14,7 +14,7 @@ SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 """The folders of a stock `StableDiffusionXLPipeline`."""
-WRITERS = {"data": "prepare-data shapes", "distill": "distill", "align": "align", "reward": "reward train"}
+WRITERS = {"data": "prepare-data SOURCE --out DIR", "distill": "distill", "align": "align", "reward": "reward train"}
 """Which command writes a kind of folder."""
 MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
@@ -125,7 +125,7 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared:
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         refuse_of_others(out, kind)
-        hold(out, shared)
+        hold(out, shared=shared)
         held = refuse_of_others(out, kind)  # another command may have begun there between the two
         if yes:
             for path in held:

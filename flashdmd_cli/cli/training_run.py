@@ -71,7 +71,7 @@ def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: 
         raise InputError(
             f"--data {data}: pictures are {'x'.join(map(str, side))} pixels, but the teacher "
             f"draws {resolution}x{resolution}",
-            hint="prepare the data at the teacher's resolution",
+            hint=f"flashdmd prepare-data SOURCE --resolution {resolution} makes data of that size",
         )
 
 

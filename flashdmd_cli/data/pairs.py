@@ -112,7 +112,7 @@ def _parquet(path: Path) -> list[dict[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise DataError(f"--pairs {path}: reading parquet needs pyarrow", "pip install 'flashdmd[parquet]'") from None
+        raise DataError(f"--pairs {path}: reading parquet needs pyarrow", "pip install pyarrow") from None
     try:
         return parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:

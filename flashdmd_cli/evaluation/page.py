@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.runs.files import write_text_atomically
+
 if TYPE_CHECKING:
     from torch import Tensor
 

@@ -15,7 +15,7 @@ _HELD: dict[Path, IO[str]] = {}
 """The folders that this process holds, each with its open lock file."""
 
 
-def hold(folder: Path, shared: bool = False) -> None:
+def hold(folder: Path, flag: str = "--out", shared: bool = False) -> None:
     """Keep other processes from writing to `folder` until `release`; `shared` lets those in that share it as well.
 
     A folder that this process holds already is held in the new way. Raises `UsageError` when another process holds it,
@@ -23,7 +23,7 @@ def hold(folder: Path, shared: bool = False) -> None:
     """
     path = folder / LOCK
     file = _HELD.get(folder.resolve())
-    with writing(folder):
+    with writing(folder, flag):
         if file is None or not _is(file, path):
             file = path.open("a", encoding="utf-8")
     try:
@@ -32,7 +32,7 @@ def hold(folder: Path, shared: bool = False) -> None:
         if file is not _HELD.get(folder.resolve()):
             file.close()
         raise UsageError(
-            f"--out {folder}: another process is writing to it", hint="wait for it, or choose another folder"
+            f"{flag} {folder}: another process is writing to it", hint="wait for it, or choose another folder"
         ) from None
     except OSError:  # a file system without locks
         pass

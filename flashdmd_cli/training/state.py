@@ -56,7 +56,7 @@ class Role:
             if self.bad_updates >= MAX_BAD_UPDATES:
                 raise NumericalError(
                     f"{self.lr_key}: {MAX_BAD_UPDATES} gradients in a row were not finite",
-                    hint="lower the learning rate, or set model.precision=fp32, and run the same command again",
+                    hint="a lower one, or model.precision=fp32 where it is bf16, in another --out",
                 )
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()

@@ -38,6 +38,11 @@ class Watch:
     preview: Callable[[nn.Module, int, Sequence[str]], None]
 
 
+def on_cpu(tensors: dict[str, Tensor]) -> bool:
+    """Whether all of them are in main memory."""
+    return all(tensor.device.type == "cpu" for tensor in tensors.values())
+
+
 class Undo:
     """Lets a signal end a round of training in its middle, on a CPU, where one may take a minute.
 
@@ -59,7 +64,7 @@ class Undo:
     def round(self) -> Iterator[None]:
         """One round, inside `stop.postponed()`; on `StopSignal` the run is again what it was before."""
         tensors, meta = self.contents()
-        copied = all(tensor.device.type == "cpu" for tensor in tensors.values())
+        copied = on_cpu(tensors)
         if copied:
             # The optimizers have no moments before their first step.
             self.kept = {name: self.kept.get(name, torch.empty_like(tensor)) for name, tensor in tensors.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from flashdmd_cli.runs.process import begin_process
 
 
@@ -10,7 +12,14 @@ def main() -> None:
     begin_process()  # the imports below take a while
     from flashdmd_cli.cli.app import app
 
-    app()
+    try:
+        app()
+    except OSError as error:  # help and version are printed outside of the commands, which tell this themselves
+        from flashdmd_cli.cli.output import hush_stdout
+
+        hush_stdout()
+        print(f"stdout: cannot be written: {error.strerror}", file=sys.stderr)
+        sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
-from flashdmd_cli.cli.output import Output, Progress, command, plain
+from flashdmd_cli.cli.output import Output, Progress, command, plain, to_stdout
 from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
 
@@ -70,9 +70,10 @@ def show(rows: dict[str, Metrics], title: str, document: dict[str, Any], names: 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(table(rows, title))
-    console.print(attribute_table(rows))
-    console.print(f"written to {names}", soft_wrap=True)
+    with to_stdout():
+        console.print(table(rows, title))
+        console.print(attribute_table(rows))
+        console.print(f"written to {names}", soft_wrap=True)
 
 
 def evaluate_command(

@@ -125,7 +125,9 @@ def to_stdout() -> Iterator[None]:
     except OSError as error:
         hush_stdout()
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise WriteError(f"stdout: cannot be written: {reason}", hint="the work itself is done") from error
+        raise WriteError(
+            f"stdout: cannot be written: {reason}", hint="free some space, or send it elsewhere"
+        ) from error
 
 
 def hush_stdout() -> None:
@@ -203,7 +205,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):  # the terminal may be gone, which must not end the work
+                self.bar.stop()
 
     def _restart(self) -> None:
         self.first: tuple[int, float] | None = None
@@ -215,9 +218,10 @@ class Progress:
         self.output.stop.check()
         self.unit = unit
         if self.bar is not None:
-            self.bar.stop()
-            if self.task is not None:
-                self.bar.remove_task(self.task)
+            with suppress(OSError):
+                self.bar.stop()
+                if self.task is not None:
+                    self.bar.remove_task(self.task)
         self._restart()
         self.output.say(text)
 
@@ -235,10 +239,11 @@ class Progress:
         shown = list((figures or {}).items())[:4]
         told += "".join(f"  {name} {value:.4g}" for name, value in shown)
         if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task("", total=total, told=told)
-                self.bar.start()
-            self.bar.update(self.task, completed=iteration, total=total, told=told)
+            with suppress(OSError):
+                if self.task is None:
+                    self.task = self.bar.add_task("", total=total, told=told)
+                    self.bar.start()
+                self.bar.update(self.task, completed=iteration, total=total, told=told)
         elif iteration and now - self.told_at >= self.every or iteration == total:
             self.told_at = now
             self.output.say(f"  {told}")

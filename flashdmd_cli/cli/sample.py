@@ -33,6 +33,11 @@ def gather_prompts(prompts: Sequence[str], file: Path | None, num: int) -> list[
     if not texts:
         example = '--prompt "a striped red ring left of a plain blue square"'
         raise UsageError("--prompt: nothing to draw", hint=f"{example}, or --prompts FILE")
+    for text in texts:
+        if any(
+            "\ud800" <= letter <= "\udfff" for letter in text
+        ):  # bytes of another encoding, or half of a JSON escape
+            raise UsageError(f"--prompt {text}: is not UTF-8 text", hint="write it in a UTF-8 file, --prompts FILE")
     return [text for text in texts for _ in range(num)]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from flashdmd_cli.runs import checkpoint
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
 from flashdmd_cli.runs.errors import FlashDMDError, InputError, Interrupted
-from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker, read_metrics
 
 
@@ -148,15 +148,44 @@ def test_metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path: 
     assert read_metrics(tmp_path) == []
 
 
-def test_stop_flag_notes_the_first_signal_and_gives_the_handlers_back() -> None:
+def test_a_signal_raises_where_the_program_stands_and_the_handlers_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with StopFlag() as stop:
-        assert stop.requested is None
-        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopSignal):
+            os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested == signal.SIGTERM
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(StopSignal):  # a library may have swallowed the first
+            stop.check()
+        with pytest.raises(KeyboardInterrupt) as second:
             os.kill(os.getpid(), signal.SIGINT)
+        assert not isinstance(second.value, StopSignal)  # which would save first
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_postponed_signal_is_answered_in_the_next_stretch_that_answers() -> None:
+    said: list[str] = []
+    with StopFlag(said.append) as stop:
+        with stop.postponed():
+            with stop.answering():
+                pass
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested == signal.SIGTERM and len(said) == 1
+            stop.check()
+            with pytest.raises(StopSignal), stop.answering():
+                raise AssertionError("not reached")
+            stop.check()
+        with pytest.raises(StopSignal):
+            stop.check()
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.requested is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert Interrupted("stopped", signal_number=signal.SIGTERM).exit_code == 143
 
 

@@ -131,7 +131,7 @@ def test_two_trainings_do_not_share_a_folder(world):
     with (world / "o" / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         busy = run("distill", *SMALL, "--iterations", 1, "--data", "runs/data-shapes", "--out", "o")
-        fails(busy, 2, "--out o: another process is training in it")
+        fails(busy, 2, "--out o: another process is writing to it")
     assert run("distill", *SMALL, "--iterations", 1, "--out", "o").exit_code == 0
 
 

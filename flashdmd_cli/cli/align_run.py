@@ -33,7 +33,6 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     """
     from flashdmd_cli.runs.checkpoint import latest_state, state_folder
     from flashdmd_cli.runs.manifest import MANIFEST
-    from flashdmd_cli.runs.signals import StopFlag
 
     assert recipe.align is not None
     before = checkpoint.manifest.teacher
@@ -78,8 +77,8 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(recipe, captions))
     watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
-    with StopFlag(observer.output.say) as stop:
-        state = align(recipe, family, sam, reward, origin, shards, out, watch, stop, probe)
+    stop = observer.output.stop
+    state = align(recipe, family, sam, reward, origin, shards, out, watch, stop, probe)
     settle(recipe, state, stop, out)
     write_checkpoint("align", recipe, family, state, data, out, parents)
     return out

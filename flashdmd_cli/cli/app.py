@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli import __version__
+from flashdmd_cli.__main__ import main
 from flashdmd_cli.cli.align import align
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
@@ -56,11 +57,6 @@ def root(
     ] = False,
 ) -> None:
     """Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop."""
-
-
-def main() -> None:
-    """Run the command line; the exit code is the process's."""
-    app()
 
 
 if __name__ == "__main__":

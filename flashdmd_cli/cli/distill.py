@@ -135,8 +135,8 @@ def finish(folder: Path, output: Output) -> None:
         "seconds": manifest.wall_seconds,
         "warnings": manifest.warnings,
     }
-    lines = [
-        *(f"warning: {text}" for text in manifest.warnings),
-        f"{folder}: done (next: flashdmd eval --from {folder})",
-    ]
+    # The suites that `eval` draws are the embedded world's.
+    embedded = manifest.teacher is not None and is_shapes(manifest.teacher.id)
+    following = f"flashdmd eval --from {folder}" if embedded else f'flashdmd sample --from {folder} --prompt "..."'
+    lines = [*(f"warning: {text}" for text in manifest.warnings), f"{folder}: done (next: {following})"]
     output.result(document, lines, str(folder))

@@ -23,8 +23,6 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
 
     Raises `Interrupted` when a signal came before the end; the state is saved then.
     """
-    from flashdmd_cli.runs.signals import StopFlag
-
     teacher = find_teacher(recipe.teacher)
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     sam = find_sam(recipe)
@@ -46,8 +44,8 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     # Before its first update the student is the teacher, sampled as a student is.
     watch = watch_run(recipe, family, captions, family.teacher, out, observer, SHOWN)
     observer.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
-    with StopFlag(observer.output.say) as stop:
-        state = distill(recipe, family, sam, shards, out, watch, stop)
+    stop = observer.output.stop
+    state = distill(recipe, family, sam, shards, out, watch, stop)
     settle(recipe, state, stop, out)
     write_checkpoint("distill", recipe, family, state, data, out)
     return out

@@ -84,13 +84,26 @@ def check_sdxl() -> tuple[str, bool, str]:
     )  # fmt: skip
 
 
+def check_folder() -> list[tuple[str, bool, str]]:
+    """Room and rights in the current folder, where results go by default."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return [("folder", False, "the current folder has been deleted: cd to another")]
+    free = shutil.disk_usage(here).free / 2**30
+    writable = os.access(here, os.W_OK)
+    return [
+        ("disk", free > 1, f"{free:.1f} GiB free here"),
+        ("folder", writable, f"{here}" + ("" if writable else " cannot be written: give --out, or cd to another")),
+    ]
+
+
 def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Check packages, device, models and disk.
 
     Exit code 1 if something that the commands need is missing.
     """
     with command(as_json, quiet, debug) as output:
-        free = shutil.disk_usage(Path.cwd()).free / 2**30
         rows = [
             ("flashdmd", True, __version__),
             ("python", True, platform.python_version()),
@@ -98,8 +111,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) 
             check_device(),
             *check_assets(),
             check_sdxl(),
-            ("disk", free > 1, f"{free:.1f} GiB free here"),
-            ("folder", os.access(Path.cwd(), os.W_OK), str(Path.cwd())),
+            *check_folder(),
         ]
         document = {"ok": all(fine for _, fine, _ in rows), "checks": {n: {"ok": f, "said": s} for n, f, s in rows}}
         width = max(len(name) for name, _, _ in rows)

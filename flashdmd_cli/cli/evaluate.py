@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
-from flashdmd_cli.cli.output import Output, Progress, command, plain
+from flashdmd_cli.cli.output import Output, Progress, command, plain, to_stdout
 from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
 
@@ -70,9 +70,10 @@ def show(rows: dict[str, Metrics], title: str, document: dict[str, Any], names: 
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
-    console.print(table(rows, title))
-    console.print(attribute_table(rows))
-    console.print(f"written to {names}", soft_wrap=True)
+    with to_stdout():
+        console.print(table(rows, title))
+        console.print(attribute_table(rows))
+        console.print(f"written to {names}", soft_wrap=True)
 
 
 def evaluate_command(
@@ -117,11 +118,16 @@ def evaluate_command(
         if source is None:
             output.say(f"from {drawer.folder}")
         if not is_shapes(drawer.teacher):
-            raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
-        folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval", resumes=False)
+            raise UsageError(
+                f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",
+                hint="flashdmd sample draws any prompts",
+            )
+        folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval")
         from flashdmd_cli.cli.sample import write_result
         from flashdmd_cli.evaluation.report import missed, report
         from flashdmd_cli.evaluation.suites import evaluate
+        from flashdmd_cli.runs.files import write_text_atomically
+        from flashdmd_cli.runs.manifest import MANIFEST
 
         captions = reference.suite.all_captions
         observer.phase(f"drawing {len(captions)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
@@ -131,7 +137,8 @@ def evaluate_command(
         figures = folder / "metrics.json"
         facts = {"suite": suite, "limit": limit, **drawer.facts()}
         document = plain(report(rows, **facts, seed=seed, out=folder, manifest=folder / "manifest.json"))
-        figures.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier result, which stays until there is another
+        write_text_atomically(figures, json.dumps(document, indent=2) + "\n")
         write_result(folder, "eval", drawer, [figures], seed, facts, time.monotonic() - began)
         show(rows, f"{suite}, {rows[drawer.name].num_pictures} captions", document, str(folder), output)
         if failed := missed(rows[drawer.name], lowest, highest):

@@ -10,15 +10,17 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import write_error
+from flashdmd_cli.runs.lock import release
+from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
 EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("UsageError", 2),
@@ -63,7 +65,7 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped at once; what was saved before is intact, nothing after it is kept"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return error_line(write_error(Path(error.filename or "."), error.errno or 0, str(error)))
+        return error_line(write_error(Path(error.filename) if error.filename else None, error.errno or 0, str(error)))
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or type(error).__name__}: {error.strerror}"
     lines = str(error).split("\n")
@@ -93,6 +95,7 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
+        self.stop = StopFlag(self.say)
 
     @property
     def draws_bars(self) -> bool:
@@ -100,19 +103,20 @@ class Output:
         return sys.stderr.isatty() and not (self.quiet or self.as_json)
 
     def say(self, text: str) -> None:
-        """Tell a person what is going on; silent under --quiet."""
+        """Tell a person what is going on; silent under --quiet, and where nobody can be told: work goes on."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            with suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
     def result(self, document: Any, text: str | Sequence[str], names: str | Sequence[str] = ()) -> None:
         """Print the result once, in the form that was asked for.
 
         `document` is the JSON form, `text` the human form (lines), `names` the ids or paths for --quiet.
         """
+        chosen = names if self.quiet else text
         if self.as_json:
-            print(json.dumps(plain(document), indent=2, ensure_ascii=False), flush=True)
-        else:
-            chosen = names if self.quiet else text
+            chosen = json.dumps(plain(document), indent=2, ensure_ascii=False)
+        with to_stdout():
             for line in [chosen] if isinstance(chosen, str) else chosen:
                 print(line, flush=True)
 
@@ -126,28 +130,68 @@ def current() -> Output:
 
 
 @contextmanager
+def to_stdout() -> Iterator[None]:
+    """Tell a full disk behind stdout in one line."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        hush_stdout()
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise WriteError(
+            f"stdout: cannot be written: {reason}", hint="free some space, or send it elsewhere"
+        ) from error
+
+
+def hush_stdout() -> None:
+    """What is left to flush to stdout goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
 def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
     """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
     output = Output(as_json, quiet, debug)
     token = _CURRENT.set(output)
-    try:
-        if as_json and quiet:
-            raise UsageError("--quiet: choose one of --json and --quiet")
-        yield output
-        sys.stdout.flush()
-    except typer.Exit:
-        raise
-    except BrokenPipeError:
-        # The reader (`| head`) has gone; what is left to flush goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        print(error_line(error), file=sys.stderr, flush=True)
-        raise typer.Exit(exit_code(error)) from None
-    finally:
-        _CURRENT.reset(token)
+    with output.stop:
+        try:
+            if as_json and quiet:
+                raise UsageError("--quiet: choose one of --json and --quiet")
+            yield output
+            with to_stdout():
+                sys.stdout.flush()
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # The reader (`| head`) has gone.
+            hush_stdout()
+            raise typer.Exit(1) from None
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            meant = interruption(error, output.stop)
+            with suppress(OSError):
+                print(error_line(meant), file=sys.stderr, flush=True)
+            raise typer.Exit(exit_code(meant)) from None
+        finally:
+            release()
+            _CURRENT.reset(token)
+
+
+def interruption(error: BaseException, stop: StopFlag) -> BaseException:
+    """What `error` means: after a signal it is the signal, whatever a library in whose middle it came made of it.
+
+    What was said while ending stands: that the state is saved, or could not be.
+    """
+    if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
+        return error
+    if isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
+        told = Interrupted("interrupted; what was finished before is kept", hint="run the same command again")
+    else:
+        told = Interrupted(error_line(error))
+    told.exit_code = 128 + stop.requested
+    return told
 
 
 def duration(seconds: float) -> str:
@@ -177,7 +221,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
-            self.bar.stop()
+            with suppress(OSError):  # the terminal may be gone, which must not end the work
+                self.bar.stop()
 
     def _restart(self) -> None:
         self.first: tuple[int, float] | None = None
@@ -185,17 +230,20 @@ class Progress:
         self.task: Any = None
 
     def phase(self, text: str, unit: str = "it") -> None:
-        """A new part of the work begins, counted in `unit`s."""
+        """A new part of the work begins, counted in `unit`s; ends here if a stop was asked for."""
+        self.output.stop.check()
         self.unit = unit
         if self.bar is not None:
-            self.bar.stop()
-            if self.task is not None:
-                self.bar.remove_task(self.task)
+            with suppress(OSError):
+                self.bar.stop()
+                if self.task is not None:
+                    self.bar.remove_task(self.task)
         self._restart()
         self.output.say(text)
 
     def progress(self, iteration: int, total: int, figures: dict[str, float] | None = None) -> None:
         """`iteration` of `total` is done (0 starts the clock); the figures worth a look go along."""
+        self.output.stop.check()
         now = time.monotonic()
         if self.first is None or iteration < self.first[0]:
             self.first = (iteration, now)
@@ -207,10 +255,11 @@ class Progress:
         shown = list((figures or {}).items())[:4]
         told += "".join(f"  {name} {value:.4g}" for name, value in shown)
         if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task("", total=total, told=told)
-                self.bar.start()
-            self.bar.update(self.task, completed=iteration, total=total, told=told)
+            with suppress(OSError):
+                if self.task is None:
+                    self.task = self.bar.add_task("", total=total, told=told)
+                    self.bar.start()
+                self.bar.update(self.task, completed=iteration, total=total, told=told)
         elif iteration and now - self.told_at >= self.every or iteration == total:
             self.told_at = now
             self.output.say(f"  {told}")

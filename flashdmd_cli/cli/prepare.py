@@ -87,7 +87,6 @@ def from_source(
     from flashdmd_cli.cli.prepare_options import make_request
     from flashdmd_cli.cli.prepare_run import Preparation
     from flashdmd_cli.cli.prepare_workers import Share
-    from flashdmd_cli.runs.signals import StopFlag
 
     if nproc < 1:
         raise UsageError(f"--nproc {nproc}: must be at least 1")
@@ -95,13 +94,12 @@ def from_source(
     if yes and share.count > 1:
         raise UsageError("--yes: several processes would empty the folder under each other", hint="remove it first")
     request = make_request(given)
-    with StopFlag(observer.output.say) as stop:
-        return Preparation(request, out, share, nproc, observer, stop).run(yes), share
+    return Preparation(request, out, share, nproc, observer).run(yes), share
 
 
-def next_command(folder: Path, teacher: str) -> str:
-    """What to do with the data."""
-    return f"flashdmd distill --teacher {teacher} --data {folder}"
+def next_command(folder: Path, teacher: str, pictures: bool = True) -> str:
+    """What to do with the data; prompts without pictures have nothing for a discriminator."""
+    return f"flashdmd distill --teacher {teacher} --data {folder}" + ("" if pictures else " --set gan.kind=none")
 
 
 def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) -> None:
@@ -131,7 +129,7 @@ def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) 
         document,
         [
             f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {shards} shards"
-            f" (next: {next_command(folder, teacher)})",
+            f" (next: {next_command(folder, teacher, facts.pictures)})",
             *(f"  {num:>8}  {reason:<18} {meaning(reason)}" for reason, num in facts.rejected.items()),
             *([f"converted: {converted}"] if converted else []),
         ],

@@ -14,7 +14,7 @@ from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.data.chunks import Stopped
 from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import size
+from flashdmd_cli.runs.files import size, write_text_atomically
 from flashdmd_cli.runs.manifest import CacheRecord, FileRecord, Manifest, hash_folder, read_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
         if not note.is_file():
             prep.observer.phase("looking for prompts that occur more than once")
             new_prompts, samples, pictures = first_uses(shards, prep.work)
-            note.write_text(json.dumps([new_prompts, samples, pictures]), encoding="utf-8")
+            write_text_atomically(note, json.dumps([new_prompts, samples, pictures]))
     new_prompts, samples, pictures = json.loads(note.read_text(encoding="utf-8"))
     if "text" in what:
         tell_cut(prep, teacher, [shards[task] for task in prep.share.of(len(shards))])
@@ -138,8 +138,7 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
     done_marks = [prep.work / f"{shard.stem}.{identity[:12]}.{'-'.join(what)}.done" for shard in shards]
     mine = [task for task in mine if not done_marks[task].is_file()]
     tick = prep.teller(round(sum(per_shard[task] for task in mine)))
-    run_tasks(_Marked(job, done_marks), mine, prep.num_processes, tick, prep.stopped, first=prep.share.local)
-    prep.check_stop("finished caches")
+    run_tasks(_Marked(job, done_marks), mine, prep.num_processes, tick, first=prep.share.local)
     if not prep.others_too(lambda: all(mark.is_file() for mark in done_marks) or _has(prep.out, identity, what)):
         return None
     with prep.alone():

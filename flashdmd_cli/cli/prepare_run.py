@@ -6,9 +6,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -28,10 +29,11 @@ from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.lock import LOCK, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
-from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.signals import StopSignal
 
-WORK, REQUEST, PLAN, LOCK = ".work", "request.json", "plan.jsonl", ".lock"
+WORK, REQUEST, PLAN = ".work", "request.json", "plan.jsonl"
 REPORT = "report.html"
 PEEK = 50
 """Rows looked at to learn which columns a source has."""
@@ -47,7 +49,6 @@ class Preparation:
     share: Share
     num_processes: int
     observer: Progress
-    stop: StopFlag
     began: float = field(default_factory=time.monotonic)
     complete: bool = False
     """Everything that was asked for is there, also what other shares do."""
@@ -61,11 +62,21 @@ class Preparation:
 
         Raises `Interrupted` when a signal came before the end; what was finished stays.
         """
+        try:
+            return self._run(yes)
+        except StopSignal:
+            raise Interrupted(
+                f"interrupted; what is finished in {self.out} stays",
+                hint="run the same command again to go on",
+                signal_number=self.observer.output.stop.requested or signal.SIGINT,
+            ) from None
+
+    def _run(self, yes: bool) -> Manifest | None:
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
         if yes:  # it empties the folder, so a filter that cannot work has to be known before
             self._require_columns(islice(source.rows(), PEEK), source)
-        claim(self.out, "data", yes)
+        claim(self.out, "data", yes, shared=not yes)
         with self._workplace():
             plan = self._list(source)
             self._drop_if_incomplete()
@@ -81,15 +92,6 @@ class Preparation:
                 manifest = cached
             self.complete = True
         return manifest
-
-    def check_stop(self, what: str) -> None:
-        """`Interrupted` when a signal came."""
-        if self.stop.requested is not None:
-            raise Interrupted(
-                f"interrupted; {what} in {self.out} stay",
-                hint="run the same command again to go on",
-                signal_number=self.stop.requested,
-            )
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
@@ -133,11 +135,9 @@ class Preparation:
         """The source's rows, with a word now and then, for a listing can take its time."""
         told = time.monotonic()
         for number, row in enumerate(source.rows()):
-            if number % 1000 == 0:
-                self.check_stop("finished shards")
-                if time.monotonic() - told > PLAIN_LINE_SECONDS:
-                    told = time.monotonic()
-                    self.observer.output.say(f"  {number} rows so far")
+            if number % 1000 == 0 and time.monotonic() - told > PLAIN_LINE_SECONDS:
+                told = time.monotonic()
+                self.observer.output.say(f"  {number} rows so far")
             yield row
 
     def _finished(self, plan: Plan) -> Manifest | None:
@@ -168,8 +168,7 @@ class Preparation:
         noun = "prompt" if source.prompts_only else "picture"
         self.observer.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
         job = ChunkJob(plan, source, self.request.settings, self.work)
-        run_tasks(job, mine, self.num_processes, self.teller(rows), self.stopped)
-        self.check_stop("finished shards")
+        run_tasks(job, mine, self.num_processes, self.teller(rows))
 
     def _rows_of(self, plan: Plan, chunk: int) -> int:
         size = self.request.shard_size
@@ -220,7 +219,6 @@ class Preparation:
         while not ready():
             if not self.share.waits:
                 return False
-            self.check_stop("finished shards")
             time.sleep(0.2)
         return True
 
@@ -234,19 +232,12 @@ class Preparation:
     @contextmanager
     def _workplace(self) -> Iterator[None]:
         """The folder of what is unfinished; the last of all processes that use it clears it when all is done."""
-        with (self.out / LOCK).open("a") as users:
-            fcntl.flock(users, fcntl.LOCK_SH)
-            self.work.mkdir(exist_ok=True)
-            yield
-            if self.complete:
-                with suppress(BlockingIOError):
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(self.work, ignore_errors=True)
-                    for left in self.out.glob(".*.tmp"):  # of a writer that was killed
-                        left.unlink(missing_ok=True)
-
-    def stopped(self) -> bool:
-        return self.stop.requested is not None
+        self.work.mkdir(exist_ok=True)
+        yield
+        if self.complete and is_alone(self.out):
+            shutil.rmtree(self.work, ignore_errors=True)
+            for left in self.out.glob(".*.tmp"):  # of a writer that was killed
+                left.unlink(missing_ok=True)
 
     def teller(self, total: int) -> Callable[[int], None]:
         """A counter that tells the observer."""

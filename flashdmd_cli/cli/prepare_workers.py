@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +25,8 @@ from flashdmd_cli.runs.errors import FlashDMDError, UsageError
 Tick = Callable[[int], None]
 Stop = Callable[[], bool]
 POLL_SECONDS = 0.5
+GRACE_SECONDS = 3.0
+"""What a worker has to finish a row when all are to halt; its files are whole or absent whenever it ends."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ class ChunkJob:
         process_chunk(task, self.plan.chunk(task), self.source, self.settings, self.folder, tick, stop)
 
 
-def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, stop: Stop, first: int = 0) -> None:
+def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, first: int = 0) -> None:
     """Do all tasks, in this process or in `num_processes` others. `done` is told how much was done since it was last
-    told. Returns early when `stop` says so; `first` is the number of the first process.
+    told; `first` is the number of the first process.
 
     Raises what a task raises; `FlashDMDError` when a worker dies.
     """
@@ -104,23 +108,17 @@ def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, st
         if head is None:
             return
         job.start(first)
-        try:
-            job.run(head, done, stop)
-            for task in stream:
-                job.run(task, done, stop)
-        except Stopped:
-            return
+        for task in chain([head], stream):
+            job.run(task, done, lambda: False)
         return
-    with _pool(job, num_processes, first) as (pool, counter, halt):
+    with _pool(job, num_processes, first) as (pool, counter):
         # A few tasks ahead and no more: the list of all of them would grow with the source.
-        running: set[Future[None]] = {pool.submit(_run, task) for task in islice(stream, 2 * num_processes)}
+        with _signals_blocked():
+            running: set[Future[None]] = {pool.submit(_run, task) for task in islice(stream, 2 * num_processes)}
         told = 0
         try:
             while running:
                 finished, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
-                if stop():
-                    halt.set()
-                    stream = iter(())
                 for future in finished:
                     future.result()
                 running |= {pool.submit(_run, task) for task in islice(stream, len(finished))}
@@ -132,9 +130,6 @@ def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, st
                 "--nproc: a worker process died, perhaps for want of memory",
                 hint="the same command goes on with what is missing; try a smaller --nproc",
             ) from None
-        except BaseException:
-            halt.set()
-            raise
 
 
 @dataclass
@@ -154,24 +149,36 @@ _worker: _Worker | None = None
 
 
 @contextmanager
-def _pool(job: Job, num: int, first: int) -> Iterator[tuple[ProcessPoolExecutor, Any, Any]]:
-    """A pool of fresh processes (spawned: a forked one would inherit threads), a shared counter and a flag to halt."""
+def _pool(job: Job, num: int, first: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
+    """A pool of fresh processes (spawned: a forked one would inherit threads), halted on an error; a shared counter."""
     context = multiprocessing.get_context("spawn")
     counter, halt, numbers = context.Value("q", 0), context.Event(), context.Value("i", first)
     pool = ProcessPoolExecutor(num, context, _start, (job, numbers, counter, halt))
     try:
-        yield pool, counter, halt
+        yield pool, counter
+    except BaseException:
+        halt.set()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """For processes that begin inside, who inherit it: Ctrl-C reaches the whole group, but the parent alone hears it,
+    and tells the workers when to stop."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(job: Job, numbers: Any, counter: Any, halt: Any) -> None:
     """Begin a worker's life."""
     global _worker
-    # Ctrl-C reaches the whole group; the parent hears it and tells the workers when to stop.
-    for which in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(which, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    for leave in (_leave_with_parent, partial(_leave_when_halted, halt)):
+        threading.Thread(target=leave, daemon=True).start()
     with numbers.get_lock():
         number = numbers.value
         numbers.value += 1
@@ -185,6 +192,13 @@ def _leave_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def _leave_when_halted(halt: Any) -> None:
+    """A worker that does not come to the end of what it is at, loading a model perhaps, is not waited for."""
+    halt.wait()
+    time.sleep(GRACE_SECONDS)
+    os._exit(1)
 
 
 def _run(task: int) -> None:

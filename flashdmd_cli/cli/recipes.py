@@ -57,7 +57,7 @@ def copy(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to be edited and passed to `distill --recipe FILE`."""
+    """Copy a recipe to a file of your own, to be edited and passed to `--recipe FILE`."""
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.files import writing
         from flashdmd_cli.runs.recipe import recipe_path
@@ -68,7 +68,9 @@ def copy(
             target = target / source.name
         if target.exists() and not yes:
             raise UsageError(f"{target}: exists already", hint="--yes replaces it")
-        with writing(target):
+        use = {"align": "flashdmd align --from CKPT", "reward": "flashdmd reward train --pairs FILE"}
+        command_line = f"{use.get(source.parent.name, 'flashdmd distill')} --recipe {target}"
+        with writing(target, "TO"):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target)
-        output.result({"path": target}, f"{target}: edit it, then flashdmd distill --recipe {target}", str(target))
+        output.result({"path": target}, f"{target}: edit it, then {command_line}", str(target))

@@ -27,7 +27,6 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
     from flashdmd_cli.runs.files import write_text_atomically
     from flashdmd_cli.runs.manifest import Manifest, sha256_file, write_manifest
-    from flashdmd_cli.runs.signals import StopFlag
 
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip
@@ -58,13 +57,13 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
 
     watch = Watch(progress, observer.output.say, lambda *_: None)
     observer.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
-    with StopFlag(observer.output.say) as stop:
-        done, seconds = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
-    if stop.requested is not None and done < recipe.train.iterations:
-        raise Interrupted(
-            f"interrupted; the state is saved in {out}", hint="run the same command again to resume",
-            signal_number=stop.requested,
-        )  # fmt: skip
+    stop = observer.output.stop
+    done, seconds = train_reward(recipe, family, model, learned, held_out, out, watch, stop)
+    if stop.requested is not None:
+        if not done:
+            raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
+        told = f"interrupted at iteration {done}; the state is saved in {out}"
+        raise Interrupted(told, hint="run the same command again to resume", signal_number=stop.requested)
     measured = accuracy(model, PairLatents(held_out, family), recipe.train.seed) if held_out else {}
     with saving(out):
         # Without a whole trunk of its own it needs its teacher beside it, which is what makes a small file of it.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.prepare_caches import encoders_hash
 from flashdmd_cli.cli.sources import claim
@@ -18,9 +17,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.teacher import TeacherRecord
 
-RECIPE, LOCK, TEACHER = "recipe.yaml", ".lock", "teacher.json"
-_LOCKS: dict[Path, IO[str]] = {}
-"""The folders that this process trains in, held while it lives."""
+RECIPE, TEACHER = "recipe.yaml", "teacher.json"
 FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
 }  # fmt: skip
@@ -46,7 +43,7 @@ def begin(
     """Make `out` the folder of this run, new or to be continued; False when it holds the finished result already.
 
     `inputs` are what each flag brings, what it names first. Raises `UsageError` for a recipe or an input that would
-    make another run of the one in `out`, or while another process trains there, and `InputError` for another teacher,
+    make another run of the one in `out`, or while another process writes there, and `InputError` for another teacher,
     which is known by its content, not by how it was typed. A finished result is not touched.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
@@ -54,7 +51,6 @@ def begin(
     from flashdmd_cli.runs.recipe import dump_recipe
 
     claim(out, kind)
-    _lock(out)
     digests = {flag: "-".join(map(_digest, paths)) for flag, paths in inputs.items()}
     _agree(recipe, teacher, inputs, digests, out)
     if _finished(recipe, out):
@@ -79,22 +75,6 @@ def teacher_of(out: Path) -> TeacherRecord:
 def _note(out: Path, flag: str) -> Path:
     """Where a run keeps the digest of what a flag brought."""
     return out / f"{flag.strip('-')}.sha256"
-
-
-def _lock(out: Path) -> None:
-    """Keep other processes from training in `out` until this one ends; UsageError when another one does."""
-    if out.resolve() in _LOCKS:
-        return
-    file = (out / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise UsageError(f"--out {out}: another process is training in it", hint="choose another folder") from None
-    except OSError:  # a file system without locks
-        file.close()
-        return
-    _LOCKS[out.resolve()] = file
 
 
 def _agree(

@@ -33,6 +33,11 @@ def gather_prompts(prompts: Sequence[str], file: Path | None, num: int) -> list[
     if not texts:
         example = '--prompt "a striped red ring left of a plain blue square"'
         raise UsageError("--prompt: nothing to draw", hint=f"{example}, or --prompts FILE")
+    for text in texts:
+        if any(
+            "\ud800" <= letter <= "\udfff" for letter in text
+        ):  # bytes of another encoding, or half of a JSON escape
+            raise UsageError(f"--prompt {text}: is not UTF-8 text", hint="write it in a UTF-8 file, --prompts FILE")
     return [text for text in texts for _ in range(num)]
 
 
@@ -42,6 +47,7 @@ def forget(folder: Path) -> int:
 
     if not (folder / MANIFEST).is_file() or (manifest := read_manifest(folder)).kind != "sample":
         return 0
+    (folder / MANIFEST).unlink()
     for record in manifest.files:
         (folder / record.path).unlink(missing_ok=True)
     return len(manifest.files)
@@ -50,12 +56,15 @@ def forget(folder: Path) -> int:
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, observer: Progress) -> list[Path]:
     """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files."""
     from flashdmd_cli.evaluation.pictures import save_grid, to_image
-    from flashdmd_cli.runs.files import writing
+    from flashdmd_cli.runs.files import write_text_atomically, writing
 
-    files, rows, labels = [], [], []
+    files: list[Path] = []
+    rows, labels = [], []
     for drawer in drawers:
         observer.phase(f"drawing {len(texts)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
         pictures = drawer.draw(texts, seed, observer)
+        if not files and (num_old := forget(out)):  # not before there is something to take its place
+            observer.output.say(f"{out}: replaces the {num_old} files of the sample that was there")
         folder = out / drawer.name
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +73,9 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
                 to_image(picture).save(files[-1])
         rows.append(pictures[:MAX_COLUMNS])
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
-    save_grid(rows, labels, out / "grid.png", texts[:MAX_COLUMNS])
-    (out / "prompts.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(out):
+        save_grid(rows, labels, out / "grid.png", texts[:MAX_COLUMNS])
+    write_text_atomically(out / "prompts.json", json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     return [*files, out / "grid.png", out / "prompts.json"]
 
 
@@ -108,9 +118,7 @@ def sample(
         if source is None:
             output.say(f"from {drawer.folder}")
         folder = out or RUNS / f"sample-{drawer.name}"
-        if num_old := forget(folder):
-            output.say(f"{folder}: replaces the {num_old} files of the sample that was there")
-        claim(folder, "sample", resumes=False)
+        claim(folder, "sample")
         drawers = [drawer]
         if compare and drawer.net is not drawer.family.teacher:
             at = Path(drawer.family.source)

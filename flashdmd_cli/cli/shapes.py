@@ -17,6 +17,8 @@ from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.sources import SHAPES
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.files import writing
+from flashdmd_cli.runs.lock import hold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +81,9 @@ def build(
         if steps is not None and steps < 1:
             raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
         began = time.monotonic()
+        with writing(work, "--work"):
+            work.mkdir(parents=True, exist_ok=True)
+            hold(work, "--work")
         if part == "reward":
             folder = build_reward(out, work, steps, seed, output)
             figures = {

@@ -16,7 +16,7 @@ SDXL, SDXL_ID = "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_SIZE = "6.9 GB in float16"
 SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
-WRITERS = {"data": "prepare-data shapes", "distill": "distill", "align": "align", "reward": "reward train"}
+WRITERS = {"data": "prepare-data SOURCE --out DIR", "distill": "distill", "align": "align", "reward": "reward train"}
 """Which command writes a kind of folder."""
 MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
@@ -147,28 +147,39 @@ def owner(out: Path) -> str | None:
     return read_manifest(out).kind if (out / MANIFEST).is_file() else None
 
 
-def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True) -> Path:
-    """Make `out` this command's folder; UsageError when it holds something that is not this command's.
+def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared: bool = False) -> Path:
+    """Make `out` this command's folder and keep other processes out of it (`shared`: those that do not share it);
+    UsageError when it holds something that is not this command's, or another process writes there.
 
     A folder of the same kind is kept, so that the same command resumes; `yes` empties it first. Where a command does
     not resume, the old manifest goes, since the result is no longer whole. What others wrote is never deleted.
     """
     from flashdmd_cli.runs.files import write_text_atomically, writing
+    from flashdmd_cli.runs.lock import hold
     from flashdmd_cli.runs.manifest import MANIFEST
 
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    # Another rank of the same command may be writing the mark at this moment.
-    if any(not path.name.startswith(f".{MARK}.") for path in out.iterdir()):
-        if (found := owner(out)) != kind:
-            whose = f"belongs to a {found} result" if found else f"is not empty, and holds no {kind} result"
-            raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
-        with writing(out):
-            if yes:
-                shutil.rmtree(out)
-                out.mkdir()
-            elif not resumes:
-                (out / MANIFEST).unlink(missing_ok=True)
+        refuse_of_others(out, kind)
+        hold(out, shared=shared)
+        held = refuse_of_others(out, kind)  # another command may have begun there between the two
+        if yes:
+            for path in held:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        elif not resumes:
+            (out / MANIFEST).unlink(missing_ok=True)
     if not (out / MARK).is_file():
         write_text_atomically(out / MARK, kind + "\n")
     return out
+
+
+def refuse_of_others(out: Path, kind: str) -> list[Path]:
+    """What is in a folder, besides its lock; UsageError when it is not of this kind."""
+    from flashdmd_cli.runs.lock import LOCK
+
+    # Another process of the same command may be writing the mark at this moment.
+    held = [path for path in out.iterdir() if path.name != LOCK and not path.name.startswith(f".{MARK}.")]
+    if held and (found := owner(out)) != kind:
+        whose = f"belongs to a {found} result" if found else f"is not empty, and holds no {kind} result"
+        raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
+    return held

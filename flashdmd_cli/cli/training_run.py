@@ -40,7 +40,7 @@ def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: 
         raise InputError(
             f"--data {data}: pictures are {'x'.join(map(str, side))} pixels, but the teacher "
             f"draws {resolution}x{resolution}",
-            hint="prepare the data at the teacher's resolution",
+            hint=f"flashdmd prepare-data SOURCE --resolution {resolution} makes data of that size",
         )
 
 
@@ -81,15 +81,17 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
 
     done, whole = state.iteration, recipe.train.iterations
     collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
-    if done >= whole and not collapsed:
-        return
     if stop.requested is not None and not collapsed:
+        if not done:
+            raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
         write_run_page(recipe, out, done, state.probe.get("warnings", ()))
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",
             signal_number=stop.requested,
         )
+    if not collapsed:
+        return
     told = state.probe["collapsed"]
     moved = ", ".join(f"{name} {change:+.0%}" for name, change in told["changes"].items())
     raise NumericalError(

@@ -74,7 +74,10 @@ def generate(
                 latents = rollout(denoise, family.schedule, grid, noise(0), noise)
             pictures.append(family.decode(latents).float().clamp(-1, 1).cpu())
             if not pictures[-1].isfinite().all():
-                raise NumericalError("pictures are not finite", hint="try --set model.precision=fp32")
+                raise NumericalError(
+                    f"{sampler}: the pictures that the network draws are not finite",
+                    hint="its weights are no use: draw with an earlier checkpoint, or train with a lower learning rate",
+                )
             if progress is not None:
                 progress(start + len(texts), len(captions))
     finally:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.runs.files import write_text_atomically
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -79,9 +81,7 @@ class Page:
 
 def write_page(path: Path, page: Page) -> Path:
     """Write the page whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page.html(), encoding="utf-8")
-    temporary.replace(path)
+    write_text_atomically(path, page.html())
     return path
 
 

@@ -11,30 +11,27 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import WriteError
 
 _REASONS = {
-    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again: it resumes"),
-    errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again: it resumes"),
-    errno.EFBIG: ("the file is larger than the system allows", "raise the limit (`ulimit -f`) or choose another --out"),
-    errno.EROFS: ("the file system is read-only", "choose another --out"),
-    errno.EACCES: ("permission denied", "choose another --out, or change the rights of this one"),
-    errno.EPERM: ("operation not permitted", "choose another --out, or change the rights of this one"),
-    errno.ENOTDIR: ("a file stands where a folder is needed", "choose another --out"),
-    errno.EEXIST: ("a file stands where a folder is needed", "choose another --out"),
+    errno.ENOSPC: ("the disk is full", "free some space, then run the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space, then run the same command again"),
+    errno.EFBIG: (
+        "the file is larger than the system allows",
+        "raise the limit (`ulimit -f`) or choose another {flag}",
+    ),
+    errno.EROFS: ("the file system is read-only", "choose another {flag}"),
+    errno.EACCES: ("permission denied", "choose another {flag}, or change the rights of this one"),
+    errno.EPERM: ("operation not permitted", "choose another {flag}, or change the rights of this one"),
+    errno.ENOTDIR: ("a file stands where a folder is needed", "choose another {flag}"),
+    errno.EEXIST: ("a file stands where a folder is needed", "choose another {flag}"),
 }
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says about a failed write under `path` into a `WriteError`."""
+def writing(path: Path, flag: str = "--out") -> Iterator[None]:
+    """Turn what the system says about a failed write under `path`, which `flag` names, into a `WriteError`."""
     try:
         yield
     except OSError as error:
-        raise write_error(path, error.errno or 0, str(error)) from error
-
-
-def write_error(path: Path, code: int, text: str) -> WriteError:
-    """The error to raise when writing `path` failed with the system's error number `code`."""
-    why, hint = _REASONS.get(code, (text, "choose another --out"))
-    return WriteError(f"--out: cannot write {path}: {why}", hint=hint)
+        raise write_error(path, error.errno or 0, str(error), flag) from error
 
 
 def reason(code: int) -> str:
@@ -54,6 +51,13 @@ def size(num_bytes: float) -> str:
 def expanded(name: str | os.PathLike[str]) -> Path:
     """A path with `~` replaced by the home directory, or left as it is where none is known."""
     return Path(os.path.expanduser(name))
+
+
+def write_error(path: Path | None, code: int, text: str, flag: str = "--out") -> WriteError:
+    """The error to raise when writing `path`, where known, failed with the system's error number `code`."""
+    why, hint = _REASONS.get(code, (text, "choose another {flag}"))
+    what = f"cannot write {path}" if path is not None else "cannot be written"
+    return WriteError(f"{flag}: {what}: {why}", hint=hint.format(flag=flag))
 
 
 def sync(path: Path) -> None:

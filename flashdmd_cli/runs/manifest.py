@@ -176,8 +176,12 @@ def read_manifest(folder: Path) -> Manifest:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = int(values["schema_version"])
     except FileNotFoundError:
-        what = "has no manifest.json, so it is not a finished result" if folder.is_dir() else "does not exist"
-        raise InputError(f"{folder}: {what}", hint="run the command that writes it again: it resumes") from None
+        if not folder.is_dir():
+            raise InputError(f"{folder}: does not exist", hint="name a folder that a flashdmd command wrote") from None
+        raise InputError(
+            f"{folder}: has no manifest.json, so it is not a finished result",
+            hint="if a flashdmd command was interrupted there, the same command again finishes it",
+        ) from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if schema > SCHEMA_VERSION:

@@ -77,14 +77,14 @@ def load_recipe(
     if stage1 is not None:
         lowest = next((i for i, layer in enumerate(layers) if "align" in layer), 0)
         layers = [stage1.model_dump(mode="json"), *layers[lowest:]]
-    return _check(Recipe, layers, sets, flags)
+    return _check(Recipe, str(name_or_path), layers, sets, flags)
 
 
 def load_reward_recipe(
     name_or_path: str | Path, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
 ) -> RewardRecipe:
     """The checked recipe of a reward model, with the precedence and the errors of `load_recipe`."""
-    return _check(RewardRecipe, _layers(recipe_path(str(name_or_path)), ()), sets, flags)
+    return _check(RewardRecipe, str(name_or_path), _layers(recipe_path(str(name_or_path)), ()), sets, flags)
 
 
 def load_any_recipe(name_or_path: str | Path, sets: Sequence[str] = ()) -> Recipe | RewardRecipe:
@@ -114,7 +114,11 @@ def table_of(annotation: Any) -> type[Table] | None:
 
 
 def _check(
-    schema: type[R], layers: Sequence[dict[str, Any]], sets: Sequence[str], flags: Mapping[str, object] | None
+    schema: type[R],
+    name: str,
+    layers: Sequence[dict[str, Any]],
+    sets: Sequence[str],
+    flags: Mapping[str, object] | None,
 ) -> R:
     values: dict[str, Any] = {}
     for layer in layers:
@@ -123,14 +127,16 @@ def _check(
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise UsageError(f"--set: {text!r} is not KEY=VALUE", hint="for example --set train.batch=8")
-        _put(values, key.strip(), _parse(value, "--set"), schema)
+        if key.strip() not in recipe_keys(schema):
+            raise _unknown(key.strip(), schema, _example(schema, name, values, key.strip()))
+        _put(values, key.strip(), _parse(value, "--set"))
     for key, flag in (flags or {}).items():
         if flag is not None:
-            _put(values, key, flag, schema)
+            _put(values, key, flag)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise _usage_error(error, schema) from None
+        raise _usage_error(error, schema, name, values) from None
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
@@ -163,10 +169,8 @@ def _parse(text: str, source: str) -> Any:
         raise UsageError(f"{source}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from error
 
 
-def _put(values: dict[str, Any], key: str, value: object, schema: type[Table]) -> None:
+def _put(values: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key in nested values."""
-    if key not in recipe_keys(schema):
-        raise _unknown(key, schema)
     *tables, last = key.split(".")
     for table in tables:
         inner = values.get(table)
@@ -175,15 +179,21 @@ def _put(values: dict[str, Any], key: str, value: object, schema: type[Table]) -
     values[last] = value
 
 
-def _example(schema: type[Table]) -> str:
-    """A recipe that shows every table."""
-    return "reward/sdxl" if schema is RewardRecipe else "align/sdxl"
+def _example(schema: type[Table], name: str, values: Mapping[str, Any], key: str) -> str:
+    """The shipped recipe to look `key` up in: the one in use, or the one of its kind and its teacher's world."""
+    aligns = key.partition(".")[0] in ("align", "probe", "bands")
+    if name in list_recipes() and (values.get("align") is not None or not aligns):
+        return name
+    world = "shapes" if values.get("teacher") == "shapes-sdxl" else "sdxl"
+    if schema is RewardRecipe:
+        return f"reward/{world}"
+    return f"align/{world}" if aligns or values.get("align") is not None else f"{world}-4step"
 
 
-def _unknown(key: str, schema: type[Table]) -> UsageError:
+def _unknown(key: str, schema: type[Table], example: str) -> UsageError:
     return UsageError(
         f"{key}: no such recipe key{_nearest(key, recipe_keys(schema))}",
-        hint=f"`flashdmd recipes show {_example(schema)}` shows the keys",
+        hint=f"`flashdmd recipes show {example}` shows the keys",
     )
 
 
@@ -197,17 +207,16 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _usage_error(error: ValidationError, schema: type[Table]) -> UsageError:
+def _usage_error(error: ValidationError, schema: type[Table], name: str, values: Mapping[str, Any]) -> UsageError:
     """The first complaint of the checker, as one line that starts with the key."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
+    example = _example(schema, name, values, key or first["msg"].removeprefix("Value error, "))
     if first["type"] == "extra_forbidden":
-        return _unknown(key, schema)
+        return _unknown(key, schema, example)
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         line = f"{key}.{message}" if key else message
     else:
         line = f"{key}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
-    return UsageError(
-        line, hint=f"`flashdmd recipes show {_example(schema)}` shows right values; --set or its flag changes it"
-    )
+    return UsageError(line, hint=f"`flashdmd recipes show {example}` shows right values; --set or its flag changes it")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.recipe import Recipe
-from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.probe import Probe
@@ -35,6 +38,47 @@ class Watch:
     preview: Callable[[nn.Module, int, Sequence[str]], None]
 
 
+def on_cpu(tensors: dict[str, Tensor]) -> bool:
+    """Whether all of them are in main memory."""
+    return all(tensor.device.type == "cpu" for tensor in tensors.values())
+
+
+class Undo:
+    """Lets a signal end a round of training in its middle, on a CPU, where one may take a minute.
+
+    A copy of what a round changes is kept, in the same memory from round to round, and put back when a signal came. On
+    an accelerator rounds are short and memory is scarce: there a signal is postponed to the round's end.
+    """
+
+    def __init__(
+        self,
+        stop: StopFlag,
+        contents: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
+        take: Callable[[dict[str, Tensor], dict[str, Any]], None],
+    ) -> None:
+        """`contents` gives the live tensors and JSON-able counters of a run, `take` makes it what they say."""
+        self.stop, self.contents, self.take = stop, contents, take
+        self.kept: dict[str, Tensor] = {}
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """One round, inside `stop.postponed()`; on `StopSignal` the run is again what it was before."""
+        tensors, meta = self.contents()
+        copied = on_cpu(tensors)
+        if copied:
+            # The optimizers have no moments before their first step.
+            self.kept = {name: self.kept.get(name, torch.empty_like(tensor)) for name, tensor in tensors.items()}
+            for name, tensor in tensors.items():
+                self.kept[name].copy_(tensor)
+            meta = deepcopy(meta)
+        try:
+            with self.stop.answering(copied):
+                yield
+        except StopSignal:
+            self.take(self.kept, meta)
+            raise
+
+
 def run(
     recipe: Recipe,
     state: State,
@@ -46,8 +90,9 @@ def run(
 ) -> State:
     """Repeat `iteration`, which changes `state` and returns figures, until the recipe's number of them is done.
 
-    Begins where the newest state in `out` ends. Returns early, with the state saved, if `stop` was requested or a
-    collapse is to end the run. The state's random draws depend on its counters alone, so nothing else is restored.
+    Begins where the newest state in `out` ends. Returns early, with the state saved (unless it is still the first), if
+    `stop` was requested or a collapse is to end the run. The state's random draws depend on its counters alone, so
+    nothing else is restored.
     """
     saved = latest_state(out / "state")
     if saved is not None:
@@ -58,24 +103,33 @@ def run(
         collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
         return state.iteration >= train.iterations or stop.requested is not None or collapsed
 
-    with Tracker(out, start=state.iteration) as tracker:
-        probe = Probe(state.probe, recipe.bands)
-        if state.iteration == 0:
-            watch.preview(state.shipped_student(), 0, [])
-            if collapse is not None:
+    def preview() -> None:
+        with stop.answering():
+            watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
+
+    def preview_is_due() -> bool:
+        return state.iteration % train.preview_every == 0 or state.iteration == train.iterations
+
+    with Tracker(out, start=state.iteration) as tracker, stop.postponed(), suppress(StopSignal):
+        if preview_is_due():  # at the beginning, and where a run was interrupted in its preview
+            preview()
+        if state.iteration == 0 and collapse is not None:
+            with stop.answering():
                 collapse.begin(state)
+        probe, undo = Probe(state.probe, recipe.bands), Undo(stop, state.contents, state.take)
         while not ended():
-            figures = iteration()
-            state.follow_average(recipe)
-            state.iteration += 1
-            state.images_seen += train.batch
-            state.seconds = seconds + time.monotonic() - began
-            warnings = probe.check(figures)
-            probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
-            if collapse is not None and probed:
-                told, warning = collapse.look(state)
-                figures |= told
-                warnings += [warning] if warning else []
+            with undo.round():
+                figures = iteration()
+                state.follow_average(recipe)
+                state.iteration += 1
+                state.images_seen += train.batch
+                state.seconds = seconds + time.monotonic() - began
+                warnings = probe.check(figures)
+                probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
+                if collapse is not None and probed:
+                    told, warning = collapse.look(state)
+                    figures |= told
+                    warnings += [warning] if warning else []
             for warning in warnings:
                 watch.warn(warning)
             # Counted from the first iteration, which is a student's turn whatever the TTUR.
@@ -84,11 +138,12 @@ def run(
             watch.progress(state.iteration, figures)
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
                 state.save(state_folder(out / "state", state.iteration))
-            if state.iteration % train.preview_every == 0 or state.iteration == train.iterations:
-                watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
-    if state.iteration < train.iterations:
-        state.save(state_folder(out / "state", state.iteration))
+            if preview_is_due():
+                preview()
+    if 0 < state.iteration < train.iterations:
+        with stop.postponed():
+            state.save(state_folder(out / "state", state.iteration))
         if stop.requested is None:
             # A collapse: what one wants to see now.
-            watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
+            preview()
     return state

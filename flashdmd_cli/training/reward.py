@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +21,10 @@ from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
-from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.training.figures import Figures
-from flashdmd_cli.training.loop import Watch
+from flashdmd_cli.training.loop import Undo, Watch
 from flashdmd_cli.training.state import Role
 
 CACHE_BYTES = 512 * 2**20
@@ -90,28 +92,43 @@ def train_reward(
     set_trainable(model, recipe)
     role = Role("reward", model, recipe.optim.lr, recipe.optim, "optim.lr")
     done, seconds, began = 0, 0.0, time.monotonic()
+
+    def contents() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return role.tensors(), {"updates": role.updates, "bad_updates": role.bad_updates}
+
+    def take(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        role.load(tensors)
+        role.updates, role.bad_updates = meta["updates"], meta["bad_updates"]
+
     if (saved := latest_state(out / "state")) is not None:
         tensors, meta = load_state(saved)
-        role.load(tensors)
-        role.updates, role.bad_updates, done, seconds = (
-            meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
-        )
+        take(tensors, meta)
+        done, seconds = meta["iteration"], meta["seconds"]
     learned, measured = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
-    with Tracker(out, start=done) as tracker:
+
+    def save() -> None:
+        tensors, meta = contents()
+        meta |= {"iteration": done, "seconds": seconds + time.monotonic() - began}
+        save_state(state_folder(out / "state", done), tensors, meta)
+
+    with Tracker(out, start=done) as tracker, stop.postponed(), suppress(StopSignal):
+        undo = Undo(stop, contents, take)
         while done < train.iterations and stop.requested is None:
-            figures = _step(recipe, family, model, role, learned, done)
+            due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
+            with undo.round():
+                figures = _step(recipe, family, model, role, learned, done)
+                if due and measured.pairs:
+                    figures |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
             done += 1
-            due = done % train.save_every == 0 or done == train.iterations
-            if due and measured.pairs:
-                figures |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
             if due or (done - 1) % train.log_every == 0:
                 tracker.log(done - 1, figures)
             watch.progress(done, figures)
-            if due or stop.requested is not None:
-                meta = {"iteration": done, "updates": role.updates, "bad_updates": role.bad_updates,
-                        "seconds": seconds + time.monotonic() - began}  # fmt: skip
-                save_state(state_folder(out / "state", done), role.tensors(), meta)
+            if due:
+                save()
+    if stop.requested is not None and done:
+        with stop.postponed():
+            save()
     return done, seconds + time.monotonic() - began
 
 

@@ -56,7 +56,7 @@ class Role:
             if self.bad_updates >= MAX_BAD_UPDATES:
                 raise NumericalError(
                     f"{self.lr_key}: {MAX_BAD_UPDATES} gradients in a row were not finite",
-                    hint="lower the learning rate, or set model.precision=fp32, and run the same command again",
+                    hint="a lower one, or model.precision=fp32 where it is bf16, in another --out",
                 )
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
@@ -174,8 +174,8 @@ class State:
                     parameter.copy_(value)
         return merge_lora(net).requires_grad_(False)
 
-    def save(self, folder: Path) -> None:
-        """Write a resumable state."""
+    def contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that an iteration may change: tensors by dotted name, and counters."""
         tensors = {name: value for role in self.roles for name, value in role.tensors().items()}
         for index, value in enumerate(self.average or ()):
             tensors[f"average.{index}"] = value
@@ -187,11 +187,18 @@ class State:
             "updates": self.updates,
             "bad_updates": {role.name: role.bad_updates for role in self.roles},
         }
-        save_state(folder, tensors, meta)
+        return tensors, meta
+
+    def save(self, folder: Path) -> None:
+        """Write a resumable state."""
+        save_state(folder, *self.contents())
 
     def load(self, folder: Path) -> None:
         """Continue from a state that `save` wrote."""
-        tensors, meta = load_state(folder)
+        self.take(*load_state(folder))
+
+    def take(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Become what `contents` told."""
         for role in self.roles:
             role.load(tensors)
             role.updates, role.bad_updates = meta["updates"][role.name], meta["bad_updates"][role.name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 
 from flashdmd_cli.runs.process import begin_process
@@ -20,6 +22,13 @@ def main() -> None:
         hush_stdout()
         print(f"stdout: cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(3)
+    except SystemExit as end:
+        if isinstance(end.code, int) and end.code > 128:  # after a signal: taking the libraries down takes seconds
+            with contextlib.suppress(OSError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":

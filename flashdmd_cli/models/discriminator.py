@@ -20,6 +20,8 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from flashdmd_cli.core.weights import fit
+
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
 """What SAM subtracts from and divides RGB values on [0, 255] by."""
@@ -100,10 +102,9 @@ def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
 def _load_encoder(encoder: ImageEncoderViT, state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
     own = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
     try:
-        encoder.load_state_dict(own)
-    except RuntimeError as error:
-        raise ValueError(f"gan.sam: {origin} does not fit its model: {error}") from error
-    return encoder
+        return fit(encoder, own)
+    except ValueError as error:
+        raise ValueError(f"gan.sam: {origin} does not fit its model: {error}") from None
 
 
 class SamTrunk(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flashdmd_cli.core.weights import fit
 from flashdmd_cli.shapes.world import ATTRIBUTES, PATTERNS
 
 NUM_LAYOUT = 12
@@ -65,7 +66,5 @@ class Inspector(nn.Module):
 
 
 def load_inspector(folder: Path) -> Inspector:
-    """The shipped inspector from its folder, in eval mode."""
-    inspector = Inspector()
-    inspector.load_state_dict(load_file(folder / "inspector.safetensors"))
-    return inspector.eval().requires_grad_(False)
+    """The shipped inspector from its folder, in eval mode; ValueError for weights that are not its own."""
+    return fit(Inspector(), load_file(folder / "inspector.safetensors")).eval().requires_grad_(False)

@@ -1,0 +1,251 @@
+"""What a folder or a file on disk holds, read from names, configurations and headers: no weights, no torch.
+
+A teacher is a stock SDXL pipeline folder, or one checkpoint file in the layout of SDXL's original code. What something
+is comes from what is written in it, never from how it is called.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
+"""The folders of a stock `StableDiffusionXLPipeline`: those with weights, and those without."""
+STEMS = ("diffusion_pytorch_model", "model")
+"""How diffusers and transformers call a network's file of weights."""
+VARIANTS = ("", ".fp16", ".bf16")
+"""Precisions that a network comes in, best first; its file's name says which."""
+UNET = "model.diffusion_model."
+EMBEDDERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
+VAE = "first_stage_model."
+"""Where the networks lie in a checkpoint in the original layout; the text encoders are the embedders."""
+
+
+class Unreadable(ValueError):
+    """Something that is not what it was named as; `hint` says what to do."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a teacher is read from."""
+
+    weights: Path
+    """A pipeline folder, or a checkpoint file in the original layout."""
+    config: Path | None = None
+    """For a file: a pipeline folder with the configurations and tokenizers that belong to it; its weights are unused.
+    """
+    vae: Path | None = None
+    """An autoencoder instead of the teacher's own: a folder, or a file in the original layout."""
+
+    @property
+    def folder(self) -> Path:
+        """Where configurations, tokenizers and scheduler are."""
+        return self.config or self.weights
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of one network, whole: one file, or the parts that an index lists; full precision first.
+
+    Raises Unreadable that says what is there instead.
+    """
+    absent: list[str] = []
+    for variant in VARIANTS:
+        for stem in STEMS:
+            if (single := folder / f"{stem}{variant}.safetensors").is_file():
+                return [single]
+            index = folder / f"{stem}.safetensors.index{variant}.json"
+            if index.is_file():
+                parts = sorted(set(_json(index).get("weight_map", {}).values()))
+                missing = [name for name in parts if not (folder / name).is_file()]
+                if parts and not missing:
+                    return [folder / name for name in parts]
+                absent = absent or missing
+    if absent:
+        raise Unreadable(f"{folder.name}/ lacks {absent[0]}, one of the parts of its weights", "copy the folder again")
+    if not folder.is_dir():
+        raise Unreadable(f"has no {folder.name}/")
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt"))
+    if pickles:
+        raise Unreadable(
+            f"{folder.name}/ has its weights as a pickle ({pickles[0]}), which is not read",
+            "StableDiffusionXLPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
+        )
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    expected = f"{STEMS[folder.name not in ('unet', 'vae')]}.safetensors"
+    raise Unreadable(f"{folder.name}/ has no {expected}" + (f", only {', '.join(others)}" if others else ""))
+
+
+def missing_parts(folder: Path) -> list[str]:
+    """What a pipeline folder lacks, in words; empty when it is whole."""
+    lacking = [] if (folder / "model_index.json").is_file() else ["has no model_index.json"]
+    for part in NETWORKS:
+        try:
+            weight_files(folder / part)
+        except Unreadable as error:
+            lacking.append(str(error))
+        else:
+            if not (folder / part / "config.json").is_file():
+                lacking.append(f"{part}/ has no config.json")
+    return lacking + [f"has no {part}/" for part in SETTINGS if not (folder / part).is_dir()]
+
+
+def refuse_folder(folder: Path) -> None:
+    """Unreadable, in words of what it is, for a folder that is no whole SDXL pipeline with a denoiser to distil."""
+    if not (folder / "model_index.json").is_file():
+        raise _no_pipeline(folder)
+    index = _json(folder / "model_index.json")
+    name = index.get("_class_name", "a pipeline without a class")
+    if "unet" not in index or not (folder / "unet" / "config.json").is_file():
+        if "unet" in index:
+            raise Unreadable("unet/ has no config.json", "copy the folder again")
+        raise Unreadable(f"is a {name}, which is not SDXL")
+    unet = _json(folder / "unet" / "config.json")
+    if said := _other_unet(unet, folder):
+        raise Unreadable(said)
+    if "StableDiffusionXL" not in name:
+        raise Unreadable(f"is a {name}, which is not SDXL")
+    vae = (index.get("vae") or [None, None])[1]
+    if vae not in (None, "AutoencoderKL"):
+        raise Unreadable(f"decodes with {vae}; only AutoencoderKL has the encoder that training needs")
+    if lacking := missing_parts(folder):
+        first = next((error for part in NETWORKS if (error := _trouble(folder / part)) is not None), None)
+        hint = first.hint if first is not None and first.hint else "the folder is not whole; copy it again"
+        raise Unreadable(lacking[0] + (f", and {len(lacking) - 1} more is wrong" if len(lacking) > 1 else ""), hint)
+
+
+def refuse_file(path: Path) -> None:
+    """Unreadable, in words of what it is, for a file that is no SDXL checkpoint in the original layout."""
+    if path.suffix != ".safetensors":
+        hint = "convert it to .safetensors" if path.suffix in (".ckpt", ".pt", ".pth", ".bin") else ""
+        raise Unreadable("is a file, but no .safetensors", hint or "a checkpoint file, or the folder of a pipeline")
+    shapes = read_shapes(path)
+    names = list(shapes)
+    if is_lora(names):
+        raise Unreadable("is a LoRA, not a model", MERGE)
+
+    def has(*starts: str) -> bool:
+        return any(name.startswith(starts) for name in names)
+
+    if has("double_blocks.", UNET + "double_blocks."):
+        raise Unreadable("is a Flux model, which is not SDXL")
+    if has("joint_blocks.", UNET + "joint_blocks."):
+        raise Unreadable("is an SD3 model, which is not SDXL")
+    if has("down_blocks.", "up_blocks."):
+        raise Unreadable("is a denoiser alone, in the layout of diffusers", "name the folder of its pipeline")
+    if not has(UNET + "input_blocks."):
+        raise Unreadable("is no checkpoint in the layout of SDXL's original code", f"its first tensor is {names[0]}")
+    if has("edm_mean", "edm_vpred"):
+        raise Unreadable("is an EDM model, whose noise schedule is not SDXL's")
+    if has(UNET + "time_embed.cond_proj."):
+        raise Unreadable("has been distilled already: its denoiser takes the guidance as an input")
+    channels = shapes[UNET + "input_blocks.0.0.weight"][1]
+    outputs = shapes.get(UNET + "out.2.weight", [channels])[0]
+    if channels != outputs:
+        raise Unreadable(_more_channels(channels, outputs))
+    if has("cond_stage_model."):
+        raise Unreadable("is Stable Diffusion 1 or 2, which is not SDXL")
+    if has(EMBEDDERS[0] + "model.") and not has(EMBEDDERS[1]):
+        raise Unreadable(REFINER)
+    for prefix, what in ((EMBEDDERS[0], "first text encoder"), (EMBEDDERS[1], "second text encoder")):
+        if not has(prefix):
+            raise Unreadable(f"has no {what} (no tensor {prefix}...)", "name a whole checkpoint")
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors with these names are low-rank updates of another model's."""
+    return any("lora_" in name or ".lora." in name for name in names)
+
+
+MERGE = "merge it into its model first"
+REFINER = "is the SDXL refiner, which starts from pictures that another model drew"
+
+
+def is_embedded(folder: Path, shipped: Path) -> bool:
+    """Whether a pipeline folder is the `shipped` one or was trained from it: same denoiser's sizes, same words."""
+
+    def facts(place: Path) -> tuple[Any, ...]:
+        unet = _json(place / "unet" / "config.json")
+        sizes = {key: value for key, value in unet.items() if not key.startswith("_")}
+        return sizes, _json(place / "tokenizer" / "vocab.json")
+
+    try:
+        return facts(folder) == facts(shipped)
+    except (OSError, ValueError):
+        return False
+
+
+def read_shapes(path: Path) -> dict[str, list[int]]:
+    """Name and shape of every tensor of a safetensors file, from its header; Unreadable when it has none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as held:
+            return {name: held.get_slice(name).get_shape() for name in held.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise Unreadable(f"cannot be read as safetensors: {error}", "copy or download the file again") from None
+
+
+def _other_unet(unet: Mapping[str, Any], folder: Path) -> str | None:
+    """What a denoiser is when it is not SDXL's base."""
+    channels, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if channels != outputs:
+        return _more_channels(channels, outputs)
+    if unet.get("addition_embed_type") != "text_time":
+        return "is not SDXL: its denoiser takes no picture sizes (Stable Diffusion 1 and 2 do not)"
+    if unet.get("time_cond_proj_dim") is not None:
+        return "has been distilled already: its denoiser takes the guidance as an input (time_cond_proj_dim)"
+    try:
+        width = _json(folder / "text_encoder_2" / "config.json")["projection_dim"]
+    except (OSError, KeyError):
+        return None
+    per_number = unet.get("addition_time_embed_dim") or 0
+    if unet.get("projection_class_embeddings_input_dim") == 5 * per_number + width:
+        return REFINER
+    return None
+
+
+def _more_channels(channels: int, outputs: int) -> str:
+    if channels == 2 * outputs + 1:
+        return f"is an inpainting model: its denoiser takes {channels} channels, mask and picture among them"
+    return f"takes {channels} channels and gives {outputs}: it edits pictures, and draws none from noise alone"
+
+
+def _no_pipeline(folder: Path) -> Unreadable:
+    """What a folder without model_index.json is."""
+    if (folder / "config.json").is_file() and "_class_name" in (config := _json(folder / "config.json")):
+        return Unreadable(f"is a single network ({config['_class_name']})", "name the folder of the whole pipeline")
+    files = sorted(folder.glob("*.safetensors"))
+    if files and is_lora(read_shapes(files[0])):
+        return Unreadable(f"is a LoRA ({files[0].name}), not a model", MERGE)
+    if files:
+        return Unreadable(f"is no pipeline folder, but holds {files[0].name}", f"name the file: {files[0]}")
+    inner = [path.parent.name for path in sorted(folder.glob("*/model_index.json"))]
+    if inner:
+        return Unreadable("is no pipeline folder, but holds one", f"name {folder / inner[0]}")
+    return Unreadable("has no model_index.json, so it is no pipeline folder", "a complete StableDiffusionXLPipeline")
+
+
+def _trouble(folder: Path) -> Unreadable | None:
+    try:
+        weight_files(folder)
+    except Unreadable as error:
+        return error
+    return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise Unreadable(f"{path.name} is no JSON: {error}", "copy the file again") from None
+    if not isinstance(values, dict):
+        raise Unreadable(f"{path.name} holds no table", "copy the file again")
+    return values

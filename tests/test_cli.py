@@ -35,20 +35,21 @@ COMMANDS = [
 SURFACE = [
     "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
     "demo: --iterations --out --seed",
-    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
+    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config --ttur --vae",
     "doctor:",
-    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
+    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite"
+    " --teacher-config --vae",
     "export: --format --from --out --yes",
     "inspect: folder",
     "prepare-data: --cache --caption-column --captions-from-names --duplicates --encode --filter --format"
     " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
-    " --teacher --yes source",
+    " --teacher --teacher-config --vae --yes source",
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
     "reward score: --at --image --pairs --prompt --reward --seed --teacher",
     "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps",
+    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
     "shapes build: --out --seed --steps --work part",
 ]
 PROBE = """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.teachers import find_source
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 
@@ -44,7 +44,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 
-    family = load(SDXLFamily, find_teacher(recipe.teacher))
+    family = load(SDXLFamily, find_source(recipe.teacher))
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)

@@ -15,6 +15,7 @@ from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 
 if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.runs.manifest import Manifest
 
 RECIPE, LOCK = "recipe.yaml", ".lock"
@@ -150,7 +151,7 @@ def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
     return False
 
 
-def open_data(folder: Path, teacher: Path | None = None) -> tuple[ShardDataset, Manifest]:
+def open_data(folder: Path, teacher: Path | Source | None = None) -> tuple[ShardDataset, Manifest]:
     """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made."""
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest

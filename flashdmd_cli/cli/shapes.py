@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashdmd_cli.cli.kinds import SHAPES
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import SHAPES
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:

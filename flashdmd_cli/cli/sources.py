@@ -6,23 +6,17 @@ import os
 import shutil
 from pathlib import Path
 
+from flashdmd_cli.cli.kinds import SHAPES, check_teacher
+from flashdmd_cli.models.layout import missing_parts
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 SDXL_ID = "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_SIZE = "13.9 GB in float32"
-SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-"""The folders of a stock `StableDiffusionXLPipeline`."""
 WRITERS = {"data": "prepare-data shapes", "distill": "distill", "align": "align", "reward": "reward train"}
 """Which command writes a kind of folder."""
 MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
-
-
-def is_shapes(teacher: str) -> bool:
-    """Whether a teacher draws the embedded world."""
-    return teacher == SHAPES or "shapes" in Path(teacher).name
 
 
 def cached_folder(hub_id: str) -> Path | None:
@@ -34,19 +28,9 @@ def cached_folder(hub_id: str) -> Path | None:
     return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """The parts of a pipeline that a folder lacks; a network without its weights counts as lacking."""
-    lacking = [] if (folder / "model_index.json").is_file() else ["model_index.json"]
-    for part in PARTS:
-        at = folder / part
-        weights = part in ("tokenizer", "tokenizer_2", "scheduler") or any(at.glob("*.safetensors"))
-        if not (at.is_dir() and weights):
-            lacking.append(f"{part}/")
-    return lacking
-
-
 def find_teacher(name: str, flag: str = "--teacher") -> Path:
-    """The pipeline folder behind `shapes-sdxl`, `sdxl`, a cached hub id, or a path; InputError when it is not here."""
+    """The pipeline folder or checkpoint file behind `shapes-sdxl`, `sdxl`, a cached hub id, or a path; InputError when
+    it is not here, or is something else."""
     if name == SHAPES:
         from flashdmd_cli.shapes.assets import asset
 
@@ -55,14 +39,8 @@ def find_teacher(name: str, flag: str = "--teacher") -> Path:
         except FileNotFoundError as error:
             raise InputError(f"{flag} {SHAPES}: {error}") from None
     folder = Path(name).expanduser()
-    if name != "sdxl" and folder.is_file():
-        raise InputError(f"{flag} {name}: is a file", hint=f"{flag} takes the folder of a pipeline or a checkpoint")
-    if name != "sdxl" and folder.is_dir():
-        if lacking := missing_parts(folder):
-            raise InputError(
-                f"{flag} {name}: the folder lacks {', '.join(lacking)}",
-                hint=f"{flag} takes a complete StableDiffusionXLPipeline folder",
-            )
+    if name != "sdxl" and folder.exists():
+        check_teacher(folder, f"{flag} {name}")
         return folder
     hub_id = SDXL_ID if name == "sdxl" else name
     if name != "sdxl" and (hub_id.count("/") != 1 or hub_id.startswith((".", "/", "~"))):

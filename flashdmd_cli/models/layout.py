@@ -83,18 +83,21 @@ def weight_files(folder: Path) -> list[Path]:
     raise Unreadable(f"{folder.name}/ has no {expected}" + (f", only {', '.join(others)}" if others else ""))
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """What a pipeline folder lacks, in words; empty when it is whole."""
-    lacking = [] if (folder / "model_index.json").is_file() else ["has no model_index.json"]
+def missing_parts(folder: Path, strict: bool = False) -> list[str]:
+    """What a pipeline folder lacks, in words; empty when it is whole. `strict` raises Unreadable for the first."""
+    lacking = [] if (folder / "model_index.json").is_file() else [Unreadable("has no model_index.json")]
     for part in NETWORKS:
         try:
             weight_files(folder / part)
-        except Unreadable as error:
-            lacking.append(str(error))
-        else:
             if not (folder / part / "config.json").is_file():
-                lacking.append(f"{part}/ has no config.json")
-    return lacking + [f"has no {part}/" for part in SETTINGS if not (folder / part).is_dir()]
+                raise Unreadable(f"{part}/ has no config.json")
+        except Unreadable as error:
+            lacking.append(error)
+    lacking += [Unreadable(f"has no {part}/") for part in SETTINGS if not (folder / part).is_dir()]
+    if strict and lacking:
+        more = f", and {len(lacking) - 1} more is missing" if len(lacking) > 1 else ""
+        raise Unreadable(f"{lacking[0]}{more}", lacking[0].hint or "a complete StableDiffusionXLPipeline folder")
+    return [str(error) for error in lacking]
 
 
 def refuse_folder(folder: Path) -> None:
@@ -103,22 +106,16 @@ def refuse_folder(folder: Path) -> None:
         raise _no_pipeline(folder)
     index = _json(folder / "model_index.json")
     name = index.get("_class_name", "a pipeline without a class")
-    if "unet" not in index or not (folder / "unet" / "config.json").is_file():
-        if "unet" in index:
-            raise Unreadable("unet/ has no config.json", "copy the folder again")
-        raise Unreadable(f"is a {name}, which is not SDXL")
-    unet = _json(folder / "unet" / "config.json")
-    if said := _other_unet(unet, folder):
-        raise Unreadable(said)
-    if "StableDiffusionXL" not in name:
+    if (folder / "unet" / "config.json").is_file():
+        if said := _other_unet(_json(folder / "unet" / "config.json"), folder):
+            raise Unreadable(said)
+    # Those that edit pictures (StableDiffusionXLImg2ImgPipeline) draw with the same networks.
+    if not name.startswith("StableDiffusionXL"):
         raise Unreadable(f"is a {name}, which is not SDXL")
     vae = (index.get("vae") or [None, None])[1]
     if vae not in (None, "AutoencoderKL"):
         raise Unreadable(f"decodes with {vae}; only AutoencoderKL has the encoder that training needs")
-    if lacking := missing_parts(folder):
-        first = next((error for part in NETWORKS if (error := _trouble(folder / part)) is not None), None)
-        hint = first.hint if first is not None and first.hint else "the folder is not whole; copy it again"
-        raise Unreadable(lacking[0] + (f", and {len(lacking) - 1} more is wrong" if len(lacking) > 1 else ""), hint)
+    missing_parts(folder, strict=True)
 
 
 def refuse_file(path: Path) -> None:
@@ -168,18 +165,22 @@ MERGE = "merge it into its model first"
 REFINER = "is the SDXL refiner, which starts from pictures that another model drew"
 
 
-def is_embedded(folder: Path, shipped: Path) -> bool:
-    """Whether a pipeline folder is the `shipped` one or was trained from it: same denoiser's sizes, same words."""
-
-    def facts(place: Path) -> tuple[Any, ...]:
-        unet = _json(place / "unet" / "config.json")
-        sizes = {key: value for key, value in unet.items() if not key.startswith("_")}
-        return sizes, _json(place / "tokenizer" / "vocab.json")
-
+def same_denoiser(one: Path, other: Path) -> bool:
+    """Whether two denoisers' folders describe the same network; what a later version of diffusers adds is no matter."""
     try:
-        return facts(folder) == facts(shipped)
+        mine, theirs = (_json(folder / "config.json") for folder in (one, other))
     except (OSError, ValueError):
         return False
+    return all(mine.get(key) == value for key, value in theirs.items() if not key.startswith("_"))
+
+
+def same_world(one: Path, other: Path) -> bool:
+    """Whether two pipeline folders draw the same world: the same denoiser's sizes, told in the same words."""
+    try:
+        words, others = (_json(folder / "tokenizer" / "vocab.json") for folder in (one, other))
+    except (OSError, ValueError):
+        return False
+    return words == others and same_denoiser(one / "unet", other / "unet")
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
@@ -231,14 +232,6 @@ def _no_pipeline(folder: Path) -> Unreadable:
     if inner:
         return Unreadable("is no pipeline folder, but holds one", f"name {folder / inner[0]}")
     return Unreadable("has no model_index.json, so it is no pipeline folder", "a complete StableDiffusionXLPipeline")
-
-
-def _trouble(folder: Path) -> Unreadable | None:
-    try:
-        weight_files(folder)
-    except Unreadable as error:
-        return error
-    return None
 
 
 def _json(path: Path) -> dict[str, Any]:

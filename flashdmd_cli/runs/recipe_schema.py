@@ -27,6 +27,10 @@ class Model(Table):
     """Scale of the adapters; used when `form` is lora."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Number format of the networks' forward passes; master weights and losses are always fp32."""
+    vae: str | None = None
+    """Autoencoder instead of the teacher's own: folder, `.safetensors` file or hub id."""
+    teacher_config: str | None = None
+    """Folder or hub id with configurations and tokenizers for a teacher that is one file; null: SDXL's own."""
 
 
 class StepGrid(Table):

@@ -177,10 +177,17 @@ def same_denoiser(one: Path, other: Path) -> bool:
 def same_world(one: Path, other: Path) -> bool:
     """Whether two pipeline folders draw the same world: the same denoiser's sizes, told in the same words."""
     try:
-        words, others = (_json(folder / "tokenizer" / "vocab.json") for folder in (one, other))
+        return _words(one / "tokenizer") == _words(other / "tokenizer") and same_denoiser(one / "unet", other / "unet")
     except (OSError, ValueError):
         return False
-    return words == others and same_denoiser(one / "unet", other / "unet")
+
+
+def _words(tokenizer: Path) -> dict[str, Any]:
+    """The vocabulary of a tokenizer's folder, in the file of old or of new versions of transformers."""
+    if (tokenizer / "vocab.json").is_file():
+        return _json(tokenizer / "vocab.json")
+    words: dict[str, Any] = _json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", {})
+    return words
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:

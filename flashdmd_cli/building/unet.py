@@ -12,7 +12,7 @@ from transformers import CLIPTokenizer
 from flashdmd_cli.building.loop import train
 from flashdmd_cli.building.pool import load_pool
 from flashdmd_cli.building.vae import load_code
-from flashdmd_cli.models.reading import KINDS, read_network, write_text_names
+from flashdmd_cli.models.reading import KINDS, read_network, save_pipeline
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.world import IMAGE_SIZE
 
@@ -102,6 +102,5 @@ def write_teacher(out: Path, unet: UNet2DConditionModel) -> StableDiffusionXLPip
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
-    pipeline.save_pretrained(out)
-    write_text_names(out / "text_encoder")
+    save_pipeline(pipeline, out)
     return pipeline

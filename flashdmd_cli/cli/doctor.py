@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from flashdmd_cli import __version__
+from flashdmd_cli.cli.known_picture import check_picture
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet
 from flashdmd_cli.cli.output import command
 
@@ -80,7 +81,7 @@ def check_sdxl() -> tuple[str, bool, str]:
 
 
 def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Check packages, device, models and disk.
+    """Check packages, device, models and disk, and draw a picture that is known.
 
     Exit code 1 if something that the commands need is missing.
     """
@@ -92,6 +93,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) 
             *check_packages(),
             check_device(),
             *check_assets(),
+            check_picture(),
             check_sdxl(),
             ("disk", free > 1, f"{free:.1f} GiB free here"),
             ("folder", os.access(Path.cwd(), os.W_OK), str(Path.cwd())),

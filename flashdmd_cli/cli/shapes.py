@@ -21,7 +21,7 @@ from flashdmd_cli.runs.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = ("inspector", "vae", "text", "unet", "sam", "reward")
+PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture")
 TEACHER_STEPS = 4
 """Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
@@ -79,6 +79,13 @@ def build(
         if steps is not None and steps < 1:
             raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
         began = time.monotonic()
+        if part == "picture":
+            from flashdmd_cli.cli.known_picture import save_known
+            from flashdmd_cli.shapes.assets import asset
+
+            path = save_known(asset(SHAPES), out)
+            output.result({"part": part, "out": out}, f"{path}: what doctor compares with", str(out))
+            return
         if part == "reward":
             folder = build_reward(out, work, steps, seed, output)
             figures = {

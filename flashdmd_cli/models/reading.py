@@ -152,6 +152,18 @@ def save_text_encoder(encoder: Any, folder: Path) -> None:
     write_text_names(folder)
 
 
+def save_pipeline(pipeline: StableDiffusionXLPipeline, folder: Path) -> None:
+    """Write a pipeline so that stock libraries of years back read it, those before transformers 5 too.
+
+    The newest write other names into `text_encoder/`, and vocabularies into `tokenizer.json` alone.
+    """
+    pipeline.save_pretrained(folder)
+    write_text_names(folder / "text_encoder")
+    for name in ("tokenizer", "tokenizer_2"):
+        if not (folder / name / "vocab.json").is_file():
+            getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))
+
+
 def write_text_names(folder: Path) -> None:
     """Give the tensors of a saved text encoder the names that they have in SDXL's own files."""
     for path in weight_files(folder):

@@ -19,7 +19,7 @@ from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
 from flashdmd_cli.models.family import Conditioning
 from flashdmd_cli.models.layout import Source
-from flashdmd_cli.models.reading import read_network, read_pipeline, write_text_names
+from flashdmd_cli.models.reading import read_network, read_pipeline, save_pipeline
 
 _SCHEDULE = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False, "trained_betas": None}
 """What a teacher's scheduler must say: the exported few-step scheduler knows no other noise schedule."""
@@ -150,10 +150,10 @@ class SDXLFamily:
         scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
         parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
         config = self.pipeline.config
-        StableDiffusionXLPipeline(
+        whole = StableDiffusionXLPipeline(
             **parts, force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt, add_watermarker=False
-        ).save_pretrained(folder)
-        write_text_names(folder / "text_encoder")
+        )
+        save_pipeline(whole, folder)
 
     def content_hash(self) -> str:
         """sha256 over the denoiser's parameters, to name a teacher by content."""

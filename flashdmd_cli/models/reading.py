@@ -5,7 +5,6 @@ The libraries' own `from_pretrained` fills what it does not find with random num
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +66,11 @@ def renamed(held: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
     held = {name: value for name, value in held.items() if not name.endswith(POSITIONS)}
     for old, new in OLD_ATTENTION.items():
         held = {name.replace(f".{old}", f".{new}") if "attentions." in name else name: v for name, v in held.items()}
-    ways: tuple[Callable[[str], str], ...] = (
-        lambda name: name.removeprefix(TEXT),
-        lambda name: name if name.startswith("text_projection.") else TEXT + name,
-    )
-    for way in ways:
-        other = {way(name): value for name, value in held.items()}
-        if other.keys() == wanted:
-            return other
-    return held
+    named = {}
+    for name, value in held.items():
+        ways = (name, name.removeprefix(TEXT), TEXT + name)
+        named[next((way for way in ways if way in wanted and way not in named), name)] = value
+    return named
 
 
 def read_pipeline(source: Source) -> StableDiffusionXLPipeline:

@@ -26,7 +26,6 @@ from flashdmd_cli.models.reward import RewardConfig
 from flashdmd_cli.models.reward_files import new_reward, save_reward
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state
-from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import add_object, sample_scenes

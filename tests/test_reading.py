@@ -14,10 +14,15 @@ from diffusers import AutoencoderKL, LCMScheduler
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.models.layout import NETWORKS, Source, Unreadable
+from flashdmd_cli.models.discriminator import load_sam_encoder
+from flashdmd_cli.models.layout import NETWORKS, Source
 from flashdmd_cli.models.reading import KINDS, read_network, save_pipeline
+from flashdmd_cli.models.reward import RewardConfig
+from flashdmd_cli.models.reward_files import RewardBase, load_reward, new_reward, save_reward
 from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from tests.original import original, write_original
 from tests.test_sdxl import CAPTIONS, draw
@@ -67,7 +72,7 @@ def test_a_network_that_does_not_fit_is_refused_by_its_first_tensor(part, damage
     file = teacher / part / f"{FILES[part]}.safetensors"
     name = "added.weight" if damage is add else sorted(load_file(file))[5]
     change(file, damage)
-    with pytest.raises(Unreadable, match=f"^{part}/: ") as caught:
+    with pytest.raises(Unfit, match=f"^{part}/: ") as caught:
         SDXLFamily.load(teacher)
     # transformers 5.6 and later call the tensors of the first encoder without the prefix
     assert name.removeprefix("text_model.") in str(caught.value) and "\n" not in str(caught.value)
@@ -82,8 +87,32 @@ def test_a_student_and_the_inspector_are_read_strictly_too(damage, tiny_family, 
     held = Inspector().state_dict()
     damage(held)
     save_file(held, tmp_path / "inspector.safetensors")
-    with pytest.raises(ValueError, match="missing|not part of|asks for"):
+    with pytest.raises(Unfit, match="inspector.safetensors: .*(missing|not part of|asks for)"):
         load_inspector(tmp_path)
+    sam = shutil.copytree(asset("shapes-sam"), tmp_path / "sam")
+    # Of a whole SAM the encoder alone is read, so only what happens to it matters.
+    change(sam / "model.safetensors", lambda held: on_encoder(held, damage))
+    with pytest.raises(Unfit, match="gan.sam: .*model.safetensors: .*(missing|not part of|asks for)"):
+        load_sam_encoder(sam)
+
+
+def on_encoder(held: dict[str, Tensor], damage: Callable[[dict[str, Tensor]], None]) -> None:
+    encoder = {name: held.pop(name) for name in list(held) if name.startswith("image_encoder.")}
+    own = {name.removeprefix("image_encoder."): value for name, value in encoder.items()}
+    damage(own)
+    held.update({f"image_encoder.{name}": value for name, value in own.items()})
+
+
+def test_a_reward_model_is_read_strictly(tiny_family, tmp_path):
+    model = new_reward(tiny_family, RewardConfig(resolution=32, guidance=None))
+    for place, damage in (("unet/diffusion_pytorch_model", add), ("unet/diffusion_pytorch_model", drop),
+                          ("text_encoder_2/model", add), ("projections", add)):  # fmt: skip
+        folder = tmp_path / f"{place.replace('/', '-')}-{damage.__name__}"
+        save_reward(model, folder)
+        load_reward(folder, RewardBase.of(tiny_family))
+        change(folder / f"{place}.safetensors", damage)
+        with pytest.raises(Unfit if "/" in place else ValueError, match="not part of|missing"):
+            load_reward(folder, RewardBase.of(tiny_family))
 
 
 def test_fit_names_the_first_and_counts_the_others():
@@ -115,7 +144,7 @@ def test_text_encoders_are_read_under_old_and_new_names(layout, teacher, picture
 def test_text_encoders_under_another_prefix_are_refused_with_it(teacher):
     path = teacher / "text_encoder" / "model.safetensors"
     save_file({f"clip.{name}": value for name, value in load_file(path).items()}, path)
-    with pytest.raises(Unreadable, match="is missing, and .* more .clip"):
+    with pytest.raises(Unfit, match="is missing, and .* more .clip"):
         SDXLFamily.load(teacher)
 
 
@@ -155,7 +184,7 @@ def test_fp16_variants_shards_and_mixtures_are_read(teacher, picture):
     torch.testing.assert_close(answer(family), picture, rtol=1e-2, atol=1e-2)
     assert not torch.equal(answer(family), picture)  # half precision was read
     (teacher / "vae" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(Unreadable, match="vae/ lacks diffusion_pytorch_model-00002-of-00002"):
+    with pytest.raises(Unfit, match="vae/ lacks diffusion_pytorch_model-00002-of-00002"):
         SDXLFamily.load(teacher)
 
 
@@ -181,12 +210,12 @@ def test_one_file_is_read_strictly(name, tiny_family, tiny_folder, tmp_path):
     held = original(tiny_family.pipeline)
     del held[name]
     save_file(held, tmp_path / "whole.safetensors")
-    with pytest.raises(Unreadable, match="whole.safetensors: .* is missing"):
+    with pytest.raises(Unfit, match="whole.safetensors: .* is missing"):
         SDXLFamily.load(Source(tmp_path / "whole.safetensors", config=tiny_folder))
     more = name.rpartition(".")[0] + ".unheard_of.weight"
     write_original(tiny_family.pipeline, tmp_path / "more.safetensors", **{more: torch.zeros(2)})
     if not name.startswith("conditioner.embedders.1"):
-        with pytest.raises(Unreadable, match="unheard_of.weight is not part of"):
+        with pytest.raises(Unfit, match="unheard_of.weight is not part of"):
             SDXLFamily.load(Source(tmp_path / "more.safetensors", config=tiny_folder))
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from flashdmd_cli.models.layout import Unreadable, refuse_file, refuse_folder, same_denoiser, same_world
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.models.layout import refuse_file, refuse_folder, same_denoiser, same_world
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.shapes.assets import asset
 
@@ -62,7 +63,7 @@ def check_teacher(place: Path, said: str, hint: str = "") -> None:
         raise InputError(f"{said}: is what flashdmd {kind} left, not a teacher", hint=hint)
     try:
         (refuse_file if place.is_file() else refuse_folder)(place)
-    except Unreadable as error:
+    except Unfit as error:
         raise InputError(f"{said}: {error}", hint=error.hint or hint) from None
 
 

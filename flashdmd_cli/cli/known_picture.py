@@ -55,5 +55,5 @@ def check_picture() -> tuple[str, bool, str]:
         return "picture", True, f"the embedded teacher draws what it should (mean difference {difference:.4f})"
     return "picture", False, (
         f"the embedded teacher draws another picture than it should (mean difference {difference:.2f}, at most "
-        f"{TOLERANCE}): a library here reads or computes its weights wrongly; pip install -U torch diffusers transformers"
+        f"{TOLERANCE}): a library reads or computes its weights wrongly; pip install -U torch diffusers transformers"
     )  # fmt: skip

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.kinds import SHAPES, is_exported
 from flashdmd_cli.cli.sources import SDXL_ID, find_teacher
-from flashdmd_cli.models.layout import Source, Unreadable, read_shapes, weight_files
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.models.layout import Source, refuse_vae
 from flashdmd_cli.runs.errors import InputError
 
 if TYPE_CHECKING:
@@ -82,12 +83,8 @@ def find_vae(name: str) -> Path:
             raise InputError(f"{said}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
         place = _fetch(name, ("config.json", "*.safetensors"), said)
     try:
-        if place.is_file():
-            if not any("decoder." in tensor for tensor in read_shapes(place)):
-                raise Unreadable("holds no autoencoder (no decoder)")
-        else:
-            weight_files(place if (place / "config.json").is_file() else place / "vae")
-    except Unreadable as error:
+        refuse_vae(place)
+    except Unfit as error:
         raise InputError(f"{said}: {error}", hint=error.hint) from None
     return place
 

@@ -7,13 +7,15 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from flashdmd_cli.core.unfit import Unfit
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def fit(net: Network, held: Mapping[str, Tensor]) -> Network:
     """Put the tensors of `held` in place of the parameters and buffers of `net`, in place, and return it.
 
-    Raises ValueError that names the first tensor that is missing, has another shape, or is not one of the network's.
+    Raises Unfit that names the first tensor that is missing, has another shape, or is not one of the network's.
     """
     wanted = net.state_dict()
     missing = [name for name in wanted if name not in held]
@@ -21,12 +23,12 @@ def fit(net: Network, held: Mapping[str, Tensor]) -> Network:
     other = [name for name, value in wanted.items() if name in held and held[name].shape != value.shape]
     if missing:
         found = f" ({extra[0]} is there instead)" if extra else ""
-        raise ValueError(f"{missing[0]} is missing{_more(missing)}{found}")
+        raise Unfit(f"{missing[0]} is missing{_more(missing)}{found}")
     if other:
         shapes = f"is {tuple(held[other[0]].shape)}, the configuration asks for {tuple(wanted[other[0]].shape)}"
-        raise ValueError(f"{other[0]} {shapes}{_more(other)}")
+        raise Unfit(f"{other[0]} {shapes}{_more(other)}")
     if extra:
-        raise ValueError(f"{extra[0]} is not part of the network that the configuration describes{_more(extra)}")
+        raise Unfit(f"{extra[0]} is not part of the network that the configuration describes{_more(extra)}")
     net.load_state_dict(held, strict=True, assign=True)
     return net
 

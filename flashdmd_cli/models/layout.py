@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.unfit import Unfit
+
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
 """The folders of a stock `StableDiffusionXLPipeline`: those with weights, and those without."""
@@ -23,14 +25,6 @@ UNET = "model.diffusion_model."
 EMBEDDERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
 VAE = "first_stage_model."
 """Where the networks lie in a checkpoint in the original layout; the text encoders are the embedders."""
-
-
-class Unreadable(ValueError):
-    """Something that is not what it was named as; `hint` says what to do."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class Source:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one network, whole: one file, or the parts that an index lists; full precision first.
 
-    Raises Unreadable that says what is there instead.
+    Raises Unfit that says what is there instead.
     """
     absent: list[str] = []
     for variant in VARIANTS:
@@ -69,91 +63,110 @@ def weight_files(folder: Path) -> list[Path]:
                     return [folder / name for name in parts]
                 absent = absent or missing
     if absent:
-        raise Unreadable(f"{folder.name}/ lacks {absent[0]}, one of the parts of its weights", "copy the folder again")
+        raise Unfit(f"{folder.name}/ lacks {absent[0]}, one of the parts of its weights", "copy the folder again")
     if not folder.is_dir():
-        raise Unreadable(f"has no {folder.name}/")
+        raise Unfit(f"has no {folder.name}/")
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt"))
     if pickles:
-        raise Unreadable(
+        raise Unfit(
             f"{folder.name}/ has its weights as a pickle ({pickles[0]}), which is not read",
             "StableDiffusionXLPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     expected = f"{STEMS[folder.name not in ('unet', 'vae')]}.safetensors"
-    raise Unreadable(f"{folder.name}/ has no {expected}" + (f", only {', '.join(others)}" if others else ""))
+    raise Unfit(f"{folder.name}/ has no {expected}" + (f", only {', '.join(others)}" if others else ""))
 
 
 def missing_parts(folder: Path, strict: bool = False) -> list[str]:
-    """What a pipeline folder lacks, in words; empty when it is whole. `strict` raises Unreadable for the first."""
-    lacking = [] if (folder / "model_index.json").is_file() else [Unreadable("has no model_index.json")]
+    """What a pipeline folder lacks, in words; empty when it is whole. `strict` raises Unfit for the first."""
+    lacking = [] if (folder / "model_index.json").is_file() else [Unfit("has no model_index.json")]
     for part in NETWORKS:
         try:
             weight_files(folder / part)
             if not (folder / part / "config.json").is_file():
-                raise Unreadable(f"{part}/ has no config.json")
-        except Unreadable as error:
+                raise Unfit(f"{part}/ has no config.json")
+        except Unfit as error:
             lacking.append(error)
-    lacking += [Unreadable(f"has no {part}/") for part in SETTINGS if not (folder / part).is_dir()]
+    lacking += [Unfit(f"has no {part}/") for part in SETTINGS if not (folder / part).is_dir()]
     if strict and lacking:
         more = f", and {len(lacking) - 1} more is missing" if len(lacking) > 1 else ""
-        raise Unreadable(f"{lacking[0]}{more}", lacking[0].hint or "a complete StableDiffusionXLPipeline folder")
+        raise Unfit(f"{lacking[0]}{more}", lacking[0].hint or "a complete StableDiffusionXLPipeline folder")
     return [str(error) for error in lacking]
 
 
 def refuse_folder(folder: Path) -> None:
-    """Unreadable, in words of what it is, for a folder that is no whole SDXL pipeline with a denoiser to distil."""
+    """Unfit, in words of what it is, for a folder that is no whole SDXL pipeline with a denoiser to distil."""
     if not (folder / "model_index.json").is_file():
         raise _no_pipeline(folder)
     index = _json(folder / "model_index.json")
     name = index.get("_class_name", "a pipeline without a class")
     if (folder / "unet" / "config.json").is_file():
         if said := _other_unet(_json(folder / "unet" / "config.json"), folder):
-            raise Unreadable(said)
+            raise Unfit(said)
     # Those that edit pictures (StableDiffusionXLImg2ImgPipeline) draw with the same networks.
     if not name.startswith("StableDiffusionXL"):
-        raise Unreadable(f"is a {name}, which is not SDXL")
+        raise Unfit(f"is a {name}, which is not SDXL")
     vae = (index.get("vae") or [None, None])[1]
     if vae not in (None, "AutoencoderKL"):
-        raise Unreadable(f"decodes with {vae}; only AutoencoderKL has the encoder that training needs")
+        raise Unfit(f"decodes with {vae}; only AutoencoderKL has the encoder that training needs")
     missing_parts(folder, strict=True)
 
 
 def refuse_file(path: Path) -> None:
-    """Unreadable, in words of what it is, for a file that is no SDXL checkpoint in the original layout."""
+    """Unfit, in words of what it is, for a file that is no SDXL checkpoint in the original layout."""
     if path.suffix != ".safetensors":
         hint = "convert it to .safetensors" if path.suffix in (".ckpt", ".pt", ".pth", ".bin") else ""
-        raise Unreadable("is a file, but no .safetensors", hint or "a checkpoint file, or the folder of a pipeline")
+        raise Unfit("is a file, but no .safetensors", hint or "a checkpoint file, or the folder of a pipeline")
     shapes = read_shapes(path)
     names = list(shapes)
     if is_lora(names):
-        raise Unreadable("is a LoRA, not a model", MERGE)
+        raise Unfit("is a LoRA, not a model", MERGE)
 
     def has(*starts: str) -> bool:
         return any(name.startswith(starts) for name in names)
 
     if has("double_blocks.", UNET + "double_blocks."):
-        raise Unreadable("is a Flux model, which is not SDXL")
+        raise Unfit("is a Flux model, which is not SDXL")
     if has("joint_blocks.", UNET + "joint_blocks."):
-        raise Unreadable("is an SD3 model, which is not SDXL")
+        raise Unfit("is an SD3 model, which is not SDXL")
     if has("down_blocks.", "up_blocks."):
-        raise Unreadable("is a denoiser alone, in the layout of diffusers", "name the folder of its pipeline")
+        raise Unfit("is a denoiser alone, in the layout of diffusers", "name the folder of its pipeline")
     if not has(UNET + "input_blocks."):
-        raise Unreadable("is no checkpoint in the layout of SDXL's original code", f"its first tensor is {names[0]}")
+        raise Unfit("is no checkpoint in the layout of SDXL's original code", f"its first tensor is {names[0]}")
     if has("edm_mean", "edm_vpred"):
-        raise Unreadable("is an EDM model, whose noise schedule is not SDXL's")
+        raise Unfit("is an EDM model, whose noise schedule is not SDXL's")
     if has(UNET + "time_embed.cond_proj."):
-        raise Unreadable("has been distilled already: its denoiser takes the guidance as an input")
+        raise Unfit("has been distilled already: its denoiser takes the guidance as an input")
     channels = shapes[UNET + "input_blocks.0.0.weight"][1]
     outputs = shapes.get(UNET + "out.2.weight", [channels])[0]
     if channels != outputs:
-        raise Unreadable(_more_channels(channels, outputs))
+        raise Unfit(_more_channels(channels, outputs))
     if has("cond_stage_model."):
-        raise Unreadable("is Stable Diffusion 1 or 2, which is not SDXL")
+        raise Unfit("is Stable Diffusion 1 or 2, which is not SDXL")
     if has(EMBEDDERS[0] + "model.") and not has(EMBEDDERS[1]):
-        raise Unreadable(REFINER)
+        raise Unfit(REFINER)
     for prefix, what in ((EMBEDDERS[0], "first text encoder"), (EMBEDDERS[1], "second text encoder")):
         if not has(prefix):
-            raise Unreadable(f"has no {what} (no tensor {prefix}...)", "name a whole checkpoint")
+            raise Unfit(f"has no {what} (no tensor {prefix}...)", "name a whole checkpoint")
+
+
+def refuse_vae(place: Path) -> None:
+    """Unfit, in words of what it is, for a file or a folder that holds no autoencoder of SDXL's kind."""
+    if place.is_file():
+        if not any("decoder." in name for name in read_shapes(place)):
+            raise Unfit("holds no autoencoder: none of its tensors is a decoder's")
+        return
+    folder = vae_folder(place)
+    weight_files(folder)
+    config = folder / "config.json"
+    kind = _json(config).get("_class_name") if config.is_file() else None
+    if kind != "AutoencoderKL":
+        raise Unfit(f"is {f'a {kind}' if kind else 'a folder without config.json'}, not an AutoencoderKL")
+
+
+def vae_folder(place: Path) -> Path:
+    """The folder of an autoencoder: `place` itself, or `vae/` of the pipeline there."""
+    return place if (place / "config.json").is_file() else place / "vae"
 
 
 def is_lora(names: Iterable[str]) -> bool:
@@ -191,14 +204,14 @@ def _words(tokenizer: Path) -> dict[str, Any]:
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor of a safetensors file, from its header; Unreadable when it has none."""
+    """Name and shape of every tensor of a safetensors file, from its header; Unfit when it has none."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as held:
             return {name: held.get_slice(name).get_shape() for name in held.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise Unreadable(f"cannot be read as safetensors: {error}", "copy or download the file again") from None
+        raise Unfit(f"cannot be read as safetensors: {error}", "copy or download the file again") from None
 
 
 def _other_unet(unet: Mapping[str, Any], folder: Path) -> str | None:
@@ -226,26 +239,26 @@ def _more_channels(channels: int, outputs: int) -> str:
     return f"takes {channels} channels and gives {outputs}: it edits pictures, and draws none from noise alone"
 
 
-def _no_pipeline(folder: Path) -> Unreadable:
+def _no_pipeline(folder: Path) -> Unfit:
     """What a folder without model_index.json is."""
     if (folder / "config.json").is_file() and "_class_name" in (config := _json(folder / "config.json")):
-        return Unreadable(f"is a single network ({config['_class_name']})", "name the folder of the whole pipeline")
+        return Unfit(f"is a single network ({config['_class_name']})", "name the folder of the whole pipeline")
     files = sorted(folder.glob("*.safetensors"))
     if files and is_lora(read_shapes(files[0])):
-        return Unreadable(f"is a LoRA ({files[0].name}), not a model", MERGE)
+        return Unfit(f"is a LoRA ({files[0].name}), not a model", MERGE)
     if files:
-        return Unreadable(f"is no pipeline folder, but holds {files[0].name}", f"name the file: {files[0]}")
+        return Unfit(f"is no pipeline folder, but holds {files[0].name}", f"name the file: {files[0]}")
     inner = [path.parent.name for path in sorted(folder.glob("*/model_index.json"))]
     if inner:
-        return Unreadable("is no pipeline folder, but holds one", f"name {folder / inner[0]}")
-    return Unreadable("has no model_index.json, so it is no pipeline folder", "a complete StableDiffusionXLPipeline")
+        return Unfit("is no pipeline folder, but holds one", f"name {folder / inner[0]}")
+    return Unfit("has no model_index.json, so it is no pipeline folder", "a complete StableDiffusionXLPipeline")
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise Unreadable(f"{path.name} is no JSON: {error}", "copy the file again") from None
+        raise Unfit(f"{path.name} is no JSON: {error}", "copy the file again") from None
     if not isinstance(values, dict):
-        raise Unreadable(f"{path.name} holds no table", "copy the file again")
+        raise Unfit(f"{path.name} holds no table", "copy the file again")
     return values

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.models.layout import EMBEDDERS, NETWORKS, UNET, VAE, Source, Unreadable, weight_files
+from flashdmd_cli.models.layout import EMBEDDERS, NETWORKS, UNET, VAE, Source, vae_folder, weight_files
 
 KINDS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -58,7 +59,7 @@ def fill(net: Any, held: dict[str, Tensor], where: str, dtype: torch.dtype = tor
     try:
         return fit(net, held).eval()
     except ValueError as error:
-        raise Unreadable(f"{where}: {error}", "these are other weights than config.json describes") from None
+        raise Unfit(f"{where}: {error}", "these are other weights than config.json describes") from None
 
 
 def renamed(held: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
@@ -70,13 +71,13 @@ def renamed(held: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
     for name, value in held.items():
         ways = (name, name.removeprefix(TEXT), TEXT + name)
         named[next((way for way in ways if way in wanted and way not in named), name)] = value
-    return named
+    return named if len(named) == len(held) else held  # two of one name: told by the name that is too much
 
 
 def read_pipeline(source: Source) -> StableDiffusionXLPipeline:
     """The pipeline of a teacher in float32: its networks read strictly, scheduler and tokenizers the stock way.
 
-    Raises Unreadable, OSError or SafetensorError for what is missing or does not fit.
+    Raises Unfit, OSError or SafetensorError for what is missing or does not fit.
     """
     settings: dict[str, Any] = {}
     if source.weights.is_file():
@@ -100,7 +101,7 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
     The sizes are those of the folder of configurations that goes with it; names are translated by diffusers.
     """
     if source.config is None:
-        raise Unreadable("needs a folder with the configurations and tokenizers of its pipeline")
+        raise Unfit("needs a folder with the configurations and tokenizers of its pipeline")
     held = load_file(source.weights)
     networks = {}
     for part in NETWORKS:
@@ -127,14 +128,14 @@ def translated(part: str, held: dict[str, Tensor], net: Any) -> dict[str, Tensor
     found = convert(dict(own), net.config)
     used = {value.data_ptr() for value in found.values()}
     if left := [name for name, value in own.items() if value.data_ptr() not in used]:
-        raise Unreadable(f"{left[0]} is not part of SDXL" + (f", and {len(left) - 1} more" if left[1:] else ""))
+        raise Unfit(f"{left[0]} is not part of SDXL" + (f", and {len(left) - 1} more" if left[1:] else ""))
     return found
 
 
 def read_vae(path: Path, config: Path) -> Any:
     """An autoencoder: a folder of its own or of a pipeline, or a file in the original layout sized by `config`."""
     if path.is_dir():
-        return read_network(AutoencoderKL, path if (path / "config.json").is_file() else path / "vae")
+        return read_network(AutoencoderKL, vae_folder(path))
     held, net = load_file(path), new_network(AutoencoderKL, config)
     if not any(name.startswith(VAE) for name in held):
         held = {VAE + name: value for name, value in held.items()}

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 from flashdmd_cli.cli import output as output_module
 from flashdmd_cli.cli.app import app
 from flashdmd_cli.cli.output import Output, Progress, error_line, exit_code
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.runs import errors
 from flashdmd_cli.runs.recipe import list_recipes
 from flashdmd_cli.shapes import assets
@@ -35,20 +36,22 @@ COMMANDS = [
 SURFACE = [
     "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
     "demo: --iterations --out --seed",
-    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
+    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config --ttur"
+    " --vae",
     "doctor:",
-    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
+    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite"
+    " --teacher-config --vae",
     "export: --format --from --out --yes",
     "inspect: folder",
     "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"
     " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
-    " --teacher --yes source",
+    " --teacher --teacher-config --vae --yes source",
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
     "reward score: --at --image --pairs --prompt --reward --seed --teacher",
     "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps",
+    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
     "shapes build: --out --seed --steps --work part",
 ]
 PROBE = """
@@ -199,20 +202,22 @@ def test_recipes(tmp_path, monkeypatch):
 
 
 def test_doctor(world):
+    assert run("shapes", "build", "picture", "--out", "p", "--quiet").stdout == "p\n"
+    shutil.copytree("p", assets.ASSETS / "known-picture", dirs_exist_ok=True)
     document = json.loads(run("doctor", "--json").stdout)
-    assert document["ok"] and document["checks"]["shapes-sdxl"]["ok"]
+    assert document["ok"] and document["checks"]["shapes-sdxl"]["ok"] and document["checks"]["picture"]["ok"]
 
 
 def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "ASSETS", tmp_path)
     result = run("doctor", "--quiet")
-    assert (result.exit_code, result.stdout.split()) == (1, ["shapes-sdxl", "shapes-sam", "inspector"])
+    assert (result.exit_code, result.stdout.split()) == (1, ["shapes-sdxl", "shapes-sam", "inspector", "picture"])
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (errors.UsageError("x"), 2), (errors.InputError("x"), 3), (errors.NumericalError("x"), 4),
+        (errors.UsageError("x"), 2), (errors.InputError("x"), 3), (Unfit("x"), 3), (errors.NumericalError("x"), 4),
         (errors.ThresholdError("x"), 5), (errors.Interrupted("x", signal_number=15), 143), (KeyboardInterrupt(), 130),
         (FileNotFoundError(errno.ENOENT, "No such file", "f"), 3), (PermissionError(errno.EACCES, "Denied", "f"), 1),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 3), (FloatingPointError("nan"), 4), (TypeError("x"), 1),

@@ -26,7 +26,6 @@ from flashdmd_cli.models.reward import RewardConfig
 from flashdmd_cli.models.reward_files import new_reward, save_reward
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state
-from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import add_object, sample_scenes
@@ -259,10 +258,10 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
 def test_the_probes_judge_reads_the_caption_and_counts():
     generator = torch.Generator().manual_seed(0)
     scenes = sample_scenes(40, generator)
-    texts, recipe = captions(scenes.attributes), load_recipe("align/shapes")
-    judge = held_out_judge(recipe, texts)
+    texts = captions(scenes.attributes)
+    judge = held_out_judge("shapes-sdxl", texts)
     assert judge is not None
     assert judge(render(scenes, generator), texts).mean() > 0.85
     assert judge(render(scenes, generator), texts[::-1]).mean() < 0.1
     assert judge(render(add_object(scenes, generator), generator), texts).mean() < 0.3
-    assert held_out_judge(recipe, ["a cat"]) is None and held_out_judge(load_recipe("align/sdxl"), texts) is None
+    assert held_out_judge("shapes-sdxl", ["a cat"]) is None and held_out_judge("my-shapes-xl", texts) is None

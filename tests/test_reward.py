@@ -163,7 +163,7 @@ def test_what_is_still_the_teachers_is_not_stored(reward, tiny_family, tmp_path)
         (lambda f: (f / "state_dict.pt").unlink(), FileNotFoundError, "state_dict.pt"),
         (lambda f: shutil.rmtree(f / "text_encoder_2"), FileNotFoundError, "text_encoder_2"),
         (lambda f: shutil.rmtree(f / "unet"), FileNotFoundError, "unet"),
-        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), FileNotFoundError, "lacks weights"),
+        (lambda f: (f / "unet" / "diffusion_pytorch_model.safetensors").unlink(), ValueError, "unet/ has no"),
         (
             lambda f: torch.save(SMALL, f / "state_dict.pt"),
             ValueError,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flashdmd_cli.building.loop import train
+from flashdmd_cli.models.reading import save_text_encoder
 from flashdmd_cli.shapes.captions import WORDINGS, captions
 from flashdmd_cli.shapes.world import ATTRIBUTES, COLORS, SHAPES, SURFACES, sample_attributes
 
@@ -117,8 +118,8 @@ def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[s
         return {"loss": whole + last + noun, "pooled": whole, "noun": noun}
 
     average = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.99)
-    average.one.save_pretrained(out / "text_encoder")
-    average.two.save_pretrained(out / "text_encoder_2")
+    save_text_encoder(average.one, out / "text_encoder")
+    save_text_encoder(average.two, out / "text_encoder_2")
     with torch.no_grad():
         truth = sample_attributes(1000, torch.Generator().manual_seed(1), held_out=True)
         _, pooled = average(tokens(truth, None))

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTokenizer
 
 from flashdmd_cli.building.loop import train
 from flashdmd_cli.building.pool import load_pool
 from flashdmd_cli.building.vae import load_code
+from flashdmd_cli.models.reading import KINDS, read_network, save_pipeline
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.world import IMAGE_SIZE
 
@@ -58,8 +59,7 @@ def build_unet(work: Path, out: Path, steps: int = 20_000, seed: int = 0) -> Sta
     pool = load_pool(work)
     code = load_code(work, pool)
     tokenizers = [CLIPTokenizer.from_pretrained(out / name) for name in ("tokenizer", "tokenizer_2")]
-    one = CLIPTextModel.from_pretrained(out / "text_encoder").eval()
-    two = CLIPTextModelWithProjection.from_pretrained(out / "text_encoder_2").eval()
+    one, two = (read_network(KINDS[part], out / part) for part in ("text_encoder", "text_encoder_2"))
     scheduler = new_scheduler()
     abar = scheduler.alphas_cumprod
     torch.manual_seed(seed)
@@ -94,9 +94,7 @@ def build_unet(work: Path, out: Path, steps: int = 20_000, seed: int = 0) -> Sta
 def write_teacher(out: Path, unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
     """Write the denoiser in half precision and the pipeline's index beside the parts that `out` already holds."""
     pipeline = StableDiffusionXLPipeline(
-        vae=AutoencoderKL.from_pretrained(out / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(out / "text_encoder"),
-        text_encoder_2=CLIPTextModelWithProjection.from_pretrained(out / "text_encoder_2"),
+        **{part: read_network(KINDS[part], out / part) for part in ("vae", "text_encoder", "text_encoder_2")},
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),
         tokenizer_2=CLIPTokenizer.from_pretrained(out / "tokenizer_2"),
         unet=unet.half(),
@@ -104,5 +102,5 @@ def write_teacher(out: Path, unet: UNet2DConditionModel) -> StableDiffusionXLPip
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
-    pipeline.save_pretrained(out)
+    save_pipeline(pipeline, out)
     return pipeline

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdmd_cli.cli.distill import finish, print_recipe
+from flashdmd_cli.cli.kinds import is_shapes_student
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, find_run, is_shapes
+from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,21 +21,21 @@ FIXED = ("family", "teacher", "grid.steps", "train.resolution")
 """Keys that a student brings along."""
 
 
-def default_recipe(stage1: Recipe) -> str:
-    """The recipe that fits a distilled student when none is named."""
-    if is_shapes(stage1.teacher):
+def default_recipe(stage1: Recipe, student: Path) -> str:
+    """The recipe that fits a distilled student, whose network is in the folder `student`, when none is named."""
+    if is_shapes_student(student):
         return "align/shapes"
     if stage1.model.form == "lora":
         return "align/sdxl-lora"
     return "align/sdxl-8step" if stage1.grid.steps == 8 else "align/sdxl"
 
 
-def resolve(stage1: Recipe, recipe: str | None, sets: list[str], flags: dict[str, Any]) -> Recipe:
+def resolve(stage1: Recipe, student: Path, recipe: str | None, sets: list[str], flags: dict[str, Any]) -> Recipe:
     """Defaults < the student's own recipe < the alignment's < --set < flags; UsageError for another student's."""
     from flashdmd_cli.cli.run_folder import flat
     from flashdmd_cli.runs.recipe import load_recipe
 
-    name = recipe or default_recipe(stage1)
+    name = recipe or default_recipe(stage1, student)
     resolved = load_recipe(name, sets, flags, stage1)
     if resolved.align is None:
         raise UsageError(f"--recipe {name}: has no table `align`", hint="`flashdmd recipes list` shows align/...")
@@ -103,7 +104,7 @@ def align(
             "train.seed": seed,
             "probe.stop_on_collapse": stop_on_collapse or None,
         }
-        resolved = resolve(checkpoint.recipe, recipe, sets or [], flags)
+        resolved = resolve(checkpoint.recipe, checkpoint.folder / "student", recipe, sets or [], flags)
         if dry_run:
             print_recipe(resolved, output)
             return

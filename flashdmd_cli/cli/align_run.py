@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
 from flashdmd_cli.cli.sam_source import find_sam
-from flashdmd_cli.cli.sources import find_teacher, find_teacher_again, is_shapes, teacher_record
+from flashdmd_cli.cli.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
 
@@ -35,8 +36,8 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     from flashdmd_cli.runs.manifest import MANIFEST
 
     assert recipe.align is not None
-    before = checkpoint.manifest.teacher
-    teacher = find_teacher_again(before, f"--from {checkpoint.folder}") if before else find_teacher(recipe.teacher)
+    before, of = checkpoint.manifest.teacher, f"--from {checkpoint.folder}"
+    teacher = find_source_again(before, recipe.model, of) if before else find_source(recipe.teacher, recipe.model)
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     reward_folder = find_reward(recipe.align.reward)
     parents = [checkpoint.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
@@ -74,7 +75,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
     )
-    probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(recipe, captions))
+    probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(family.source, captions))
     watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     stop = observer.output.stop
@@ -113,12 +114,12 @@ def reward_judge(sampler: PairSampler) -> Judge:
     return score
 
 
-def held_out_judge(recipe: Recipe, captions: Sequence[str]) -> Judge | None:
+def held_out_judge(teacher: str, captions: Sequence[str]) -> Judge | None:
     """A judge other than the reward model: on the embedded world, whether a picture shows what its caption says.
 
     The inspector reads the attributes; that there is no third object is counted, for the inspector cannot see it.
     """
-    if not is_shapes(recipe.teacher):
+    if not is_shapes(teacher):
         return None
     from flashdmd_cli.shapes.assets import asset
     from flashdmd_cli.shapes.captions import parse

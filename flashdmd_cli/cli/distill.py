@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
+from flashdmd_cli.cli.kinds import is_shapes
+from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import RUNS, find_run, find_teacher, is_shapes
+from flashdmd_cli.cli.sources import RUNS, find_run
+from flashdmd_cli.cli.teachers import Parts, absolute, find_source
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
 
-def default_recipe(teacher: str | None, steps: int | None) -> str:
+def default_recipe(teacher: str | Path | None, steps: int | None) -> str:
     """The recipe that fits a teacher and a number of steps when none is named."""
     if teacher is not None and is_shapes(teacher):
         return "shapes-4step"
@@ -32,6 +34,7 @@ def resolve(
     ttur: int | None = None,
     iterations: int | None = None,
     seed: int | None = None,
+    parts: Parts | None = None,
 ) -> Recipe:
     """Defaults < recipe < --set < flags."""
     from flashdmd_cli.runs.recipe import load_recipe
@@ -42,6 +45,8 @@ def resolve(
         "fake.ttur": ttur,
         "train.iterations": iterations,
         "train.seed": seed,
+        "model.vae": absolute(parts.vae) if parts else None,
+        "model.teacher_config": absolute(parts.teacher_config) if parts else None,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     return load_recipe(recipe or default_recipe(teacher, steps), sets, given)
@@ -68,7 +73,8 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder.", show_default=False
+            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder or file.",
+            show_default=False,
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the student: 1, 2, 4 or 8.", show_default=False)] = None,
@@ -87,6 +93,8 @@ def distill(
     seed: Annotated[
         int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
     ] = None,
+    vae: Vae = None,
+    teacher_config: TeacherConfig = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
     ] = False,
@@ -99,7 +107,7 @@ def distill(
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed)
+        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed, Parts(vae, teacher_config))
         if dry_run:
             print_recipe(resolved, output)
             return
@@ -111,7 +119,7 @@ def distill(
         from flashdmd_cli.cli.sam_source import find_sam
 
         shards = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
-        find_teacher(resolved.teacher)
+        find_source(resolved.teacher, resolved.model)
         find_sam(resolved)
         shards = shards or find_run(None, "data", flag="--data")
         if data is None:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.drawing import beyond_words
+from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
 from flashdmd_cli.cli.sam_source import find_sam
-from flashdmd_cli.cli.sources import find_teacher, is_shapes, teacher_record
+from flashdmd_cli.cli.teachers import find_source, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
 
     Raises `Interrupted` when a signal came before the end; the state is saved then.
     """
-    teacher = find_teacher(recipe.teacher)
+    teacher = find_source(recipe.teacher, recipe.model)
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
     sam = find_sam(recipe)
     # Only a run that has all it needs makes a folder.
@@ -39,7 +40,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     family = load(SDXLFamily, teacher, recipe.model.precision)
     check_pictures(shards, recipe, family.resolution, data)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
-    if is_shapes(recipe.teacher) and (told := beyond_words(captions)):
+    if is_shapes(family.source) and (told := beyond_words(captions)):
         observer.phase(told)
     # Before its first update the student is the teacher, sampled as a student is.
     watch = watch_run(recipe, family, captions, family.teacher, out, observer, SHOWN)

@@ -11,6 +11,7 @@ from pathlib import Path
 import typer
 
 from flashdmd_cli import __version__
+from flashdmd_cli.cli.known_picture import check_picture
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet
 from flashdmd_cli.cli.output import command
 
@@ -69,7 +70,8 @@ def check_assets() -> list[tuple[str, bool, str]]:
 
 def check_sdxl() -> tuple[str, bool, str]:
     """Whether SDXL's weights are at hand; fine without, since the embedded world needs none."""
-    from flashdmd_cli.cli.sources import SDXL_ID, SDXL_SIZE, missing_parts
+    from flashdmd_cli.cli.sources import SDXL_ID, SDXL_SIZE
+    from flashdmd_cli.models.layout import missing_parts
     from flashdmd_cli.runs.hub import cache_folder, cached
 
     folder = cached(SDXL_ID, None)
@@ -99,7 +101,7 @@ def check_folder() -> list[tuple[str, bool, str]]:
 
 
 def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) -> None:
-    """Check packages, device, models and disk.
+    """Check packages, device, models and disk, and draw a picture that is known.
 
     Exit code 1 if something that the commands need is missing.
     """
@@ -110,6 +112,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) 
             *check_packages(),
             check_device(),
             *check_assets(),
+            check_picture(),
             check_sdxl(),
             *check_folder(),
         ]

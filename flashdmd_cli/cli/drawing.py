@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from flashdmd_cli.cli.distill import default_recipe
+from flashdmd_cli.cli.kinds import is_exported
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.sources import find_run, find_teacher, find_teacher_again, is_checkpoint, teacher_record
+from flashdmd_cli.cli.sources import find_run, find_teacher, is_checkpoint
+from flashdmd_cli.cli.teachers import Parts, find_source, find_source_again, teacher_record, with_parts
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.teacher import TeacherRecord
 
@@ -74,20 +76,12 @@ class Drawer:
         }
 
 
-def load_family(folder: Path, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a pipeline folder; InputError when it cannot be read."""
+def load_family(source: Path | Source, precision: str = "fp32") -> SDXLFamily:
+    """The family behind a teacher; InputError when it cannot be read."""
     from flashdmd_cli.cli.training_run import load
     from flashdmd_cli.models.sdxl import SDXLFamily
 
-    return load(SDXLFamily, folder, precision)
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a pipeline folder holds a student: its scheduler is that of a few-step grid."""
-    from flashdmd_cli.core.grid import vp_grid
-
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    return index.get("scheduler", ["", ""])[1] == vp_grid(STUDENT_STEPS).scheduler
+    return load(SDXLFamily, source, precision)
 
 
 def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
@@ -110,9 +104,11 @@ def pipeline_drawer(
     sampler: Sampler | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    parts: Parts | None = None,
 ) -> Drawer:
     """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
     folder = find_teacher(name, "--from")
+    source = with_parts(folder, parts or Parts())
     if is_exported(folder):
         if sampler not in (None, "few_step"):
             raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
@@ -120,12 +116,12 @@ def pipeline_drawer(
         if (length := steps or trained) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
-        family = load_family(folder)
+        family = load_family(source)
         return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
-    return as_teacher(load_family(folder), name, folder, sampler, steps, guidance)
+    return as_teacher(load_family(source), name, folder, sampler, steps, guidance)
 
 
 def as_teacher(
@@ -142,25 +138,23 @@ def as_teacher(
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
     check_steps(sampler, steps)
-    weight = load_recipe(default_recipe(name, None)).dm.guidance if guidance is None else guidance
-    title = f"{Path(name).name}-{sampler}-{steps}"
+    weight = load_recipe(default_recipe(folder, None)).dm.guidance if guidance is None else guidance
+    title = f"{Path(name).name.removesuffix('.safetensors')}-{sampler}-{steps}"
     record = record or teacher_record(name, folder)
     return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record)
 
 
 def load_drawer(
-    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None
-) -> Drawer:
+    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None,
+    parts: Parts | None = None,
+) -> Drawer:  # fmt: skip
     """A checkpoint (default: the newest) or a teacher; UsageError for an option that the other of the two takes."""
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
     sampler = cast("Sampler | None", sampler_name)
     if source is not None and not is_checkpoint(expanded(source)):
-        if (folder := expanded(source)).is_dir() and not (folder / "model_index.json").is_file():
-            hint = "a checkpoint has manifest.json, a pipeline model_index.json"
-            raise InputError(f"--from {source}: neither a finished checkpoint nor a pipeline folder", hint=hint)
-        return pipeline_drawer(source, sampler, steps, guidance)
-    return student_drawer(find_run(source), sampler, steps, guidance)
+        return pipeline_drawer(source, sampler, steps, guidance, parts)
+    return student_drawer(find_run(source), sampler, steps, guidance, parts=parts)
 
 
 def student_drawer(
@@ -169,6 +163,7 @@ def student_drawer(
     steps: int | None = None,
     guidance: float | None = None,
     family: SDXLFamily | None = None,
+    parts: Parts | None = None,
 ) -> Drawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
@@ -186,8 +181,8 @@ def student_drawer(
     recipe = Recipe.model_validate(manifest.recipe)
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
-    record = manifest.teacher or teacher_record(recipe.teacher, find_teacher(recipe.teacher))
-    family = family or load_family(find_teacher_again(record, f"--from {folder}"))
+    record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model))
+    family = family or load_family(find_source_again(record, recipe.model, f"--from {folder}", parts))
     try:
         net = family.load_network(folder / "student").to(family.device)
     except (OSError, ValueError) as error:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
+from flashdmd_cli.cli.kinds import is_shapes
+from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command, plain, to_stdout
-from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
+from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
 
 if TYPE_CHECKING:
@@ -97,6 +99,8 @@ def evaluate_command(
     fail_above: Annotated[
         list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when the figure is higher; may be repeated.")
     ] = None,
+    vae: Vae = None,
+    teacher_config: TeacherConfig = None,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -114,10 +118,10 @@ def evaluate_command(
 
         reference = load_reference(suite, limit)
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps, guidance)
+        drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config))
         if source is None:
             output.say(f"from {drawer.folder}")
-        if not is_shapes(drawer.teacher):
+        if not is_shapes(drawer.family.source):
             raise UsageError(
                 f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",
                 hint="flashdmd sample draws any prompts",

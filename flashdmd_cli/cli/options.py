@@ -13,11 +13,25 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Yes = Annotated[bool, typer.Option("--yes", help="Replace what --out already holds.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="All randomness is a function of this number.")]
+Vae = Annotated[
+    str | None,
+    typer.Option(
+        "--vae", help="Autoencoder instead of the teacher's: folder, file or hub id.", show_default=False
+    ),
+]  # fmt: skip
+TeacherConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher-config",
+        help="For a teacher in one file: folder or hub id with its configurations (default: SDXL's).",
+        show_default=False,
+    ),
+]
 From = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="A distilled checkpoint, a pipeline folder, or `shapes-sdxl` (default: the newest under ./runs).",
+        help="A distilled checkpoint, a pipeline folder or file, or `shapes-sdxl` (default: the newest under ./runs).",
         show_default=False,
     ),
 ]

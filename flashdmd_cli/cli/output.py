@@ -33,6 +33,8 @@ EXIT_CODES: tuple[tuple[str, int], ...] = (
     ("IsADirectoryError", 3),
     ("NotADirectoryError", 3),
     ("SafetensorError", 3),
+    ("UnpicklingError", 3),
+    ("Unfit", 3),
     ("FloatingPointError", 4),
     ("KeyboardInterrupt", 130),
 )

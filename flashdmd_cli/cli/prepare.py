@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, Yes
+from flashdmd_cli.cli.kinds import SHAPES
+from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, TeacherConfig, Vae, Yes
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.prepare_options import Options
-from flashdmd_cli.cli.sources import RUNS, SHAPES, claim
+from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -159,6 +161,8 @@ def prepare_data(
     duplicates: Annotated[
         str, typer.Option("--duplicates", help="Drop `exact` ones, also `near` ones, or `keep` all.")
     ] = "exact",
+    vae: Vae = None,
+    teacher_config: TeacherConfig = None,
     cache: Annotated[str, typer.Option("--cache", help="`latents`, `text` or `latents,text`, beside the pixels.")] = "",
     caption_column: Annotated[
         str | None, typer.Option("--caption-column", help="Column or JSON key of captions.", show_default=False)
@@ -216,7 +220,8 @@ def prepare_data(
             "caption": caption,
             "seed": seed if caption == "random" else None,
         }
-        given = Options(path, reading, filters or [], resolution, encoding, duplicates, teacher, cache, shard_size, num)
+        given = Options(path, reading, filters or [], resolution, encoding, duplicates, teacher, cache, shard_size, num,
+                        Parts(vae, teacher_config))  # fmt: skip
         manifest, share = from_source(given, folder, observer, nproc, shard_index, shard_count, yes)
         if share.tells:
             tell(output, folder, manifest, teacher)

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.prepare_workers import Stop, Tick, run_tasks
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.cli.teachers import Parts, find_source
 from flashdmd_cli.data.chunks import Stopped
 from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
+from flashdmd_cli.models.layout import Source
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import size, write_text_atomically
-from flashdmd_cli.runs.manifest import CacheRecord, FileRecord, Manifest, hash_folder, read_manifest, write_manifest
+from flashdmd_cli.runs.manifest import (
+    CacheRecord,
+    FileRecord,
+    Manifest,
+    hash_folder,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
 
 if TYPE_CHECKING:
     from flashdmd_cli.cli.prepare_run import Preparation
@@ -26,11 +35,17 @@ BF16 = 2
 """Bytes of a number."""
 
 
-def encoders_hash(teacher: Path) -> str:
-    """Content hash of the parts of a pipeline folder that a cache stands in for."""
-    total = hashlib.sha256()
+def encoders_hash(teacher: Path | Source) -> str:
+    """Content hash of the parts of a teacher that a cache stands in for."""
+    source = teacher if isinstance(teacher, Source) else Source(teacher)
+    total, hashes = hashlib.sha256(), {}
     for part in ENCODERS:
-        total.update(f"{part} {hash_folder(teacher / part)}\n".encode())
+        # Of a single file, all of it stands for each network in it, with the configuration from elsewhere.
+        alone = [source.vae] if part == "vae" and source.vae else [source.weights] if source.config else []
+        for place in [*alone, *([source.folder / part] if source.config or not alone else [])]:
+            if place not in hashes:
+                hashes[place] = sha256_file(place) if place.is_file() else hash_folder(place)
+            total.update(f"{part} {hashes[place]}\n".encode())
     return total.hexdigest()
 
 
@@ -40,11 +55,11 @@ def forecast(dimensions: Dimensions, pictures: int, prompts: int, what: tuple[st
     return BF16 * (latents + (prompts * dimensions.text_numbers if "text" in what else 0))
 
 
-def dimensions_of(teacher: str) -> Dimensions:
+def dimensions_of(teacher: str, parts: Parts) -> Dimensions:
     """Of a teacher that is on this machine; InputError when it is not, or is no SDXL."""
-    folder = find_teacher(teacher)
+    source = find_source(teacher, parts)
     try:
-        return read_dimensions(folder)
+        return read_dimensions(source.folder)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"--teacher {teacher}: is no SDXL pipeline: {error}") from None
 
@@ -67,7 +82,7 @@ class CacheJob:
 
     shards: list[Path]
     work: Path
-    teacher: Path
+    teacher: Source
     identity: str
     what: tuple[str, ...]
     encoders: Any = None
@@ -110,7 +125,7 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
     what = tuple(kind for kind in KINDS if kind in request.cache and (kind != "latents" or collection.pictures))
     if not what:
         return manifest
-    teacher = find_teacher(request.teacher)
+    teacher = find_source(request.teacher, request.parts)
     identity = encoders_hash(teacher)
     held = collection.cache
     if held is not None and held.encoders == identity and set(what) <= set(held.what):
@@ -124,8 +139,8 @@ def add_caches(prep: Preparation, manifest: Manifest) -> Manifest | None:
             write_text_atomically(note, json.dumps([new_prompts, samples, pictures]))
     new_prompts, samples, pictures = json.loads(note.read_text(encoding="utf-8"))
     if "text" in what:
-        tell_cut(prep, teacher, [shards[task] for task in prep.share.of(len(shards))])
-    needed = refuse_too_big(prep.out, dimensions_of(request.teacher), pictures, sum(new_prompts), what)
+        tell_cut(prep, teacher.folder, [shards[task] for task in prep.share.of(len(shards))])
+    needed = refuse_too_big(prep.out, dimensions_of(request.teacher, request.parts), pictures, sum(new_prompts), what)
     mine = list(prep.share.of(len(shards)))
     share = f", {len(mine)} of {len(shards)} shards here" if len(mine) < len(shards) else ""
     prep.observer.phase(

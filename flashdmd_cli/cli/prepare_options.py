@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.sources import SDXL_ID
+from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Options:
     cache: str = ""
     shard_size: int = 1000
     num: int | None = None
+    parts: Parts = Parts()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class Request:
     num: int | None = None
     cache: tuple[str, ...] = ()
     teacher: str = "sdxl"
+    parts: Parts = Parts()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def make_request(given: Options) -> Request:
     check(given)
     format_ = check_format(given)
     suite = given.reading.get("suite")
-    side = given.resolution or (SUITE_SIDE if suite else resolution_of(given.teacher))
+    side = given.resolution or (SUITE_SIDE if suite else resolution_of(given.teacher, given.parts))
     settings = Settings(
         side=side,
         encoding=given.encoding or ("png" if side <= LARGEST_PNG else "jpg"),  # type: ignore[arg-type]
@@ -85,8 +88,9 @@ def make_request(given: Options) -> Request:
         keep_prompts=bool(suite) or format_ == "prompts",
     )
     cache = tuple(given.cache.split(",")) if given.cache else ()
-    check_cache(cache, side, given.teacher)
-    return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, cache, given.teacher)
+    check_cache(cache, side, given.teacher, given.parts)
+    return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, cache, given.teacher,
+                   given.parts)  # fmt: skip
 
 
 def check(given: Options) -> None:
@@ -118,25 +122,25 @@ def check(given: Options) -> None:
         raise InputError(f"SOURCE {given.source}: no such file or folder", hint="a path, or `shapes`")
 
 
-def check_cache(cache: tuple[str, ...], side: int, teacher: str) -> None:
+def check_cache(cache: tuple[str, ...], side: int, teacher: str, parts: Parts) -> None:
     """A cache needs the teacher on this machine, and latents its resolution."""
     from flashdmd_cli.cli.prepare_caches import dimensions_of
 
-    if cache and (own := dimensions_of(teacher).resolution) != side and "latents" in cache:
+    if cache and (own := dimensions_of(teacher, parts).resolution) != side and "latents" in cache:
         raise UsageError(
             f"--resolution {side}: {teacher} draws {own} pixels, so latents of others are no use to it",
             hint="leave --resolution out, or cache text alone",
         )
 
 
-def resolution_of(teacher: str) -> int:
+def resolution_of(teacher: str, parts: Parts) -> int:
     """Side of the teacher's pictures; SDXL's is known without its weights."""
     from flashdmd_cli.cli.prepare_caches import dimensions_of
     from flashdmd_cli.models.dimensions import SDXL
 
     if teacher in ("sdxl", SDXL_ID):
         return SDXL.resolution
-    return dimensions_of(teacher).resolution
+    return dimensions_of(teacher, parts).resolution
 
 
 def parse_filters(texts: list[str], side: int, suite: str | None) -> tuple[Filter, ...]:

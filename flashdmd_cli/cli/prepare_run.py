@@ -157,7 +157,9 @@ class Preparation:
     def _make_shards(self, plan: Plan, source: Source) -> None:
         if self.request.cache:
             most = plan.num_rows  # how many are kept, and how many prompts are the same, is not known yet
-            needed = refuse_too_big(self.out, dimensions_of(self.request.teacher), most, most, self.request.cache)
+            needed = refuse_too_big(
+                self.out, dimensions_of(self.request.teacher, self.request.parts), most, most, self.request.cache
+            )
             self.observer.phase(f"the caches will take at most {size(needed)}")
         mine = [chunk for chunk in self.share.of(len(plan)) if not record_path(self.work, chunk).is_file()]
         rows = sum(self._rows_of(plan, chunk) for chunk in mine)

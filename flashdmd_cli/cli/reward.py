@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from flashdmd_cli.cli.kinds import SHAPES, is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, SHAPES, find_teacher, is_shapes
+from flashdmd_cli.cli.sources import RUNS
+from flashdmd_cli.cli.teachers import find_source
 from flashdmd_cli.runs.errors import UsageError
 
 reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
@@ -58,7 +60,7 @@ def train(
         name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
         flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed}
         resolved = load_reward_recipe(name, sets or [], flags)
-        find_teacher(resolved.teacher)
+        find_source(resolved.teacher)
         from flashdmd_cli.cli.reward_run import REPORT, run_reward
 
         with Progress(output) as observer:
@@ -109,7 +111,7 @@ def score(
         from flashdmd_cli.cli.reward_source import find_reward, load_reward_model
 
         folder = find_reward(reward)
-        family = load_family(find_teacher(teacher))
+        family = load_family(find_source(teacher))
         model = load_reward_model(folder, family)
         import torch
 

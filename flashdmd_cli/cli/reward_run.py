@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin
-from flashdmd_cli.cli.sources import find_teacher, teacher_record
+from flashdmd_cli.cli.teachers import find_source, teacher_record
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 
@@ -32,7 +32,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    teacher = find_teacher(recipe.teacher)
+    teacher = find_source(recipe.teacher)
     record = teacher_record(recipe.teacher, teacher)
     if not begin("reward", recipe, record, {"--pairs": [pairs]}, out, observer.phase):
         return out

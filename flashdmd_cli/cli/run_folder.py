@@ -14,6 +14,7 @@ from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 
 if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.teacher import TeacherRecord
 
@@ -155,7 +156,7 @@ def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
     return False
 
 
-def open_data(folder: Path, teacher: Path | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
+def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
     """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made.
 
     `sized`: batches bring the pictures' sizes along.

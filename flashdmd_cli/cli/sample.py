@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
+from flashdmd_cli.cli.kinds import is_shapes
+from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
+from flashdmd_cli.cli.sources import RUNS, claim
+from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -96,6 +98,8 @@ def sample(
     steps: Annotated[
         int | None, typer.Option(help="Sampling steps (student: its grid; teacher: 30).", show_default=False)
     ] = None,
+    vae: Vae = None,
+    teacher_config: TeacherConfig = None,
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,
@@ -114,7 +118,7 @@ def sample(
         from flashdmd_cli.models.tokens import cut_short
 
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps)
+        drawer = load_drawer(source, sampler, steps, parts=Parts(vae, teacher_config))
         if source is None:
             output.say(f"from {drawer.folder}")
         folder = out or RUNS / f"sample-{drawer.name}"
@@ -123,7 +127,7 @@ def sample(
         if compare and drawer.net is not drawer.family.teacher:
             at = Path(drawer.family.source)
             drawers.append(as_teacher(drawer.family, drawer.teacher, at, "ddim", record=drawer.record))
-        if is_shapes(drawer.teacher) and (told := beyond_words(texts)):
+        if is_shapes(drawer.family.source) and (told := beyond_words(texts)):
             output.say(told)
         if told := cut_short(
             [drawer.family.pipeline.tokenizer, drawer.family.pipeline.tokenizer_2], dict.fromkeys(texts)

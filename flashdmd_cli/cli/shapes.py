@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flashdmd_cli.cli.kinds import SHAPES
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import SHAPES
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
 from flashdmd_cli.runs.lock import hold
@@ -23,7 +23,7 @@ from flashdmd_cli.runs.lock import hold
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = ("inspector", "vae", "text", "unet", "sam", "reward")
+PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture")
 TEACHER_STEPS = 4
 """Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
@@ -84,6 +84,13 @@ def build(
         with writing(work, "--work"):
             work.mkdir(parents=True, exist_ok=True)
             hold(work, "--work")
+        if part == "picture":
+            from flashdmd_cli.cli.known_picture import save_known
+            from flashdmd_cli.shapes.assets import asset
+
+            path = save_known(asset(SHAPES), out)
+            output.result({"part": part, "out": out}, f"{path}: what doctor compares with", str(out))
+            return
         if part == "reward":
             folder = build_reward(out, work, steps, seed, output)
             figures = {

@@ -6,25 +6,19 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from flashdmd_cli.cli.kinds import SHAPES, check_teacher
 from flashdmd_cli.cli.output import current
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id, pipeline_files
-from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
+from flashdmd_cli.runs.hub import Wanted, fetch, parse_id, pipeline_files
 
 SDXL, SDXL_ID = "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
 SDXL_SIZE = "6.9 GB in float16"
-SHAPES = "shapes-sdxl"
 RUNS = Path("runs")
 WRITERS = {"data": "prepare-data SOURCE --out DIR", "distill": "distill", "align": "align", "reward": "reward train"}
 """Which command writes a kind of folder."""
 MARK = ".flashdmd"
 """File that says which command a folder belongs to while it has no manifest yet."""
-
-
-def is_shapes(teacher: str) -> bool:
-    """Whether a teacher draws the embedded world."""
-    return teacher == SHAPES or "shapes" in Path(teacher).name
 
 
 def hub_id(teacher: str) -> tuple[str, str | None] | None:
@@ -34,13 +28,10 @@ def hub_id(teacher: str) -> tuple[str, str | None] | None:
     return None if teacher == SHAPES or expanded(teacher).exists() else parse_id(teacher)
 
 
-def missing_parts(folder: Path) -> list[str]:
-    """The parts of a pipeline that a folder lacks; a network without all its weights counts as lacking."""
-    return pipeline_files(files_below(folder))[1]
-
-
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None) -> Path:
-    """The pipeline folder behind `shapes-sdxl`, `sdxl`, a hub id or a path; InputError when it cannot be had.
+    """The pipeline folder or checkpoint file behind `shapes-sdxl`, `sdxl`, a hub id or a path.
+
+    InputError when it cannot be had, or is something else.
 
     What is on the hub and not on this machine is downloaded. `hint` takes the place of the advice to name another
     teacher with `flag`.
@@ -63,53 +54,11 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None) ->
         wanted = Wanted(f"{flag} {name}", *asked, size=known, hint=local, or_path=asked[0] != SDXL_ID)
         return fetch(wanted, partial(pipeline_files, half_first=True), output.say, output.draws_bars)
     folder = expanded(name)
-    if folder.is_file():
-        raise InputError(f"{flag} {name}: is a file", hint=f"{flag} takes the folder of a pipeline or a checkpoint")
-    if not folder.is_dir():
-        told = f"{flag} takes {SDXL}, {SHAPES}, a hub id (owner/name[@revision]) or a pipeline folder"
+    if not folder.exists():
+        told = f"{flag} takes {SDXL}, {SHAPES}, a hub id (owner/name[@revision]) or a pipeline folder or file"
         raise InputError(f"{flag} {name}: no such folder", hint=hint or told)
-    if lacking := missing_parts(folder):
-        raise InputError(
-            f"{flag} {name}: the folder lacks {', '.join(lacking)}",
-            hint=hint or f"{flag} takes a complete StableDiffusionXLPipeline folder",
-        )
+    check_teacher(folder, f"{flag} {name}", hint or "")
     return folder
-
-
-def teacher_record(name: str, teacher: Path) -> TeacherRecord:
-    """What is written down of the teacher that was typed as `name` and found at `teacher`."""
-    asked = hub_id(name)
-    return record(name, teacher, asked[0] if asked is not None else None)
-
-
-def find_teacher_again(before: TeacherRecord, of: str) -> Path:
-    """The teacher of a result, from whatever directory; InputError when it is gone, or another one lies in its place.
-
-    `of` is what a line about it begins with, `--from runs/student`.
-    """
-    if before.hub is not None:
-        places = [f"{before.hub}@{before.revision}"]
-    elif before.path is not None:
-        # What was typed is tried too where it leads somewhere: run and teacher may have moved together.
-        places = [before.path, *([before.id] if expanded(before.id).exists() else [])]
-    else:
-        places = [before.id]
-    hint = f"put it, or a link to it, at {before.path}" if before.path else ""
-    problem: InputError | None = None
-    for place in places:
-        try:
-            found = find_teacher(place, f"{of}: its teacher", hint)
-        except InputError as error:
-            problem = problem or error
-            continue
-        if not (differs := difference(before, teacher_record(place, found))):
-            return found
-        problem = InputError(
-            f"{of}: its teacher {place} is another one now: {differs} {'differ' if ' and ' in differs else 'differs'}",
-            hint="put back the one that it was distilled from, or distil anew",
-        )
-    assert problem is not None
-    raise problem
 
 
 def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:

@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.cli.kinds import SHAPES
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.preview import Preview
-from flashdmd_cli.cli.sources import SDXL_ID, SHAPES
+from flashdmd_cli.cli.sources import SDXL_ID
 from flashdmd_cli.runs.errors import InputError, Interrupted, NumericalError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.manifest import Kind
     from flashdmd_cli.runs.recipe import Recipe
@@ -101,16 +103,18 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     )
 
 
-def load(kind: type[SDXLFamily], folder: Path, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a pipeline folder, on the accelerator if there is one; InputError when it cannot be read."""
+def load(kind: type[SDXLFamily], source: Path | Source, precision: str = "fp32") -> SDXLFamily:
+    """The family behind a teacher, on the accelerator if there is one; InputError when it cannot be read."""
     import torch
     from safetensors import SafetensorError
 
     hush()
     try:
-        family = kind.load(folder, precision)
+        family = kind.load(source, precision)
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"--teacher {folder}: cannot be read: {str(error).splitlines()[0]}") from error
+        hint = getattr(error, "hint", "")
+        place = getattr(source, "weights", source)
+        raise InputError(f"--teacher {place}: {str(error).splitlines()[0]}", hint=hint) from error
     return family.to("cuda") if torch.cuda.is_available() else family
 
 

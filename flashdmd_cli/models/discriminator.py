@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,9 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.core.weights import fit
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -55,16 +59,25 @@ def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
     """The image encoder of a trained SAM, float32 on the CPU, frozen and in eval mode.
 
     `name_or_path` is one of segment-anything's own `.pth` files, or a folder with `config.json` and
-    `model.safetensors`. Raises FileNotFoundError if there is no such file, ValueError if it holds something else.
+    `model.safetensors`. Raises FileNotFoundError if there is no such file, Unfit if it holds something else.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_dir():
         encoder = _folder_encoder(path)
     elif path.is_file():
-        encoder = _official_encoder(torch.load(path, map_location="cpu", weights_only=True), name)
+        encoder = _official_encoder(_pickle(path), name)
     else:
         raise FileNotFoundError(f"gan.sam: {name} is neither a file nor a folder")
     return encoder.requires_grad_(False).eval()
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of segment-anything's files, read without running anything that it holds."""
+    try:
+        held: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Unfit(f"gan.sam: {path} cannot be read: {str(error).splitlines()[0]}", "download it again") from None
+    return held
 
 
 def _folder_encoder(folder: Path) -> ImageEncoderViT:
@@ -74,7 +87,7 @@ def _folder_encoder(folder: Path) -> ImageEncoderViT:
             raise FileNotFoundError(f"gan.sam: {folder} has no {file.name}")
     config = json.loads(config_file.read_text())
     if "image_encoder" not in config:
-        raise ValueError(f"gan.sam: {config_file} does not describe a segment_anything model (no image_encoder)")
+        raise Unfit(f"gan.sam: {config_file} does not describe a segment_anything model (no image_encoder)")
     encoder = new_sam(config).image_encoder
     return _load_encoder(encoder, load_file(weights), str(weights))
 
@@ -84,17 +97,16 @@ def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
     position = state.get(_ENCODER + "pos_embed")
     size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None else None
     if size is None:
-        raise ValueError(f"gan.sam: {origin} does not hold the official weights of SAM ViT-B, ViT-L or ViT-H")
+        raise Unfit(f"gan.sam: {origin} does not hold the official weights of SAM ViT-B, ViT-L or ViT-H")
     return _load_encoder(sam_model_registry[size]().image_encoder, state, origin)
 
 
 def _load_encoder(encoder: ImageEncoderViT, state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
     own = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
     try:
-        encoder.load_state_dict(own)
-    except RuntimeError as error:
-        raise ValueError(f"gan.sam: {origin} does not fit its model: {error}") from error
-    return encoder
+        return fit(encoder, own)
+    except Unfit as error:
+        raise Unfit(f"gan.sam: {origin}: {error}", "copy or download it again") from None
 
 
 class SamTrunk(nn.Module):

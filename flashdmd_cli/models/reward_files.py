@@ -19,10 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from flashdmd_cli.models.layout import weight_files
+from flashdmd_cli.models.reading import fill, new_network, read_network, save_text_encoder
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, encoder_half
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.models.teacher_config import SDXL_NOISE, noise_schedule
 
+DECODER_HALF = ("up_blocks.", "conv_norm_out.", "conv_out.")
 CONFIG, PROJECTIONS, PUBLISHED = "reward.json", "projections.safetensors", "state_dict.pt"
 ENCODERS: tuple[tuple[str, Any], ...] = (
     ("text_encoder", CLIPTextModel),
@@ -72,6 +75,7 @@ def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float
     sdxl = trunk.config.addition_embed_type == "text_time"
     encoders = _load_encoders(folder, base, ENCODERS if sdxl else ENCODERS[:1], dtype)
     model = LatentRewardModel(trunk, base.tokenizers[: len(encoders)], encoders, config)
+    # Trunk and encoders are whole; what is left are the projections, of which none is missing.
     model.load_state_dict(_projections(folder, model), strict=False)
     model.trunk.to(dtype)
     return model.eval().requires_grad_(False)
@@ -112,7 +116,7 @@ def save_reward(model: LatentRewardModel, folder: Path, base: RewardBase | None 
     weights = {key: value.detach().cpu().to(stored).contiguous() for key, value in trunk.items()}
     save_file(weights, folder / "unet" / "diffusion_pytorch_model.safetensors")
     for (name, _), encoder in zip(ENCODERS, encoders, strict=False):
-        encoder.save_pretrained(folder / name)  # type: ignore[operator]
+        save_text_encoder(encoder, folder / name)
     own = {key: value for key, value in model.state_dict().items() if not key.startswith(("trunk.", "text_encoders."))}
     save_file({key: value.detach().cpu().clone() for key, value in own.items()}, folder / PROJECTIONS)
     config = asdict(model.config) | {"base": None if base is None else base.content}
@@ -127,20 +131,16 @@ def _equal(one: nn.Module, two: nn.Module) -> bool:
 def _load_trunk(folder: Path, base: nn.Module | None) -> UNet2DConditionModel:
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"has no {folder.name}/config.json")
-    with torch.device("meta"):
-        trunk = encoder_half(UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder)))
+    trunk = encoder_half(new_network(UNet2DConditionModel, folder))
+    wanted = trunk.state_dict().keys()
     held: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         held |= load_file(path)
     inherited = base.state_dict() if base is not None else {}
-    weights = {key: value for key in trunk.state_dict() if (value := held.get(key, inherited.get(key))) is not None}
-    if missing := trunk.state_dict().keys() - weights.keys():
-        raise FileNotFoundError(f"{folder.name}/ lacks weights, {sorted(missing)[0]} and {len(missing) - 1} more")
-    try:
-        trunk.load_state_dict({key: value.float().clone() for key, value in weights.items()}, assign=True)
-    except RuntimeError as error:
-        raise ValueError(f"{folder.name}/: the weights do not fit config.json: {str(error).splitlines()[-1]}") from None
-    return trunk
+    # A whole denoiser may lie there; what answers is its encoder half.
+    weights = {key: value for key, value in held.items() if not key.startswith(DECODER_HALF)}
+    weights |= {key: value.cpu().clone() for key, value in inherited.items() if key in wanted and key not in weights}
+    return fill(trunk, weights, f"{folder.name}/")
 
 
 def _load_encoders(
@@ -154,12 +154,16 @@ def _load_encoders(
     for name, _ in kinds:
         if not (folder / name).is_dir():
             raise FileNotFoundError(f"has no {name}/")
-    return [kind.from_pretrained(folder / name, dtype=dtype) for name, kind in kinds]
+    return [read_network(kind, folder / name, dtype) for name, kind in kinds]
 
 
 def _projections(folder: Path, model: LatentRewardModel) -> dict[str, Tensor]:
+    wanted = {key: value for key, value in model.state_dict().items() if "." not in key or "_projection." in key}
+    wanted = {key: value for key, value in wanted.items() if not key.startswith(("trunk.", "text_encoders."))}
     if (folder / PROJECTIONS).is_file():
         values = load_file(folder / PROJECTIONS)
+        if extra := sorted(values.keys() - wanted.keys()):
+            raise ValueError(f"{extra[0]} is not part of the model that {CONFIG} describes")
     elif (folder / PUBLISHED).is_file():
         # Nested by module, the scale as a number or a tensor; read without running anything that it holds.
         nested = torch.load(folder / PUBLISHED, map_location="cpu", weights_only=True)
@@ -167,8 +171,6 @@ def _projections(folder: Path, model: LatentRewardModel) -> dict[str, Tensor]:
         values["logit_scale"] = torch.as_tensor(nested["logit_scale"]).float().reshape(())
     else:
         raise FileNotFoundError(f"has neither {PROJECTIONS} nor {PUBLISHED}")
-    wanted = {key: value for key, value in model.state_dict().items() if "." not in key or "_projection." in key}
-    wanted = {key: value for key, value in wanted.items() if not key.startswith(("trunk.", "text_encoders."))}
     for key, value in wanted.items():
         if key not in values:
             raise FileNotFoundError(f"has no {key}")

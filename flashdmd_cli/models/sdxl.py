@@ -19,6 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.schedules import add_noise, output_of, x0_from_output
 from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.layout import Source
+from flashdmd_cli.models.reading import read_network, read_pipeline, save_pipeline
 from flashdmd_cli.models.teacher_config import (
     LatentScale,
     check_parts,
@@ -57,11 +59,11 @@ class SDXLFamily:
         self.latent_shape: tuple[int, int, int] = (config.in_channels, config.sample_size, config.sample_size)
 
     @classmethod
-    def load(cls, source: str | Path, precision: str = "fp32") -> SDXLFamily:
-        """Load a pipeline folder or a hub id; raises `OSError` where the weights are not at hand."""
+    def load(cls, source: Path | Source, precision: str = "fp32") -> SDXLFamily:
+        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for weights that are not whole."""
+        source = source if isinstance(source, Source) else Source(source)
         # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
-        pipeline = StableDiffusionXLPipeline.from_pretrained(str(source), dtype=torch.float32, add_watermarker=False)
-        return cls(pipeline, str(source), precision)
+        return cls(read_pipeline(source), str(source.weights), precision)
 
     @property
     def device(self) -> torch.device:
@@ -160,7 +162,7 @@ class SDXLFamily:
 
     def load_network(self, folder: Path) -> nn.Module:
         """A student's denoiser from its diffusers folder, frozen."""
-        net = UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
+        net = read_network(UNet2DConditionModel, folder).requires_grad_(False)
         _forget_folder(net)
         return net
 
@@ -173,9 +175,10 @@ class SDXLFamily:
         scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
         parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
         config = self.pipeline.config
-        StableDiffusionXLPipeline(
+        whole = StableDiffusionXLPipeline(
             **parts, force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt, add_watermarker=False
-        ).save_pretrained(folder)
+        )
+        save_pipeline(whole, folder)
 
     def content_hash(self) -> str:
         """sha256 over the denoiser's parameters, to name a teacher by content."""

@@ -31,6 +31,10 @@ class Model(Table):
     micro_conditioning: Literal["square", "data"] = "square"
     """Sizes that the networks are told in training: a whole square at the teacher's resolution, as in DMD2 and when the
     student draws, or each picture's own `original_size` and `crop_top_left`. Prompts alone are square."""
+    vae: str | None = None
+    """Autoencoder instead of the teacher's own: folder, `.safetensors` file or hub id."""
+    teacher_config: str | None = None
+    """Folder or hub id with configurations and tokenizers for a teacher that is one file; null: SDXL's own."""
 
 
 class StepGrid(Table):

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -57,12 +58,26 @@ def content(teacher: Path) -> dict[str, str]:
     return {part: hashlib.sha256("".join(rows).encode()).hexdigest() for part, rows in parts.items()}
 
 
-def record(name: str, teacher: Path, hub: str | None = None) -> TeacherRecord:
+def _content_beside(place: Path) -> str:
+    """The hash of configurations, vocabularies and weights in a folder, or of a file."""
+    if place.is_file():
+        return sha256_remembered(place)
+    names = sorted(name for name in files_below(place) if name.endswith((".json", ".txt", ".safetensors")))
+    rows = "".join(f"{name} {sha256_remembered(place / name)}\n" for name in names)
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def record(
+    name: str, teacher: Path, hub: str | None = None, beside: Mapping[str, Path | None] | None = None
+) -> TeacherRecord:
     """The record of the teacher that was typed as `name` and found at `teacher`; `hub` is its id if it came from one.
+
+    `beside`: option -> folder or file of what is read together with it.
 
     A path is recorded where `name` is one: what ships or was downloaded is found by its name anywhere.
     """
     parts = content(teacher)
+    parts |= {option: _content_beside(place) for option, place in (beside or {}).items() if place is not None}
     rows = "".join(f"{part} {digest}\n" for part, digest in sorted(parts.items()))
     revision = teacher.name if hub and teacher.parent.name == "snapshots" else None
     typed = Path(os.path.expanduser(name))

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.core.weights import fit
 from flashdmd_cli.shapes.world import ATTRIBUTES, PATTERNS
 
 NUM_LAYOUT = 12
@@ -65,7 +67,9 @@ class Inspector(nn.Module):
 
 
 def load_inspector(folder: Path) -> Inspector:
-    """The shipped inspector from its folder, in eval mode."""
-    inspector = Inspector()
-    inspector.load_state_dict(load_file(folder / "inspector.safetensors"))
-    return inspector.eval().requires_grad_(False)
+    """The shipped inspector from its folder, in eval mode; Unfit for weights that are not its own."""
+    path = folder / "inspector.safetensors"
+    try:
+        return fit(Inspector(), load_file(path)).eval().requires_grad_(False)
+    except Unfit as error:
+        raise Unfit(f"{path}: {error}", "install flashdmd again") from None

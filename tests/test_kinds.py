@@ -1,0 +1,239 @@
+"""What a folder or a file is comes from what is written in it; whatever is no teacher is told for what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from flashdmd_cli.cli import known_picture
+from flashdmd_cli.cli.align import default_recipe as align_recipe
+from flashdmd_cli.cli.distill import default_recipe
+from flashdmd_cli.cli.kinds import is_exported, is_shapes
+from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.runs.manifest import Manifest, write_manifest
+from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.shapes import assets
+from tests.original import original, write_original
+from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
+
+UNET = "model.diffusion_model."
+
+
+@pytest.fixture
+def teacher(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(tiny_folder, tmp_path / "teacher")
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def unet(folder: Path, **values: Any) -> None:
+    edit(folder / "unet" / "config.json", **values)
+
+
+def index(folder: Path, **values: Any) -> None:
+    edit(folder / "model_index.json", **values)
+
+
+def only_pickles(folder: Path) -> None:
+    for path in folder.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+
+
+def only_strange(folder: Path) -> None:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+
+
+def emptied(folder: Path, name: str, write: Callable[[Path], object]) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    write(folder / name)
+
+
+def lora(path: Path) -> None:
+    save_file({"unet.down_blocks.0.to_q.lora_A.weight": torch.zeros(2, 2)}, path)
+
+
+def flashdmd(kind: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model_index.json").unlink()
+        write_manifest(folder, Manifest(kind=kind))
+
+    return write
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "refiner": (lambda f: unet(f, projection_class_embeddings_input_dim=5 * 8 + 16), ("is the SDXL refiner",)),
+    "inpainting": (lambda f: unet(f, in_channels=9), ("is an inpainting model", "9 channels")),
+    "editing": (lambda f: unet(f, in_channels=8), ("edits pictures",)),
+    "sd15": (lambda f: unet(f, addition_embed_type=None), ("is not SDXL", "Stable Diffusion 1 and 2")),
+    "lcm": (lambda f: unet(f, time_cond_proj_dim=8), ("distilled already", "time_cond_proj_dim")),
+    "flux": (lambda f: (index(f, _class_name="FluxPipeline"), shutil.rmtree(f / "unet")), ("is a FluxPipeline",)),
+    "sd3": (
+        lambda f: (index(f, _class_name="StableDiffusion3Pipeline"), shutil.rmtree(f / "unet")),
+        ("is a StableDiffusion3Pipeline",),
+    ),
+    "tiny vae": (lambda f: index(f, vae=["diffusers", "AutoencoderTiny"]), ("AutoencoderTiny",)),
+    "student": (flashdmd("distill"), ("is a student that flashdmd distill made", "flashdmd align")),
+    "data": (flashdmd("data"), ("is what flashdmd data left",)),
+    "pickles": (only_pickles, ("unet/ has its weights as a pickle (diffusion_pytorch_model.bin)", "save_pretrained")),
+    "variant": (only_strange, ("unet/ has no diffusion_pytorch_model.safetensors, only", "non_ema")),
+    "no unet": (lambda f: shutil.rmtree(f / "unet"), ("has no unet/",)),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer_2"), ("has no tokenizer_2/",)),
+    "no json": (lambda f: (f / "unet" / "config.json").write_text("{"), ("config.json is no JSON",)),
+    "lora": (lambda f: emptied(f, "weights.safetensors", lora), ("is a LoRA (weights.safetensors)",)),
+    "one network": (
+        lambda f: emptied(f, "config.json", lambda p: p.write_text('{"_class_name": "UNet2DConditionModel"}')),
+        ("is a single network (UNet2DConditionModel)",),
+    ),
+    "around": (
+        lambda f: (shutil.copytree(f, f / "in"), (f / "model_index.json").unlink()),
+        ("holds one", "teacher/in"),
+    ),
+    "a file inside": (
+        lambda f: emptied(f, "sd.safetensors", lambda p: save_file({"x": torch.zeros(1)}, p)),
+        ("holds sd.safetensors", "name the file"),
+    ),
+    "something": (lambda f: emptied(f, "notes.txt", lambda p: p.write_text("")), ("has no model_index.json",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_that_is_no_teacher_is_told_for_what_it_is(kind, teacher):
+    change, said = FOLDERS[kind]
+    change(teacher)
+    fails(run("distill", "--teacher", "teacher", "--data", "none", "--out", "o"), 3, "--teacher teacher: ", *said)
+    if kind not in ("student", "data"):  # those are checkpoints, or not, to --from
+        fails(run("sample", "--from", "teacher", "--prompt", "a", "--out", "o"), 3, "--from teacher: ", said[0])
+
+
+def without(held: dict[str, Any], *starts: str) -> dict[str, Any]:
+    return {name: value for name, value in held.items() if not name.startswith(starts)}
+
+
+FILES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "refiner": (
+        lambda h: without(h, "conditioner.") | {"conditioner.embedders.0.model.ln_final.bias": torch.zeros(2)},
+        "is the SDXL refiner",
+    ),
+    "inpainting": (lambda h: h | {UNET + "input_blocks.0.0.weight": torch.zeros(16, 9, 3, 3)}, "inpainting"),
+    "sd15": (
+        lambda h: without(h, "conditioner.") | {"cond_stage_model.transformer.x": torch.zeros(1)},
+        "is Stable Diffusion 1 or 2",
+    ),
+    "lcm": (lambda h: h | {UNET + "time_embed.cond_proj.weight": torch.zeros(2, 2)}, "distilled already"),
+    "edm": (lambda h: h | {"edm_mean": torch.zeros(4)}, "EDM"),
+    "flux": (lambda h: {"double_blocks.0.img_attn.norm.key_norm.scale": torch.zeros(2)}, "Flux"),
+    "sd3": (lambda h: {UNET + "joint_blocks.0.x": torch.zeros(2)}, "SD3"),
+    "lora": (lambda h: {"lora_unet_input_blocks_4_1.lora_down.weight": torch.zeros(2, 2)}, "is a LoRA"),
+    "no text": (lambda h: without(h, "conditioner."), "has no first text encoder"),
+    "denoiser": (lambda h: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(2)}, "denoiser alone"),
+    "something": (lambda h: {"x": torch.zeros(1)}, "no checkpoint in the layout"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_is_no_teacher_is_told_for_what_it_is(kind, tiny_family, teacher):
+    change, said = FILES[kind]
+    save_file(change(original(tiny_family.pipeline)), "m.safetensors")
+    words = ["distill", "--teacher", "m.safetensors", "--teacher-config", "teacher", "--data", "none", "--out", "o"]
+    fails(run(*words), 3, "--teacher m.safetensors: ", said)
+
+
+def test_files_that_are_no_safetensors(teacher):
+    for name, said in (("m.ckpt", "convert it"), ("m.txt", "a checkpoint file"), ("m.safetensors", "cannot be read")):
+        Path(name).write_bytes(b"0" * 64)
+        fails(run("distill", "--teacher", name, "--data", "none"), 3, f"--teacher {name}: ", said)
+
+
+def test_damaged_weights_end_with_one_line(teacher):
+    """Every command that loads: the option, the network and the first tensor."""
+    path = teacher / "text_encoder" / "model.safetensors"
+    held = load_file(path)
+    first = sorted(held)[0]
+    save_file({name: value for name, value in held.items() if name != first}, path)
+    words = ["sample", "--from", "teacher", "--prompt", "a", "--out", "o"]
+    fails(run(*words), 3, f"{teacher.name}: text_encoder/: {first.removeprefix('text_model.')} is missing")
+
+
+def test_sample_draws_from_a_file_and_with_another_vae(tiny_family, teacher):
+    write_original(tiny_family.pipeline, Path("m.safetensors"))
+    drawn = {}
+    for out, words in {
+        "folder": ["--from", "teacher"],
+        "file": ["--from", "m.safetensors", "--teacher-config", "teacher"],
+        "same": ["--from", "teacher", "--vae", "teacher/vae"],
+        "other": ["--from", "teacher", "--vae", "vae"],
+    }.items():
+        if out == "other":
+            shutil.copytree("teacher/vae", "vae")
+            edit(Path("vae/config.json"), scaling_factor=0.35)
+        result = run("sample", *words, "--prompt", "a plain red ring", "--steps", 2, "--out", out)
+        assert result.exit_code == 0, result.output
+        (picture,) = Path(out).glob("*/0000.png")
+        drawn[out] = Image.open(picture).tobytes()
+    assert drawn["folder"] == drawn["file"] == drawn["same"] != drawn["other"]
+    common = ["--prompt", "a", "--out", "o"]
+    fails(run("sample", "--from", "teacher", "--vae", "none", *common), 3, "--vae none: no such")
+    fails(run("sample", "--from", "teacher", "--vae", "teacher/unet", *common), 3, "AutoencoderKL")
+    Path("empty").mkdir()
+    fails(run("sample", "--from", "m.safetensors", "--teacher-config", "empty", *common), 3, "has no unet/config.json")
+
+
+def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
+    """A folder named like the embedded world is not it, and a copy of it under another name is."""
+    pastel = shutil.copytree(tiny_folder, world / "my-pastel-shapes-xl")
+    unet(pastel, sample_size=128)
+    copied = shutil.copytree(shipped / "shapes-sdxl", world / "mine")
+    assert (is_shapes("shapes-sdxl"), is_shapes(str(pastel)), is_shapes("mine")) == (True, False, True)
+    assert default_recipe("my-pastel-shapes-xl", None) == "sdxl-4step" and default_recipe("mine", 4) == "shapes-4step"
+    stage1 = load_recipe("sdxl-4step")
+    assert (
+        align_recipe(stage1, copied / "unet") == "align/shapes"
+        and align_recipe(stage1, pastel / "unet") == "align/sdxl"
+    )
+    edit(copied / "tokenizer" / "vocab.json", cat=594)
+    assert not is_shapes("mine")
+
+
+def test_a_schedulers_class_makes_no_student(tiny_family, teacher):
+    """A teacher with merged adapters has the class too; a student that was exported is one with or without manifest."""
+    edit(teacher / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
+    index(teacher, scheduler=["diffusers", "LCMScheduler"])
+    assert not is_exported(teacher)
+    tiny_family.save_pipeline(tiny_family.teacher, Path("student"), tiny_family.grid(4))
+    assert is_exported(Path("student"))
+    fails(run("distill", "--teacher", "student", "--data", "none"), 3, "is a student that flashdmd export wrote")
+    (Path("student") / "scheduler" / "scheduler_config.json").unlink()
+    assert not is_exported(Path("student"))
+    write_manifest(Path("student"), Manifest(kind="export"))
+    assert is_exported(Path("student"))
+
+
+def test_doctor_sees_weights_that_are_read_wrongly(tmp_path, monkeypatch):
+    name, fine, said = known_picture.check_picture()
+    assert (name, fine) == ("picture", True), said
+    # What transformers 5.0 made of the names it did not know: numbers drawn at random, and not a word.
+    load = SDXLFamily.load
+
+    def half_read(*words: Any) -> SDXLFamily:
+        family = load(*words)
+        for parameter in family.pipeline.text_encoder.parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        return family
+
+    monkeypatch.setattr(SDXLFamily, "load", half_read)
+    assert known_picture.check_picture()[1] is False
+    monkeypatch.setattr(assets, "ASSETS", tmp_path)
+    assert "known-picture" in known_picture.check_picture()[2]

@@ -9,7 +9,7 @@ from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
 from flashdmd_cli.cli.sources import find_teacher, is_shapes
-from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
+from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, with_sam, write_checkpoint
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
@@ -26,7 +26,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
 
     teacher = find_teacher(recipe.teacher)
     shards, manifest = open_data(data, teacher)
-    sam = find_sam(recipe)
+    placed = with_sam(recipe)
     # Only a run that has all it needs makes a folder.
     if not begin("distill", recipe, {"--data": [data]}, out, observer.phase):
         return out
@@ -45,7 +45,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     watch = watch_run(recipe, family, captions, family.teacher, out, observer, SHOWN)
     observer.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
     with StopFlag(observer.output.say) as stop:
-        state = distill(recipe, family, sam, shards, out, watch, stop)
+        state = distill(placed, family, shards, out, watch, stop)
     settle(recipe, state, stop, out)
     write_checkpoint("distill", recipe, family, state, data, out)
     return out

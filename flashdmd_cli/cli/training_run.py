@@ -58,6 +58,14 @@ def find_sam(recipe: Recipe) -> str | Path:
     return sam
 
 
+def with_sam(recipe: Recipe) -> Recipe:
+    """The recipe that training follows: `gan.sam` is where the encoder lies on this machine, not how it was asked for.
+
+    What is written beside the run keeps what was asked for, so that it can go on elsewhere.
+    """
+    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(find_sam(recipe))})})
+
+
 def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: Path) -> None:
     """InputError when the pictures are not what the run needs; prompts alone do where there is no GAN."""
     side = shards.picture_shape[-2:]

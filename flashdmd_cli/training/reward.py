@@ -16,14 +16,14 @@ from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
 from flashdmd_cli.models.reward import LatentRewardModel
 from flashdmd_cli.models.sdxl import SDXLFamily
-from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
+from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder, unfit
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.training.figures import Figures
 from flashdmd_cli.training.loop import Watch
-from flashdmd_cli.training.state import Role
+from flashdmd_cli.training.state import Role, check_state
 
 CACHE_BYTES = 512 * 2**20
 """Latents kept in memory; a smaller set of pairs is encoded once."""
@@ -92,10 +92,15 @@ def train_reward(
     done, seconds, began = 0, 0.0, time.monotonic()
     if (saved := latest_state(out / "state")) is not None:
         tensors, meta = load_state(saved)
+        try:
+            updates, bad_updates, done, seconds = (
+                meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
+            )
+        except KeyError as error:
+            raise unfit(saved, f"does not say {error}") from None
+        check_state(saved, tensors, [role], {role.name: updates})
         role.load(tensors)
-        role.updates, role.bad_updates, done, seconds = (
-            meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
-        )
+        role.updates, role.bad_updates = updates, bad_updates
     learned, measured = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
     with Tracker(out, start=done) as tracker:

@@ -27,10 +27,10 @@ from flashdmd_cli.training.pairs import Pairs, PairSampler, judge
 from flashdmd_cli.training.state import Origin, State
 from flashdmd_cli.training.steps import Draws, Objective
 
-from .test_distill import QUIET, changed, sam_folder, weights  # noqa: F401
+from .test_distill import QUIET, changed, sam_folder, seeing, weights  # noqa: F401
 
 SMALL = {
-    "train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.resolution": 32, "train.save_every": 2,
+    "train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.save_every": 2,
     "train.preview_every": 100, "train.log_every": 1, "gan.decode": "full", "dm.guidance": 2.0,
     "optim.lr_student": 1e-4,
     "optim.lr_fake": 1e-4, "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0, "align.lr": 1e-4,
@@ -68,7 +68,7 @@ def parts(tiny_family, sam_folder, reward, origin):  # noqa: F811
     """Builds everything that a step takes."""
 
     def build(r: Recipe):
-        state = State.new(r, tiny_family, sam_folder, origin)
+        state = State.new(seeing(sam_folder, r), tiny_family, origin)
         objective = Objective(r, tiny_family, tiny_family.grid(r.grid.steps))
         return objective, state, Reference(state.student.net), PairSampler(objective, reward)
 
@@ -335,7 +335,7 @@ def test_ratio_counts_preference_steps_for_each_student_update_of_stage_1(
     ratio, ttur, updates, tiny_family, sam_folder, reward, origin, random_data, tmp_path  # noqa: F811
 ):  # fmt: skip
     r = recipe(align__rl_ratio=ratio, fake__ttur=ttur, train__iterations=6)
-    state = align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    state = align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, tmp_path, QUIET, StopFlag())
     assert state.updates == updates and state.iteration == 6
     rows = read_metrics(tmp_path)
     assert ["dm" in row for row in rows] == [bool(ratio) and step % ratio == 0 for step in range(6)]
@@ -363,7 +363,7 @@ def test_figures_of_an_iteration_are_those_of_its_first_turn_of_stage_1(
 ):  # fmt: skip
     monkeypatch.setattr("flashdmd_cli.training.align.distill.iteration", lambda *args: {"fake": float(args[-1])})
     r = recipe(align__rl_ratio=2, fake__ttur=4, train__iterations=2)
-    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, tmp_path, QUIET, StopFlag())
     assert [row["fake"] for row in read_metrics(tmp_path)] == [8.0, 10.0]
 
 
@@ -379,7 +379,7 @@ def test_the_regulariser_is_an_iteration_of_stage_1_with_noise_of_its_own(
         distill, "iteration", lambda r, o, s, d, number: asked.append(number) or whole(r, o, s, d, number)
     )
     r = recipe(align__rl_ratio=2, train__iterations=4)
-    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag())
+    align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, tmp_path, QUIET, StopFlag())
     assert asked == [origin.iteration, origin.iteration + 1]
 
 
@@ -392,7 +392,7 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
                    probe__num_prompts=2, probe__num_seeds=2)  # fmt: skip
         objective = Objective(r, tiny_family, tiny_family.grid(4))
         probe = CollapseProbe(objective, ["a plain red circle above a striped blue ring"] * 2)
-        return align(r, tiny_family, sam_folder, reward, origin, random_data, out, QUIET, StopFlag(), probe)
+        return align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, out, QUIET, StopFlag(), probe)
 
     whole = go(4, tmp_path / "a")
     go(2, tmp_path / "b")
@@ -411,13 +411,13 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
 def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
     flags = SMALL | {"model.form": form, "model.lora_rank": 4, "train.iterations": 2, "optim.lr_fake": 1e-3}
     stage1 = load_recipe("sdxl-4step", flags={k: v for k, v in flags.items() if not k.startswith("align")})
-    state = distill(stage1, tiny_family, sam_folder, random_data, tmp_path, QUIET, StopFlag())
+    state = distill(seeing(sam_folder, stage1), tiny_family, random_data, tmp_path, QUIET, StopFlag())
     tiny_family.save_network(state.shipped_student(), tmp_path / "student")
     r = recipe()
     found = load_origin(tmp_path, 2, stage1, r, tiny_family)
     assert not changed(weights(state.shipped_student()), found.student) and found.iteration == 2
     assert not changed(weights(merge_lora(copy.deepcopy(state.fake.net))), found.fake)
-    new = State.new(r, tiny_family, sam_folder, found)
+    new = State.new(seeing(sam_folder, r), tiny_family, found)
     assert not changed(weights(state.discriminator.net), new.discriminator.net)
     assert not changed(weights(found.student), new.student.net) and not changed(weights(found.fake), new.fake.net)
     other = load_origin(tmp_path, 2, stage1, recipe(gan__kind="none"), tiny_family)
@@ -428,7 +428,7 @@ def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data,
 
 
 def test_adapters_go_on_top_of_stage_1s_own_fake_score(tiny_family, sam_folder, origin):  # noqa: F811
-    state = State.new(recipe(model__form="lora", model__lora_rank=4), tiny_family, sam_folder, origin)
+    state = State.new(seeing(sam_folder, recipe(model__form="lora", model__lora_rank=4)), tiny_family, origin)
     for net, plain in ((state.student.net, origin.student), (state.fake.net, origin.fake)):
         merged = merge_lora(copy.deepcopy(net)).state_dict()
         assert all(torch.equal(merged[key], value) for key, value in plain.state_dict().items())

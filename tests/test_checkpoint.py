@@ -71,6 +71,28 @@ def test_unfinished_folders_do_not_count(tmp_path: Path) -> None:
     assert not (tmp_path / ".step-00000002.tmp").exists()
 
 
+@pytest.mark.parametrize("lost", ["tensors.safetensors", "state.json"])
+def test_a_kill_while_old_states_go_leaves_nothing(lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        save_state(state_folder(tmp_path, step), _tensors(), {})
+
+    def killed(folder: Path, **_: object) -> None:
+        if folder.is_dir():
+            (folder / lost).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_state(state_folder(tmp_path, 3), _tensors(), {})
+    # What is half gone is not taken for a state, and the next save sweeps it; so too what an earlier version left.
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000002", "step-00000003"]
+    (tmp_path / "step-00000001").mkdir()
+    (tmp_path / "step-00000001" / "tensors.safetensors").write_text("")
+    save_state(state_folder(tmp_path, 4), _tensors(), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "delete", "meta"])
 def test_damaged_state_is_told_in_one_line(tmp_path: Path, damage: str) -> None:
     folder = state_folder(tmp_path, 1)

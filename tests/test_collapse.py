@@ -70,7 +70,7 @@ def watched(tiny_family, tmp_path):
     def build(reward=None, held_out=None, **sets):
         flags = {"probe.every": 1, "probe.num_prompts": 4, "probe.num_seeds": 2, "gan.kind": "none"}
         recipe = load_recipe("align/shapes", flags=flags | {k.replace("__", "."): v for k, v in sets.items()})
-        state = State.new(recipe, tiny_family, tmp_path)
+        state = State.new(recipe, tiny_family)
         objective = Objective(recipe, tiny_family, tiny_family.grid(4))
         captions = [f"a plain {color} circle above a striped blue ring" for color in ("red", "green", "cyan", "white")]
         probe = CollapseProbe(objective, captions, reward, held_out)

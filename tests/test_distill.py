@@ -47,11 +47,16 @@ def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(**sets: object) -> Recipe:
     values = {
-        "train.batch": 2, "train.micro_batch": 2, "train.iterations": 4, "train.resolution": 32, "train.save_every": 2,
+        "train.batch": 2, "train.micro_batch": 2, "train.iterations": 4, "train.save_every": 2,
         "train.preview_every": 100, "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-3,
         "optim.lr_fake": 1e-3, "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0,
     }  # fmt: skip
     return load_recipe("sdxl-4step", flags=values | {k.replace("__", "."): v for k, v in sets.items()})
+
+
+def seeing(sam: Path, r: Recipe) -> Recipe:
+    """The recipe with its discriminator's encoder in the folder `sam`."""
+    return r.model_copy(update={"gan": r.gan.model_copy(update={"sam": str(sam)})})
 
 
 def weights(net: nn.Module) -> list[torch.Tensor]:
@@ -65,7 +70,12 @@ def changed(before: list[torch.Tensor], net: nn.Module) -> bool:
 @pytest.mark.parametrize("ttur", [1, 2, 3])
 def test_update_counters_follow_ttur(ttur, tiny_family, sam_folder, tmp_path, random_data):
     state = distill(
-        recipe(fake__ttur=ttur, train__iterations=6), tiny_family, sam_folder, random_data, tmp_path, QUIET, StopFlag()
+        seeing(sam_folder, recipe(fake__ttur=ttur, train__iterations=6)),
+        tiny_family,
+        random_data,
+        tmp_path,
+        QUIET,
+        StopFlag(),
     )
     assert state.updates == {"student": 6 // ttur, "fake": 6, "discriminator": 6}
 
@@ -73,12 +83,14 @@ def test_update_counters_follow_ttur(ttur, tiny_family, sam_folder, tmp_path, ra
 @pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2", "shapes-4step-dm-only", "shapes-4step-plus-a"])
 def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name, tiny_family, sam_folder, tmp_path, random_data):
     flags = {"train.batch": 2, "train.micro_batch": 1, "train.iterations": 4, "train.save_every": 2,
-             "train.average_images": 20, "train.resolution": 32}  # fmt: skip
-    whole = distill(load_recipe(name, flags=flags), tiny_family, sam_folder, random_data, tmp_path / "a", QUIET,
+             "train.average_images": 20}  # fmt: skip
+    whole = distill(seeing(sam_folder, load_recipe(name, flags=flags)), tiny_family, random_data, tmp_path / "a", QUIET,
                     StopFlag())  # fmt: skip
     half = flags | {"train.iterations": 2}
-    distill(load_recipe(name, flags=half), tiny_family, sam_folder, random_data, tmp_path / "b", QUIET, StopFlag())
-    rest = distill(load_recipe(name, flags=flags), tiny_family, sam_folder, random_data, tmp_path / "b", QUIET,
+    distill(
+        seeing(sam_folder, load_recipe(name, flags=half)), tiny_family, random_data, tmp_path / "b", QUIET, StopFlag()
+    )
+    rest = distill(seeing(sam_folder, load_recipe(name, flags=flags)), tiny_family, random_data, tmp_path / "b", QUIET,
                    StopFlag())  # fmt: skip
     for one, two in zip(whole.roles, rest.roles, strict=True):
         a, b = one.tensors(), two.tensors()
@@ -90,19 +102,19 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(name, tiny_family, sam
 def test_stop_saves_and_says_where_it_stands(tiny_family, sam_folder, tmp_path, random_data):
     stop = StopFlag()
     watch = Watch(lambda done, _: stop.request(15) if done == 3 else None, lambda *_: None, lambda *_: None)
-    state = distill(recipe(), tiny_family, sam_folder, random_data, tmp_path, watch, stop)
+    state = distill(seeing(sam_folder, recipe()), tiny_family, random_data, tmp_path, watch, stop)
     assert state.iteration == 3
     assert (tmp_path / "state/step-00000003/tensors.safetensors").exists()
 
 
 def bound(r: Recipe, family: SDXLFamily, sam: Path) -> tuple[Objective, State]:
-    return Objective(r, family, family.grid(r.grid.steps)), State.new(r, family, sam)
+    return Objective(r, family, family.grid(r.grid.steps)), State.new(seeing(sam, r), family)
 
 
 @pytest.mark.parametrize("name", ["shapes-4step", "shapes-4step-dmd2", "shapes-4step-plus-a"])
 def test_each_loss_reaches_its_own_role_only(name, tiny_family, sam_folder, random_data, monkeypatch):
     """When the student is updated, only the student holds gradients; the teacher and the decoder never do."""
-    r = load_recipe(name, flags={"train.batch": 2, "train.micro_batch": 2, "train.resolution": 32})
+    r = load_recipe(name, flags={"train.batch": 2, "train.micro_batch": 2})
     objective, state = bound(r, tiny_family, sam_folder)
     assert state.discriminator is not None
     turns: list[str] = []

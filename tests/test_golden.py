@@ -27,7 +27,7 @@ from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.steps import Objective
 
 from .test_align import origin, recipe  # noqa: F401
-from .test_distill import QUIET, sam_folder  # noqa: F401
+from .test_distill import QUIET, sam_folder, seeing  # noqa: F401
 
 GOLDEN = Path(__file__).parent / "golden"
 WATCHED_ALIGN = (
@@ -38,9 +38,9 @@ WATCHED = ("dm", "gan", "fake", "discriminator", "grad_norm/student", "grad_norm
 
 
 def curve(name, family, sam, data, out, iterations=20):
-    flags = {"train.batch": 2, "train.micro_batch": 2, "train.iterations": iterations, "train.resolution": 32}
-    flags |= {"model.precision": "fp32", "optim.warmup_images": 10}
-    distill(load_recipe(name, flags=flags), family, sam, data, out, QUIET, StopFlag())
+    flags = {"train.batch": 2, "train.micro_batch": 2, "train.iterations": iterations, "model.precision": "fp32",
+             "optim.warmup_images": 10}  # fmt: skip
+    distill(seeing(sam, load_recipe(name, flags=flags)), family, data, out, QUIET, StopFlag())
     return [{key: row[key] for key in WATCHED if key in row} for row in read_metrics(out)]
 
 
@@ -74,7 +74,7 @@ def test_curve_of_an_alignment(tiny_family, sam_folder, random_data, origin, tmp
     o = Objective(r, tiny_family, tiny_family.grid(4))
     captions = ["a plain red circle above a striped blue ring", "a dotted white square over a plain red ring"]
     probe = CollapseProbe(o, captions, reward_judge(PairSampler(o, reward)))
-    align(r, tiny_family, sam_folder, reward, origin, random_data, tmp_path, QUIET, StopFlag(), probe)
+    align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, tmp_path, QUIET, StopFlag(), probe)
     rows = [{key: row[key] for key in WATCHED_ALIGN if key in row} for row in read_metrics(tmp_path)]
     assert 0 < sum(row["kept_pairs"] for row in rows) < 8
     assert len({row["reward/mean"] for row in rows}) == 8  # a pool of its own in every iteration

@@ -199,7 +199,6 @@ def test_the_users_line_downloads_and_trains(hub: FakeHub, world: Path, shipped:
     small = {
         "train.batch": 1,
         "train.micro_batch": 1,
-        "train.resolution": 64,
         "gan.decode": "full",
         "gan.sam": sam_folder,
     }

@@ -101,7 +101,7 @@ def resumes_everywhere(train: Callable[[Path, StopFlag], object], tmp_path: Path
 
 def test_distillation_loses_nothing_wherever_it_is_cut(tiny_family, sam_folder, random_data, tmp_path, events):
     r = test_distill.recipe(
-        train__batch=2, train__micro_batch=1, train__iterations=2, train__generator_ema=0.9, train__log_every=1
+        train__batch=2, train__micro_batch=1, train__iterations=2, train__average_images=20, train__log_every=1
     )
     resumes_everywhere(
         lambda out, stop: distill(r, tiny_family, sam_folder, random_data, out, QUIET, stop), tmp_path, events

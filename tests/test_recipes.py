@@ -74,7 +74,7 @@ def test_precedence(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\ntrain: {batch: 8, seed: 1, iterations: 3}\n")
     recipe = load_recipe(path, ["train.seed=2", "train.iterations=4"], {"train.iterations": 5, "train.batch": None})
-    assert recipe.train.resolution == 1024  # default
+    assert recipe.train.save_every == 100  # default
     assert recipe.train.batch == 8  # file
     assert recipe.train.seed == 2  # --set
     assert recipe.train.iterations == 5  # flag
@@ -111,7 +111,7 @@ def test_dump_is_read_back(tmp_path: Path) -> None:
         ("grid.steps=3", "grid.steps: input should be 1, 2, 4 or 8, not 3"),
         ("train.batch=7", "train.batch should be a multiple of micro_batch, but 7 is not of 24"),
         ("dm.renoise_range=[5, 4]", "dm.renoise_range should be two timesteps"),
-        ("gan.decode=crop", "gan.crop_px should not exceed train.resolution"),
+        ("train.resolution=64", "train.resolution: no such recipe key"),
         ("gan.weight=.nan", "gan.weight: input should be a finite number"),
         ("fake.ema=1.0", "fake.ema: input should be less than 1"),
         ("batch", "--set: 'batch' is not KEY=VALUE"),

@@ -17,7 +17,7 @@ from flashdmd_cli.runs.errors import UsageError
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
-FIXED = ("family", "teacher", "grid.steps", "train.resolution")
+FIXED = ("family", "teacher", "grid.steps")
 """Keys that a student brings along."""
 
 

@@ -10,7 +10,7 @@ from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sam_source import find_sam
+from flashdmd_cli.cli.sam_source import with_sam
 from flashdmd_cli.cli.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 from flashdmd_cli.runs.errors import InputError
@@ -45,7 +45,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
     stage1_state = state_folder(checkpoint.folder / "state", checkpoint.manifest.step)
     source = [checkpoint.folder, *([stage1_state] if needs_state else [])]
-    sam = find_sam(recipe)
+    placed = with_sam(recipe)
     inputs = {"--data": [data], "--from": source, "--reward": [reward_folder]}
     if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, observer.phase):
         return out
@@ -79,7 +79,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     stop = observer.output.stop
-    state = align(recipe, family, sam, reward, origin, shards, out, watch, stop, probe)
+    state = align(placed, family, reward, origin, shards, out, watch, stop, probe)
     settle(recipe, state, stop, out)
     write_checkpoint("align", recipe, family, state, data, out, parents)
     return out

@@ -9,7 +9,7 @@ from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
-from flashdmd_cli.cli.sam_source import find_sam
+from flashdmd_cli.cli.sam_source import with_sam
 from flashdmd_cli.cli.teachers import find_source, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
 
@@ -26,7 +26,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     """
     teacher = find_source(recipe.teacher, recipe.model)
     shards, manifest = open_data(data, teacher, recipe.model.micro_conditioning == "data")
-    sam = find_sam(recipe)
+    placed = with_sam(recipe)
     # Only a run that has all it needs makes a folder.
     record = teacher_record(recipe.teacher, teacher)
     if not begin("distill", recipe, record, {"--data": [data]}, out, observer.phase):
@@ -46,7 +46,7 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     watch = watch_run(recipe, family, captions, family.teacher, out, observer, SHOWN)
     observer.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
     stop = observer.output.stop
-    state = distill(recipe, family, sam, shards, out, watch, stop)
+    state = distill(placed, family, shards, out, watch, stop)
     settle(recipe, state, stop, out)
     write_checkpoint("distill", recipe, family, state, data, out)
     return out

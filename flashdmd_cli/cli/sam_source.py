@@ -88,3 +88,11 @@ def official_sam(model: str) -> Path:
     finally:
         socket.setdefaulttimeout(before)
     return at
+
+
+def with_sam(recipe: Recipe) -> Recipe:
+    """The recipe that training follows: `gan.sam` is where the encoder lies on this machine, not how it was asked for.
+
+    What is written beside the run keeps what was asked for, so that it can go on elsewhere.
+    """
+    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(find_sam(recipe))})})

@@ -1,11 +1,17 @@
-"""Resumable state on disk: tensors as safetensors, the rest as JSON, in a folder that is whole or absent."""
+"""Resumable state on disk: tensors as safetensors, the rest as JSON, in a folder that is whole or absent.
+
+`state.json` records name, dtype and shape of every tensor and the hash of their file, so that a state that lost or
+changed any of them is told instead of trained on.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ from torch import Tensor
 
 from flashdmd_cli.runs.errors import FlashDMDError, InputError
 from flashdmd_cli.runs.files import as_readable_as_others, sync, write_error, writing
+from flashdmd_cli.runs.manifest import sha256_file
 
 NUM_KEPT = 2
 _TENSORS, _META = "tensors.safetensors", "state.json"
@@ -34,13 +41,12 @@ def save_state(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
     root, temporary = folder.parent, folder.with_name(f".{folder.name}.tmp")
     with writing(folder):
         root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        _sweep(root)
         temporary.mkdir()
     try:
         _write(temporary, tensors, meta)
         with writing(folder):
             replaced = folder.with_name(f".{folder.name}.old")
-            shutil.rmtree(replaced, ignore_errors=True)
             if folder.exists():
                 os.rename(folder, replaced)
             os.rename(temporary, folder)
@@ -50,19 +56,53 @@ def save_state(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
         shutil.rmtree(temporary, ignore_errors=True)
     for old in _states(root)[:-NUM_KEPT]:
         if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
+            _retire(old)
 
 
-def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the meta data that `save_state` wrote; raises `InputError` when damaged."""
+def load_state(folder: Path, flag: str = "--out") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors (on the CPU) and the meta data that `save_state` wrote.
+
+    Raises `InputError`, which starts with `flag`, when it is damaged or not what was saved.
+    """
     try:
-        meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-        return load_file(folder / _TENSORS), meta
-    except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(
-            f"--out: the saved state {folder} cannot be read: {error}",
-            hint=f"delete {folder} and run the same command again: it resumes from the state before",
-        ) from error
+        state = json.loads((folder / _META).read_text(encoding="utf-8"))
+        recorded, digest, meta = state["tensors"], state["sha256"], state["meta"]
+        tensors = load_file(folder / _TENSORS)
+    except KeyError as error:
+        raise unfit(folder, f"cannot be read: its {_META} lacks {error}", flag) from error
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise unfit(folder, f"cannot be read: {error}", flag) from error
+    if told := difference(kinds(tensors), recorded):
+        raise unfit(folder, f"is not what was saved: {told}", flag)
+    if sha256_file(folder / _TENSORS) != digest:
+        raise unfit(folder, f"is not what was saved: {_TENSORS} has other contents", flag)
+    return tensors, meta
+
+
+def unfit(folder: Path, told: str, flag: str = "--out") -> InputError:
+    """The error for a state that cannot be gone on from; `told` says why."""
+    return InputError(
+        f"{flag}: the saved state {folder} {told}",
+        hint=f"delete {folder} and run the same command again: it resumes from the state before",
+    )
+
+
+def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Dtype and shape of each tensor, `float32 [4, 6]`."""
+    return {name: f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for name, x in tensors.items()}
+
+
+def difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """How the tensors of `kinds` that were found differ from the wanted ones: the first, and how many more; or None."""
+    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
+    changed = {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}
+    for verb, names in (("lacks", missing), ("has an unexpected", unexpected), ("has another", changed)):
+        if names:
+            first = min(names)
+            told = f"{verb} {first}"
+            told += f", {found[first]} instead of {wanted[first]}" if names is changed else ""
+            return told + (f", and {len(names) - 1} more" if len(names) > 1 else "")
+    return None
 
 
 def latest_state(root: Path) -> Path | None:
@@ -76,10 +116,12 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
     path = folder / _TENSORS
     try:
         with writing(folder):
-            save_file(_independent(tensors), path)
+            tensors = _independent(tensors)
+            save_file(tensors, path)
             as_readable_as_others(folder)
             sync(path)
-            (folder / _META).write_text(json.dumps(meta), encoding="utf-8")
+            state = {"meta": meta, "sha256": sha256_file(path), "tensors": kinds(tensors)}
+            (folder / _META).write_text(json.dumps(state), encoding="utf-8")
             sync(folder / _META)
             sync(folder)
     except SafetensorError as error:
@@ -99,6 +141,21 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         result[name] = tensor
     return result
+
+
+def _sweep(root: Path) -> None:
+    """Delete what a killed process left under `root`: folders on their way in or out, and states that are not whole."""
+    for path in [*root.glob(".step-*"), *root.glob("step-*")]:
+        if path.name.startswith(".") or not (path / _META).is_file():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _retire(folder: Path) -> None:
+    """Delete a whole state. It loses its name first, so that a kill meanwhile leaves no half of a state."""
+    gone = folder.with_name(f".{folder.name}.old")
+    with contextlib.suppress(OSError):
+        os.rename(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _states(root: Path) -> list[Path]:

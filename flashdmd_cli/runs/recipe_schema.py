@@ -83,7 +83,7 @@ class Adversarial(Table):
     decode: Literal["full", "crop"] = "crop"
     """Decode whole latents, or a random crop of them with a margin."""
     crop_px: Count = 512
-    """Side of the crop in pixels, a multiple of 8; used when `decode` is crop."""
+    """Side of the crop in pixels, a multiple of 8 and at most the teacher's resolution; used when `decode` is crop."""
     crop_margin_latents: Annotated[int, Field(ge=0)] = 4
     """Latent pixels decoded around the crop and cut away; used when `decode` is crop."""
     sam: str = "vit_b"
@@ -151,8 +151,6 @@ class Train(Table):
     """Iterations between saved states."""
     preview_every: Count = 100
     """Iterations between preview pictures."""
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 1024
-    """Side of the pictures in pixels."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -202,10 +200,6 @@ class Recipe(Table):
             raise ValueError("probe.every is for an alignment: distillation alone has tripwires, but no probe")
         if self.probe.stop_on_collapse and self.probe.every is None:
             raise ValueError("probe.stop_on_collapse needs a probe: set probe.every")
-        if self.gan.kind == "pixel" and self.gan.decode == "crop" and self.gan.crop_px > self.train.resolution:
-            raise ValueError(
-                f"gan.crop_px should not exceed train.resolution, but {self.gan.crop_px} > {self.train.resolution}"
-            )
         return self
 
     @property

@@ -27,7 +27,6 @@ from flashdmd_cli.training.steps import Draws, Objective
 def align(
     recipe: Recipe,
     family: Family,
-    sam: str | Path,
     reward: LatentRewardModel,
     origin: Origin,
     data: Data,
@@ -40,7 +39,7 @@ def align(
 
     Returns the state, short of `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
     """
-    state = State.new(recipe, family, sam, origin)
+    state = State.new(recipe, family, origin)
     reference = Reference(state.student.net)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     sampler = PairSampler(objective, reward)

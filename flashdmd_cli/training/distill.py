@@ -32,14 +32,12 @@ class Kept:
     features: list[Tensor] | None = None  # what SAM sees in the student's picture
 
 
-def distill(
-    recipe: Recipe, family: Family, sam: str | Path, data: Data, out: Path, watch: Watch, stop: StopFlag
-) -> State:
+def distill(recipe: Recipe, family: Family, data: Data, out: Path, watch: Watch, stop: StopFlag) -> State:
     """Train a student; `out` takes states and figures. The same call continues from the newest state.
 
     Returns the state, short of `recipe.train.iterations` if `stop` was requested; it is saved either way.
     """
-    state = State.new(recipe, family, sam)
+    state = State.new(recipe, family)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     return run(recipe, state, lambda: iteration(recipe, objective, state, data), out, watch, stop)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.checkpoint import load_state, state_folder
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe
-from flashdmd_cli.training.state import Origin
+from flashdmd_cli.training.state import Origin, fill, trainable
 
 FAKE, HEADS = "fake.net.", "discriminator.net."
 
@@ -28,26 +27,25 @@ def load_origin(folder: Path, iteration: int, stage1: Recipe, recipe: Recipe, fa
     if not saved.is_dir():
         return Origin(student, student, None, iteration)
     try:
-        tensors, _ = load_state(saved)
+        tensors, _ = load_state(saved, "--from")
+        heads = _part(tensors, HEADS) if _same_discriminator(stage1, recipe) else None
+        return Origin(student, _fake(tensors, stage1, family, saved), heads, iteration, saved)
     except InputError as error:
-        hint = f"delete {saved} and the fake score begins as the student"
-        raise InputError(f"--from {folder}: its state {saved.name} cannot be read", hint=hint) from error
-    heads = _part(tensors, HEADS) if _same_discriminator(stage1, recipe) else None
-    return Origin(student, _fake(tensors, stage1, family), heads or None, iteration)
+        raise InputError(error.message, hint=f"delete {saved} and the fake score begins as the student") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _fake(tensors: dict[str, Tensor], stage1: Recipe, family: SDXLFamily) -> nn.Module:
+def _fake(tensors: dict[str, Tensor], stage1: Recipe, family: SDXLFamily, saved: Path) -> nn.Module:
     """Stage 1's fake score as a plain network, its adapters merged."""
-    net = copy.deepcopy(family.teacher).cpu().float()
+    net = trainable(family.teacher).cpu()
     if stage1.model.form == "lora":
         net = add_lora(net, stage1.model.lora_rank, stage1.model.lora_alpha)  # type: ignore[arg-type]
-    net.load_state_dict(_part(tensors, FAKE), strict=False)
+    fill(net, _part(tensors, FAKE), saved)
     return merge_lora(net).requires_grad_(False)
 
 
 def _same_discriminator(one: Recipe, two: Recipe) -> bool:
-    return (one.gan.kind, one.gan.sam) == (two.gan.kind, two.gan.sam)
+    return one.gan.kind != "none" and (one.gan.kind, one.gan.sam) == (two.gan.kind, two.gan.sam)

@@ -18,14 +18,14 @@ from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
 from flashdmd_cli.models.reward import LatentRewardModel
 from flashdmd_cli.models.sdxl import SDXLFamily
-from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
+from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder, unfit
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.training.figures import Figures
 from flashdmd_cli.training.loop import Undo, Watch
-from flashdmd_cli.training.state import Role
+from flashdmd_cli.training.state import Role, check_state
 
 CACHE_BYTES = 512 * 2**20
 """Latents kept in memory; a smaller set of pairs is encoded once."""
@@ -102,8 +102,14 @@ def train_reward(
 
     if (saved := latest_state(out / "state")) is not None:
         tensors, meta = load_state(saved)
-        take(tensors, meta)
-        done, seconds = meta["iteration"], meta["seconds"]
+        try:
+            updates, bad_updates, done, seconds = (
+                meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
+            )
+        except KeyError as error:
+            raise unfit(saved, f"does not say {error}") from None
+        check_state(saved, tensors, [role], {role.name: updates})
+        take(tensors, {"updates": updates, "bad_updates": bad_updates})
     learned, measured = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
 

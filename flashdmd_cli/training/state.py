@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from flashdmd_cli.core.losses import ema_update_
 from flashdmd_cli.models.adapters import add_lora, merge_lora, trainable_parameters
 from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
 from flashdmd_cli.models.family import Family
-from flashdmd_cli.runs.checkpoint import load_state, save_state
+from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, save_state, unfit
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.tables import AdamW
 
+COUNTERS = ("iteration", "images_seen", "seconds", "probe")
+"""What a state says beside the roles' own counters."""
 MAX_BAD_UPDATES = 10
 """Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
 
@@ -63,22 +66,33 @@ class Role:
 
     def tensors(self) -> dict[str, Tensor]:
         """Trainable parameters, buffers and optimizer moments, by dotted name."""
-        frozen = {name for name, p in self.net.named_parameters() if not p.requires_grad}
-        held = self.net.state_dict() if self.owner else {}
-        weights = {f"{self.name}.net.{k}": v for k, v in held.items() if k not in frozen}
         moments = {
             f"{self.name}.optimizer.{index}.{key}": value
             for index, slots in self.optimizer.state_dict()["state"].items()
             for key, value in slots.items()
         }
-        return weights | moments
+        return self._weights() | moments
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{self.name}.net.{key}": v for key, v in trained(self.net).items()} if self.owner else {}
+
+    def wanted(self, found: Iterable[str], updates: int) -> dict[str, str]:
+        """Names and kinds of the tensors that a state after `updates` updates must have.
+
+        A parameter that no loss reaches has no moments, so the names that were `found` say whose are there.
+        """
+        moments: dict[int, dict[str, str]] = {}
+        for index, p in enumerate(self.parameters):
+            slots = {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
+            moments[index] = kinds({f"{self.name}.optimizer.{index}.{slot}": v for slot, v in slots.items()})
+        names = set(found)
+        reached = [rows for rows in moments.values() if not names.isdisjoint(rows)] or list(moments.values())
+        return kinds(self._weights()) | {k: v for rows in reached if updates for k, v in rows.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
-        prefix = f"{self.name}.net."
-        self.net.load_state_dict(
-            {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, strict=False
-        )
+        """Take back what `tensors` gave, after `check_state` has found it whole."""
+        own = {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)} if self.owner else {}
+        self.net.load_state_dict(self.net.state_dict() | own)
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"{self.name}.optimizer."
         for key, value in tensors.items():
@@ -86,6 +100,34 @@ class Role:
                 index, slot = key.removeprefix(prefix).split(".")
                 state.setdefault(int(index), {})[slot] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def trained(net: nn.Module) -> dict[str, Tensor]:
+    """What a state keeps of `net`: all but its frozen weights, which come from elsewhere."""
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in net.state_dict().items() if name not in frozen}
+
+
+def fill(net: nn.Module, values: dict[str, Tensor], state: Path) -> None:
+    """Give `net` everything that a state keeps of it; InputError for a tensor too few, too many, or of another kind."""
+    if told := difference(kinds(values), kinds(trained(net))):
+        raise unfit(state, told, "--from")
+    net.load_state_dict(net.state_dict() | values)
+
+
+def check_state(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    roles: Sequence[Role],
+    updates: dict[str, int],
+    average: Sequence[Tensor] = (),
+) -> None:
+    """InputError that names the first tensor of a state that `roles` after `updates` updates cannot go on with."""
+    wanted = kinds({f"average.{index}": value for index, value in enumerate(average)})
+    for role in roles:
+        wanted |= role.wanted(tensors, updates[role.name])
+    if told := difference(kinds(tensors), wanted):
+        raise unfit(folder, told)
 
 
 @dataclass(frozen=True)
@@ -98,6 +140,8 @@ class Origin:
     """The discriminator's, where stage 1's can be used on."""
     iteration: int
     """Iterations of stage 1, so that noise drawn in stage 2 goes on from there; data are read again."""
+    state: Path = Path("state")
+    """Where fake score and heads were read, for messages."""
 
 
 @dataclass
@@ -116,22 +160,23 @@ class State:
     probe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def new(cls, recipe: Recipe, family: Family, sam: str | Path, origin: Origin | None = None) -> State:
+    def new(cls, recipe: Recipe, family: Family, origin: Origin | None = None) -> State:
         """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3) or of `origin`'s; heads and adapters
-        drawn with the run's seed."""
+        drawn with the run's seed. `recipe.gan.sam` is the place of SAM's weights. InputError where `origin`'s weights
+        are not all that the networks have."""
         torch.manual_seed(recipe.train.seed)
-        student = family.new_network() if origin is None else _trainable(origin.student).to(family.device)
+        student = family.new_network() if origin is None else trainable(origin.student).to(family.device)
         if recipe.model.form == "lora":
             student = add_lora(student, recipe.model.lora_rank, recipe.model.lora_alpha)  # type: ignore[arg-type]
         # A copy with its adapters, since Eq. 11 averages tensor by tensor. An origin's fake score has other weights
         # below them, but its adapter begins where the student's does.
         fake = copy.deepcopy(student)
         if origin is not None:
-            fake.load_state_dict(_below_adapters(fake, origin.fake), strict=False)
+            _put_below_adapters(fake, origin.fake, origin.state)
         optim = recipe.optim
-        heads = _discriminator(recipe, fake, sam)
+        heads = _discriminator(recipe, fake)
         if heads is not None and origin is not None and origin.heads is not None:
-            heads.load_state_dict(origin.heads, strict=False)
+            fill(heads, origin.heads, origin.state)
         average = None
         if recipe.train.average_images is not None:
             average = [p.detach().clone() for p in trainable_parameters(student)]
@@ -194,8 +239,16 @@ class State:
         save_state(folder, *self.contents())
 
     def load(self, folder: Path) -> None:
-        """Continue from a state that `save` wrote."""
-        self.take(*load_state(folder))
+        """Continue from a state that `save` wrote; InputError, and nothing changed, when it is not one of this run."""
+        tensors, meta = load_state(folder)
+        try:
+            updates = {role.name: meta["updates"][role.name] for role in self.roles}
+            bad_updates = {role.name: meta["bad_updates"][role.name] for role in self.roles}
+            counters = {name: meta[name] for name in COUNTERS}
+        except KeyError as error:
+            raise unfit(folder, f"does not say {error}") from None
+        check_state(folder, tensors, self.roles, updates, self.average or ())
+        self.take(tensors, counters | {"updates": updates, "bad_updates": bad_updates})
 
     def take(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Become what `contents` told."""
@@ -204,26 +257,29 @@ class State:
             role.updates, role.bad_updates = meta["updates"][role.name], meta["bad_updates"][role.name]
         if self.average is not None:
             self.average = [tensors[f"average.{index}"].to(v.device) for index, v in enumerate(self.average)]
-        self.iteration, self.images_seen = meta["iteration"], meta["images_seen"]
-        self.seconds, self.probe = meta["seconds"], meta["probe"]
+        for name in COUNTERS:
+            setattr(self, name, meta[name])
 
 
-def _trainable(net: nn.Module) -> nn.Module:
+def trainable(net: nn.Module) -> nn.Module:
+    """A copy in float32 whose weights all learn; in eval mode, since no role uses dropout."""
     return copy.deepcopy(net).float().eval().requires_grad_(True)
 
 
-def _below_adapters(net: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
-    """The weights of `plain` under the names that they have in `net`, which may wear adapters."""
-    values, names = plain.state_dict(), net.state_dict().keys()
-    return {name: values[key] for name in names if (key := name.replace(".base_layer.", ".")) in values}
+def _put_below_adapters(net: nn.Module, plain: nn.Module, state: Path) -> None:
+    """Copy all weights of `plain` into `net`, which may wear adapters, whose own weights stay."""
+    held, values = net.state_dict(), {name: value.float() for name, value in plain.state_dict().items()}
+    below = {name: name.replace(".base_layer.", ".") for name in held if ".lora_" not in name}
+    if told := difference(kinds(values), kinds({below[name]: held[name] for name in below})):
+        raise unfit(state, f"holds another fake score: it {told}", "--from")
+    net.load_state_dict(held | {name: values[key] for name, key in below.items()})
 
 
-def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Module | None:
+def _discriminator(recipe: Recipe, fake: nn.Module) -> nn.Module | None:
     if recipe.gan.kind == "none":
         return None
+    device = next(fake.parameters()).device
     if recipe.gan.kind == "latent":
         width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
-        return LatentDiscriminator(width).to(next(fake.parameters()).device)  # type: ignore[arg-type]
-    return PixelDiscriminator(load_sam_encoder(sam), precision=recipe.model.precision).to(
-        next(fake.parameters()).device
-    )
+        return LatentDiscriminator(width).to(device)  # type: ignore[arg-type]
+    return PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=recipe.model.precision).to(device)

@@ -15,6 +15,7 @@ from flashdmd_cli.core.schedules import add_noise, signal_weight
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.discriminator import mid_block_features
 from flashdmd_cli.models.family import Conditioning, Family
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 
@@ -63,6 +64,14 @@ class Objective:
     recipe: Recipe
     family: Family
     grid: Grid
+
+    def __post_init__(self) -> None:
+        gan, side = self.recipe.gan, self.family.resolution
+        if gan.kind == "pixel" and gan.decode == "crop" and gan.crop_px > side:
+            raise UsageError(
+                f"gan.crop_px: {gan.crop_px} is more than the {side} pixels that the teacher draws",
+                hint=f"--set gan.crop_px={side // 2}, or --set gan.decode=full",
+            )
 
     def conditioning(self, batch: Batch) -> Conditioning:
         """What a batch tells a denoiser: captions, from the data's cache where there is one, else encoded now.

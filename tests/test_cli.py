@@ -33,11 +33,12 @@ COMMANDS = [
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
-    "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
-    "demo: --iterations --out --seed",
-    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
+    "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
+    " --stop-on-collapse",
+    "demo: --device --iterations --out --seed",
+    "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --ttur",
     "doctor:",
-    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
+    "eval: --device --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite",
     "export: --format --from --out --yes",
     "inspect: folder",
     "prepare-data: --cache --caption-column --captions-from-names --duplicates --encode --filter --format"
@@ -46,9 +47,9 @@ SURFACE = [
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
-    "reward score: --at --image --pairs --prompt --reward --seed --teacher",
-    "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps",
+    "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
+    "reward train: --device --iterations --out --pairs --recipe --seed --set --teacher",
+    "sample: --compare --device --from --num --out --prompt --prompts --sampler --seed --steps",
     "shapes build: --out --seed --steps --work part",
 ]
 PROBE = """
@@ -169,6 +170,8 @@ def test_missing_weights_are_one_line(tmp_path, monkeypatch):
         (["prepare-data", "coco"], 2, "shapes"),
         (["prepare-data", "shapes", "--num", 0], 2, "--num"),
         (["sample", "--from", "x", "--compare", "friend", "--prompt", "p"], 2, "--compare"),
+        (["sample", "--device", "tpu", "--prompt", "p", "--from", "shapes-sdxl"], 2, "--device tpu"),
+        (["distill", "--device", "tpu"], 2, "model.device"),
         (["sample"], 2, "--prompt"),
         (["sample", "--prompt", "p"], 3, "--from"),
         (["sample", "--prompt", "p", "--from", "x.y"], 3, "--from"),
@@ -208,6 +211,7 @@ def test_recipes(tmp_path, monkeypatch):
 def test_doctor(world):
     document = json.loads(run("doctor", "--json").stdout)
     assert document["ok"] and document["checks"]["shapes-sdxl"]["ok"]
+    assert document["checks"]["device"]["said"].endswith("in fp32: no native bf16 here")
 
 
 def test_doctor_names_what_is_missing(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.sources import RUNS, find_run, find_teacher, is_shapes
 from flashdmd_cli.runs.errors import UsageError
@@ -32,6 +32,7 @@ def resolve(
     ttur: int | None = None,
     iterations: int | None = None,
     seed: int | None = None,
+    device: str | None = None,
 ) -> Recipe:
     """Defaults < recipe < --set < flags."""
     from flashdmd_cli.runs.recipe import load_recipe
@@ -42,6 +43,7 @@ def resolve(
         "fake.ttur": ttur,
         "train.iterations": iterations,
         "train.seed": seed,
+        "model.device": device,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     return load_recipe(recipe or default_recipe(teacher, steps), sets, given)
@@ -84,6 +86,7 @@ def distill(
     seed: Annotated[
         int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
     ] = None,
+    device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
     ] = False,
@@ -96,7 +99,7 @@ def distill(
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed)
+        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed, device)
         if dry_run:
             print_recipe(resolved, output)
             return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
+from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data, place_of_run
 from flashdmd_cli.cli.sources import find_teacher, is_shapes
 from flashdmd_cli.cli.training_run import check_pictures, find_sam, load, settle, watch_run, write_checkpoint
 
@@ -30,13 +30,14 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     # Only a run that has all it needs makes a folder.
     if not begin("distill", recipe, {"--data": [data]}, out, observer.phase):
         return out
+    place = place_of_run(recipe, out, observer.output.say)
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
     observer.phase(f"loading the teacher {recipe.teacher}")
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.training.distill import distill
 
-    family = load(SDXLFamily, teacher, recipe.model.precision)
+    family = load(SDXLFamily, teacher, place)
     check_pictures(shards, recipe, family.resolution, data)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
     if is_shapes(recipe.teacher) and (told := beyond_words(captions)):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from flashdmd_cli.evaluation.generate import Sampler
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.device import Place
 
 SAMPLERS = ("few_step", "ddim", "stochastic")
 TEACHER_STEPS = 30
@@ -42,6 +43,13 @@ class Drawer:
     def is_student(self) -> bool:
         """Whether it was distilled."""
         return self.sampler == "few_step"
+
+    @property
+    def place(self) -> Place:
+        """Where it draws."""
+        from flashdmd_cli.runs.device import Place
+
+        return Place(self.family.device.type, self.family.precision)
 
     def draw(self, captions: Sequence[str], seed: int, observer: Progress, batch: int = 32) -> Tensor:
         """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
@@ -71,12 +79,19 @@ class Drawer:
         }
 
 
-def load_family(folder: Path, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a pipeline folder; InputError when it cannot be read."""
+def drawing_place(device: str | None) -> Place:
+    """Where pictures are drawn and measured: on `--device`, in float32, so that machines agree on figures."""
+    from flashdmd_cli.runs.device import resolve
+
+    return resolve(device or "auto", "fp32")
+
+
+def load_family(folder: Path, place: Place | None = None) -> SDXLFamily:
+    """The family behind a pipeline folder at `place` (default: `drawing_place`); InputError when it cannot be read."""
     from flashdmd_cli.cli.training_run import load
     from flashdmd_cli.models.sdxl import SDXLFamily
 
-    return load(SDXLFamily, folder, precision)
+    return load(SDXLFamily, folder, place)
 
 
 def is_exported(folder: Path) -> bool:
@@ -108,6 +123,7 @@ def pipeline_drawer(
     sampler: Sampler | None = None,
     steps: int | None = None,
     guidance: float | None = None,
+    place: Place | None = None,
 ) -> Drawer:
     """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
     folder = find_teacher(name, "--from")
@@ -118,12 +134,12 @@ def pipeline_drawer(
         if (length := steps or trained) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
-        family = load_family(folder)
+        family = load_family(folder, place)
         return Drawer(folder.name, family, family.teacher, teacher, "few_step", length, 1.0, folder)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
-    return as_teacher(load_family(folder), name, folder, sampler, steps, guidance)
+    return as_teacher(load_family(folder, place), name, folder, sampler, steps, guidance)
 
 
 def as_teacher(
@@ -145,18 +161,19 @@ def as_teacher(
 
 
 def load_drawer(
-    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None
-) -> Drawer:
+    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None,
+    device: str | None = None,
+) -> Drawer:  # fmt: skip
     """A checkpoint (default: the newest) or a teacher; UsageError for an option that the other of the two takes."""
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
-    sampler = cast("Sampler | None", sampler_name)
+    sampler, place = cast("Sampler | None", sampler_name), drawing_place(device)
     if source is not None and not is_checkpoint(Path(source)):
         if (folder := Path(source)).is_dir() and not (folder / "model_index.json").is_file():
             hint = "a checkpoint has manifest.json, a pipeline model_index.json"
             raise InputError(f"--from {source}: neither a finished checkpoint nor a pipeline folder", hint=hint)
-        return pipeline_drawer(source, sampler, steps, guidance)
-    return student_drawer(find_run(source), sampler, steps, guidance)
+        return pipeline_drawer(source, sampler, steps, guidance, place)
+    return student_drawer(find_run(source), sampler, steps, guidance, place=place)
 
 
 def student_drawer(
@@ -165,6 +182,7 @@ def student_drawer(
     steps: int | None = None,
     guidance: float | None = None,
     family: SDXLFamily | None = None,
+    place: Place | None = None,
 ) -> Drawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
@@ -182,7 +200,7 @@ def student_drawer(
     recipe = Recipe.model_validate(manifest.recipe)
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
-    family = family or load_family(find_teacher(recipe.teacher))
+    family = family or load_family(find_teacher(recipe.teacher), place)
     try:
         net = family.load_network(folder / "student").to(family.device)
     except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Output, Progress, command, plain
 from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import InputError, ThresholdError, UsageError
@@ -97,6 +97,7 @@ def evaluate_command(
         list[str] | None, typer.Option(help="METRIC=NUMBER: exit 5 when the figure is higher; may be repeated.")
     ] = None,
     seed: Seed = 0,
+    device: Device = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -113,9 +114,10 @@ def evaluate_command(
 
         reference = load_reference(suite, limit)
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps, guidance)
+        drawer = load_drawer(source, sampler, steps, guidance, device)
         if source is None:
             output.say(f"from {drawer.folder}")
+        output.say(str(drawer.place))
         if not is_shapes(drawer.teacher):
             raise UsageError(f"--suite {suite}: is for the embedded world, and {drawer.name} draws another")
         folder = claim(out or RUNS / f"eval-{suite}-{drawer.name}", "eval", resumes=False)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.cli.sources import RUNS, SHAPES, find_teacher, is_shapes
 from flashdmd_cli.runs.errors import UsageError
@@ -40,6 +40,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -53,7 +54,7 @@ def train(
 
         embedded = teacher is not None and is_shapes(teacher)
         name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
-        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed}
+        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed, "model.device": device}
         resolved = load_reward_recipe(name, sets or [], flags)
         find_teacher(resolved.teacher)
         from flashdmd_cli.cli.reward_run import REPORT, run_reward
@@ -90,6 +91,7 @@ def score(
     ] = 1,
     teacher: Annotated[str, typer.Option(help="Whose latents it scores.")] = SHAPES,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -100,11 +102,11 @@ def score(
             raise UsageError("--pairs: give either a file of pairs, or --image and --prompt")
         if images and prompt is None:
             raise UsageError("--prompt: scores belong to a prompt", hint="give --prompt with --image")
-        from flashdmd_cli.cli.drawing import load_family
+        from flashdmd_cli.cli.drawing import drawing_place, load_family
         from flashdmd_cli.cli.reward_source import find_reward, load_reward_model
 
         folder = find_reward(reward)
-        family = load_family(find_teacher(teacher))
+        family = load_family(find_teacher(teacher), drawing_place(device))
         model = load_reward_model(folder, family)
         import torch
 

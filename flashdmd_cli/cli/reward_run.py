@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import begin
+from flashdmd_cli.cli.run_folder import begin, place_of_run
 from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
@@ -26,7 +26,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
     from flashdmd_cli.runs.files import write_text_atomically
-    from flashdmd_cli.runs.manifest import Manifest, TeacherRecord, sha256_file, write_manifest
+    from flashdmd_cli.runs.manifest import Manifest, TeacherRecord, hardware, sha256_file, write_manifest
     from flashdmd_cli.runs.signals import StopFlag
 
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
@@ -35,6 +35,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
     if not begin("reward", recipe, {"--pairs": [pairs]}, out, observer.phase):
         return out
+    place = place_of_run(recipe, out, observer.output.say)
     observer.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
@@ -44,7 +45,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 
-    family = load(SDXLFamily, find_teacher(recipe.teacher))
+    family = load(SDXLFamily, find_teacher(recipe.teacher), place)
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
@@ -82,6 +83,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
             step=recipe.train.iterations,
             teacher=TeacherRecord(id=recipe.teacher, hash=family.content_hash()),
             recipe=recipe.model_dump(mode="json"),
+            hardware=hardware(family.device.type, family.precision),
             data=sha256_file(pairs),
             wall_seconds=seconds,
             seed=recipe.train.seed,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.cli.sources import RUNS, claim, is_shapes
 from flashdmd_cli.runs.errors import UsageError
@@ -86,6 +86,7 @@ def sample(
         int | None, typer.Option(help="Sampling steps (student: its grid; teacher: 30).", show_default=False)
     ] = None,
     seed: Seed = 0,
+    device: Device = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -102,9 +103,10 @@ def sample(
         from flashdmd_cli.cli.drawing import as_teacher, beyond_words, load_drawer
 
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps)
+        drawer = load_drawer(source, sampler, steps, device=device)
         if source is None:
             output.say(f"from {drawer.folder}")
+        output.say(str(drawer.place))
         folder = out or RUNS / f"sample-{drawer.name}"
         if num_old := forget(folder):
             output.say(f"{folder}: replaces the {num_old} files of the sample that was there")
@@ -132,7 +134,15 @@ def write_result(
     seconds: float,
 ) -> None:
     """The manifest of what a drawer drew or what was measured on it."""
-    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, TeacherRecord, parent_record, write_manifest
+    from flashdmd_cli.runs.manifest import (
+        MANIFEST,
+        FileRecord,
+        Manifest,
+        TeacherRecord,
+        hardware,
+        parent_record,
+        write_manifest,
+    )
 
     parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
@@ -142,6 +152,7 @@ def write_result(
         parents=parents,
         files=[FileRecord(path=path.relative_to(folder).as_posix()) for path in files],
         recipe={**drawer.facts(), **facts},
+        hardware=hardware(drawer.place.device, drawer.place.precision),
         seed=seed,
         wall_seconds=seconds,
     )

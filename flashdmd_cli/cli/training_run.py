@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.manifest import Kind
     from flashdmd_cli.runs.recipe import Recipe
     from flashdmd_cli.runs.signals import StopFlag
@@ -130,17 +131,22 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     )
 
 
-def load(kind: type[SDXLFamily], folder: Path, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a pipeline folder, on the accelerator if there is one; InputError when it cannot be read."""
-    import torch
+def load(kind: type[SDXLFamily], folder: Path, place: Place | None = None) -> SDXLFamily:
+    """The family behind a pipeline folder, at `place` (default: the accelerator if there is one, in float32).
+
+    InputError when it cannot be read.
+    """
     from safetensors import SafetensorError
 
+    from flashdmd_cli.runs.device import resolve
+
+    place = place or resolve(precision="fp32")
     hush()
     try:
-        family = kind.load(folder, precision)
+        family = kind.load(folder, place.precision)
     except (OSError, ValueError, SafetensorError) as error:
         raise InputError(f"--teacher {folder}: cannot be read: {str(error).splitlines()[0]}") from error
-    return family.to("cuda") if torch.cuda.is_available() else family
+    return family.to(place.device)
 
 
 def hush() -> None:
@@ -180,6 +186,7 @@ def write_checkpoint(
         TeacherRecord,
         Updates,
         Weights,
+        hardware,
         parent_record,
         write_manifest,
     )
@@ -201,6 +208,7 @@ def write_checkpoint(
             parents=[*(parent_record(each, out) for each in parents), parent],
             weights=Weights(form="full", dtype="float32", average="raw" if state.average is None else "ema"),
             recipe=recipe.model_dump(mode="json"),
+            hardware=hardware(family.device.type, family.precision),
             data=parent.sha256,
             seed=recipe.train.seed,
             wall_seconds=state.seconds,

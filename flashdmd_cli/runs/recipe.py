@@ -37,7 +37,7 @@ _PACKAGE = Path(__file__).parents[1]
 RECIPES = next(
     (folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE / "recipes"
 )
-"""The shipped files: a wheel has them inside the package, a checkout (or an editable install of it) on the top level."""
+"""The shipped files: a wheel has them inside the package, a checkout (or an editable install of it) on top."""
 
 
 def list_recipes() -> list[str]:
@@ -76,7 +76,8 @@ def load_recipe(
     layers = _layers(recipe_path(str(name_or_path)), ())
     if stage1 is not None:
         lowest = next((i for i, layer in enumerate(layers) if "align" in layer), 0)
-        layers = [stage1.model_dump(mode="json"), *layers[lowest:]]
+        # Where and in which format stage 1 ran belongs to its machine, not to the student.
+        layers = [stage1.model_dump(mode="json", exclude={"model": {"device", "precision"}}), *layers[lowest:]]
     return _check(Recipe, layers, sets, flags)
 
 

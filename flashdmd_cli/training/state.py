@@ -129,7 +129,7 @@ class State:
         if origin is not None:
             fake.load_state_dict(_below_adapters(fake, origin.fake), strict=False)
         optim = recipe.optim
-        heads = _discriminator(recipe, fake, sam)
+        heads = _discriminator(recipe, fake, sam, family.precision)
         if heads is not None and origin is not None and origin.heads is not None:
             heads.load_state_dict(origin.heads, strict=False)
         average = None
@@ -211,12 +211,10 @@ def _below_adapters(net: nn.Module, plain: nn.Module) -> dict[str, Tensor]:
     return {name: values[key] for name in names if (key := name.replace(".base_layer.", ".")) in values}
 
 
-def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path) -> nn.Module | None:
+def _discriminator(recipe: Recipe, fake: nn.Module, sam: str | Path, precision: str) -> nn.Module | None:
     if recipe.gan.kind == "none":
         return None
     if recipe.gan.kind == "latent":
         width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
         return LatentDiscriminator(width).to(next(fake.parameters()).device)  # type: ignore[arg-type]
-    return PixelDiscriminator(load_sam_encoder(sam), precision=recipe.model.precision).to(
-        next(fake.parameters()).device
-    )
+    return PixelDiscriminator(load_sam_encoder(sam), precision=precision).to(next(fake.parameters()).device)

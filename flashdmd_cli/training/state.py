@@ -33,7 +33,9 @@ class Role:
         self.name, self.net, self.lr, self.optim, self.owner = name, net, lr, optim, owner
         self.lr_key = lr_key or f"optim.lr_{name}"
         self.parameters = trainable_parameters(net)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
         self.updates = 0
         self.bad_updates = 0
 

@@ -16,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.runs import device
 
 torch.set_num_threads(1)
 _SECONDS: dict[str, float] = defaultdict(float)
@@ -79,6 +80,12 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_family(tiny_folder: Path) -> SDXLFamily:
     return SDXLFamily.load(tiny_folder)
+
+
+@pytest.fixture(autouse=True)
+def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.precision: auto` is fp32 in every test, whatever this machine has; a test of bf16 says so itself."""
+    monkeypatch.setattr(device, "has_native_bf16", lambda name: False)
 
 
 class RandomData:

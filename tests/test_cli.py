@@ -34,12 +34,13 @@ COMMANDS = [
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
-    "align: --data --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set --stop-on-collapse",
-    "demo: --iterations --out --seed",
-    "distill: --data --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config --ttur"
-    " --vae",
+    "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
+    " --stop-on-collapse",
+    "demo: --device --iterations --out --seed",
+    "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
+    " --ttur --vae",
     "doctor:",
-    "eval: --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite"
+    "eval: --device --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite"
     " --teacher-config --vae",
     "export: --format --from --out --yes",
     "inspect: folder",
@@ -49,9 +50,9 @@ SURFACE = [
     "recipes copy: --yes name to",
     "recipes list:",
     "recipes show: --set name",
-    "reward score: --at --image --pairs --prompt --reward --seed --teacher",
-    "reward train: --iterations --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
+    "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
+    "reward train: --device --iterations --out --pairs --recipe --seed --set --teacher",
+    "sample: --compare --device --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
     "shapes build: --out --seed --steps --work part",
 ]
 PROBE = """
@@ -165,6 +166,8 @@ def test_every_recipe_is_shown(name):
         (["prepare-data", "coco"], 2, "shapes"),
         (["prepare-data", "shapes", "--num", 0], 2, "--num"),
         (["sample", "--from", "x", "--compare", "friend", "--prompt", "p"], 2, "--compare"),
+        (["sample", "--device", "tpu", "--prompt", "p", "--from", "shapes-sdxl"], 2, "--device tpu"),
+        (["distill", "--device", "tpu"], 2, "model.device"),
         (["sample"], 2, "--prompt"),
         (["sample", "--prompt", "p"], 3, "--from"),
         (["sample", "--prompt", "p", "--from", "x.y"], 3, "--from"),
@@ -206,6 +209,7 @@ def test_doctor(world):
     shutil.copytree("p", assets.ASSETS / "known-picture", dirs_exist_ok=True)
     document = json.loads(run("doctor", "--json").stdout)
     assert document["ok"] and document["checks"]["shapes-sdxl"]["ok"] and document["checks"]["picture"]["ok"]
+    assert document["checks"]["device"]["said"].endswith("in fp32: no native bf16 here")
 
 
 def test_doctor_names_what_is_missing(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import typer
 
 from flashdmd_cli.cli.distill import finish, print_recipe
 from flashdmd_cli.cli.kinds import is_shapes_student
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.runs.errors import UsageError
@@ -80,6 +80,7 @@ def align(
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="End with exit code 4 when the probe sees a collapse.")
     ] = False,
+    device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
     ] = False,
@@ -102,6 +103,7 @@ def align(
             "align.reward": reward,
             "train.iterations": iterations,
             "train.seed": seed,
+            "model.device": device,
             "probe.stop_on_collapse": stop_on_collapse or None,
         }
         resolved = resolve(checkpoint.recipe, checkpoint.folder / "student", recipe, sets or [], flags)

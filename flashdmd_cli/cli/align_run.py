@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
 from flashdmd_cli.cli.reward_source import check_levels, find_reward, load_reward_model
-from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
+from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data, place_of_run
 from flashdmd_cli.cli.sam_source import with_sam
 from flashdmd_cli.cli.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
@@ -49,6 +49,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     inputs = {"--data": [data], "--from": source, "--reward": [reward_folder]}
     if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, observer.phase):
         return out
+    place = place_of_run(recipe, out, observer.output.say)
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
     observer.phase(f"loading the student {checkpoint.folder}, its teacher and the reward model {recipe.align.reward}")
@@ -59,7 +60,7 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     from flashdmd_cli.training.pairs import PairSampler
     from flashdmd_cli.training.steps import Objective
 
-    family = load(SDXLFamily, teacher, recipe.model.precision)
+    family = load(SDXLFamily, teacher, place)
     check_pictures(shards, recipe, family.resolution, data)
     reward = load_reward_model(reward_folder, family)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command, duration, plain
 from flashdmd_cli.cli.sources import RUNS, claim, find_teacher
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -129,12 +129,15 @@ def kept_pictures(row: str, at: Stages) -> Tensor:
 def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
     """Pictures of every row that is not there yet."""
     from flashdmd_cli.cli.drawing import as_teacher, load_family, student_drawer
+    from flashdmd_cli.runs.device import read_note, resolve
 
     missing = [row for row in ROWS if not at.pictures(row).is_file()]
     if not missing:
         return
     folder = find_teacher(recipe.teacher)
-    family = load_family(folder, recipe.model.precision)
+    began = read_note(at.student)
+    place = resolve(recipe.model.device, began.precision if began is not None else recipe.model.precision)
+    family = load_family(folder, place)
     for row in missing:
         if row in TEACHER_ROWS:
             drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
@@ -179,6 +182,7 @@ def demo(
     iterations: Annotated[
         int | None, typer.Option(help="Length of the training (default: the recipe's).", show_default=False)
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -192,7 +196,7 @@ def demo(
         from flashdmd_cli.cli.sam_source import find_sam
 
         began = time.monotonic()
-        recipe = resolve("shapes-4step", [], iterations=iterations, seed=seed)
+        recipe = resolve("shapes-4step", [], iterations=iterations, seed=seed, device=device)
         find_teacher(recipe.teacher)
         find_sam(recipe)
         at = Stages(claim(out or RUNS / "demo", "demo"))

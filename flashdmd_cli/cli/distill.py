@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdmd_cli.cli.kinds import is_shapes
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, TeacherConfig, Vae
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.cli.teachers import Parts, absolute, find_source
@@ -35,6 +35,7 @@ def resolve(
     iterations: int | None = None,
     seed: int | None = None,
     parts: Parts | None = None,
+    device: str | None = None,
 ) -> Recipe:
     """Defaults < recipe < --set < flags."""
     from flashdmd_cli.runs.recipe import load_recipe
@@ -47,6 +48,7 @@ def resolve(
         "train.seed": seed,
         "model.vae": absolute(parts.vae) if parts else None,
         "model.teacher_config": absolute(parts.teacher_config) if parts else None,
+        "model.device": device,
     }
     given = {key: value for key, value in flags.items() if value is not None}
     return load_recipe(recipe or default_recipe(teacher, steps), sets, given)
@@ -95,6 +97,7 @@ def distill(
     ] = None,
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
+    device: Device = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
     ] = False,
@@ -107,7 +110,8 @@ def distill(
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed, Parts(vae, teacher_config))
+        parts = Parts(vae, teacher_config)
+        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed, parts, device)
         if dry_run:
             print_recipe(resolved, output)
             return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flashdmd_cli.cli.drawing import beyond_words
 from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data
+from flashdmd_cli.cli.run_folder import begin, cache_in_use, open_data, place_of_run
 from flashdmd_cli.cli.sam_source import with_sam
 from flashdmd_cli.cli.teachers import find_source, teacher_record
 from flashdmd_cli.cli.training_run import check_pictures, load, settle, watch_run, write_checkpoint
@@ -31,13 +31,14 @@ def run_distill(recipe: Recipe, data: Path, out: Path, observer: Progress) -> Pa
     record = teacher_record(recipe.teacher, teacher)
     if not begin("distill", recipe, record, {"--data": [data]}, out, observer.phase):
         return out
+    place = place_of_run(recipe, out, observer.output.say)
     if told := cache_in_use(shards, manifest, data):
         observer.phase(told)
     observer.phase(f"loading the teacher {recipe.teacher}")
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.training.distill import distill
 
-    family = load(SDXLFamily, teacher, recipe.model.precision)
+    family = load(SDXLFamily, teacher, place)
     check_pictures(shards, recipe, family.resolution, data)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
     if is_shapes(family.source) and (told := beyond_words(captions)):

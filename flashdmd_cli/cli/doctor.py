@@ -46,10 +46,15 @@ def check_device() -> tuple[str, bool, str]:
         import torch
     except ImportError as error:
         return "device", False, str(error)
-    if torch.cuda.is_available():
+    from flashdmd_cli.runs.device import resolve
+
+    place = resolve()
+    if place.device == "cuda":
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
-        return "device", True, f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
-    return "device", True, f"CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+        name = f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+    else:
+        name = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return "device", True, f"{name}; {place}"
 
 
 def check_assets() -> list[tuple[str, bool, str]]:

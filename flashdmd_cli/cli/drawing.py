@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.evaluation.generate import Sampler
     from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
 
 SAMPLERS = ("few_step", "ddim", "stochastic")
@@ -47,6 +48,13 @@ class Drawer:
     def is_student(self) -> bool:
         """Whether it was distilled."""
         return self.sampler == "few_step"
+
+    @property
+    def place(self) -> Place:
+        """Where it draws."""
+        from flashdmd_cli.runs.device import Place
+
+        return Place(self.family.device.type, self.family.precision)
 
     def draw(self, captions: Sequence[str], seed: int, observer: Progress, batch: int = 32) -> Tensor:
         """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
@@ -76,12 +84,19 @@ class Drawer:
         }
 
 
-def load_family(source: Path | Source, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a teacher; InputError when it cannot be read."""
+def drawing_place(device: str | None) -> Place:
+    """Where pictures are drawn and measured: on `--device`, in float32, so that machines agree on figures."""
+    from flashdmd_cli.runs.device import resolve
+
+    return resolve(device or "auto", "fp32")
+
+
+def load_family(source: Path | Source, place: Place | None = None) -> SDXLFamily:
+    """The family behind a teacher at `place` (default: `drawing_place`); InputError when it cannot be read."""
     from flashdmd_cli.cli.training_run import load
     from flashdmd_cli.models.sdxl import SDXLFamily
 
-    return load(SDXLFamily, source, precision)
+    return load(SDXLFamily, source, place)
 
 
 def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
@@ -105,6 +120,7 @@ def pipeline_drawer(
     steps: int | None = None,
     guidance: float | None = None,
     parts: Parts | None = None,
+    place: Place | None = None,
 ) -> Drawer:
     """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
     folder = find_teacher(name, "--from")
@@ -116,12 +132,12 @@ def pipeline_drawer(
         if (length := steps or trained) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
-        family = load_family(source)
+        family = load_family(source, place)
         return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
-    return as_teacher(load_family(source), name, folder, sampler, steps, guidance)
+    return as_teacher(load_family(source, place), name, folder, sampler, steps, guidance)
 
 
 def as_teacher(
@@ -147,14 +163,15 @@ def as_teacher(
 def load_drawer(
     source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None,
     parts: Parts | None = None,
+    device: str | None = None,
 ) -> Drawer:  # fmt: skip
     """A checkpoint (default: the newest) or a teacher; UsageError for an option that the other of the two takes."""
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
-    sampler = cast("Sampler | None", sampler_name)
+    sampler, place = cast("Sampler | None", sampler_name), drawing_place(device)
     if source is not None and not is_checkpoint(expanded(source)):
-        return pipeline_drawer(source, sampler, steps, guidance, parts)
-    return student_drawer(find_run(source), sampler, steps, guidance, parts=parts)
+        return pipeline_drawer(source, sampler, steps, guidance, parts, place)
+    return student_drawer(find_run(source), sampler, steps, guidance, parts=parts, place=place)
 
 
 def student_drawer(
@@ -164,6 +181,7 @@ def student_drawer(
     guidance: float | None = None,
     family: SDXLFamily | None = None,
     parts: Parts | None = None,
+    place: Place | None = None,
 ) -> Drawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
@@ -182,7 +200,7 @@ def student_drawer(
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model))
-    family = family or load_family(find_source_again(record, recipe.model, f"--from {folder}", parts))
+    family = family or load_family(find_source_again(record, recipe.model, f"--from {folder}", parts), place)
     try:
         net = family.load_network(folder / "student").to(family.device)
     except (OSError, ValueError) as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flashdmd_cli.cli.kinds import is_shapes
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed, TeacherConfig, Vae
+from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command, plain, to_stdout
 from flashdmd_cli.cli.sources import RUNS, claim
 from flashdmd_cli.cli.teachers import Parts
@@ -102,6 +102,7 @@ def evaluate_command(
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
     seed: Seed = 0,
+    device: Device = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,9 +119,10 @@ def evaluate_command(
 
         reference = load_reference(suite, limit)
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config))
+        drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config), device)
         if source is None:
             output.say(f"from {drawer.folder}")
+        output.say(str(drawer.place))
         if not is_shapes(drawer.family.source):
             raise UsageError(
                 f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",

@@ -13,6 +13,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 Yes = Annotated[bool, typer.Option("--yes", help="Replace what --out already holds.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
 Seed = Annotated[int, typer.Option("--seed", help="All randomness is a function of this number.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="auto, cpu, cuda or mps (auto: the accelerator if there is one).", show_default=False
+    ),
+]
 Vae = Annotated[
     str | None,
     typer.Option(

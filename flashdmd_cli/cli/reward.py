@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli.cli.kinds import SHAPES, is_shapes
-from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.cli.sources import RUNS
 from flashdmd_cli.cli.teachers import find_source
@@ -45,6 +45,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
     ] = None,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -58,7 +59,7 @@ def train(
 
         embedded = teacher is not None and is_shapes(teacher)
         name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
-        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed}
+        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed, "model.device": device}
         resolved = load_reward_recipe(name, sets or [], flags)
         find_source(resolved.teacher)
         from flashdmd_cli.cli.reward_run import REPORT, run_reward
@@ -97,6 +98,7 @@ def score(
     ] = 1,
     teacher: Annotated[str, typer.Option(help="Whose latents it scores.")] = SHAPES,
     seed: Seed = 0,
+    device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -107,11 +109,11 @@ def score(
             raise UsageError("--pairs: give either a file of pairs, or --image and --prompt")
         if images and prompt is None:
             raise UsageError("--prompt: scores belong to a prompt", hint="give --prompt with --image")
-        from flashdmd_cli.cli.drawing import load_family
+        from flashdmd_cli.cli.drawing import drawing_place, load_family
         from flashdmd_cli.cli.reward_source import find_reward, load_reward_model
 
         folder = find_reward(reward)
-        family = load_family(find_source(teacher))
+        family = load_family(find_source(teacher), drawing_place(device))
         model = load_reward_model(folder, family)
         import torch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.run_folder import begin
+from flashdmd_cli.cli.run_folder import begin, place_of_run
 from flashdmd_cli.cli.teachers import find_source, teacher_record
 from flashdmd_cli.cli.training_run import LICENSES, load, saving
 from flashdmd_cli.runs.errors import Interrupted, UsageError
@@ -26,7 +26,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
     from flashdmd_cli.runs.files import write_text_atomically
-    from flashdmd_cli.runs.manifest import Manifest, sha256_file, write_manifest
+    from flashdmd_cli.runs.manifest import Manifest, hardware, sha256_file, write_manifest
 
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip
@@ -36,6 +36,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     record = teacher_record(recipe.teacher, teacher)
     if not begin("reward", recipe, record, {"--pairs": [pairs]}, out, observer.phase):
         return out
+    place = place_of_run(recipe, out, observer.output.say)
     observer.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
@@ -45,7 +46,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 
-    family = load(SDXLFamily, teacher)
+    family = load(SDXLFamily, teacher, place)
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
@@ -83,6 +84,7 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
             step=recipe.train.iterations,
             teacher=record,
             recipe=recipe.model_dump(mode="json"),
+            hardware=hardware(family.device.type, family.precision),
             data=sha256_file(pairs),
             wall_seconds=seconds,
             seed=recipe.train.seed,

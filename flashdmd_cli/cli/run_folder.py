@@ -15,12 +15,15 @@ from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.models.layout import Source
+    from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.teacher import TeacherRecord
 
 RECIPE, TEACHER = "recipe.yaml", "teacher.json"
+PRECISION = "model.precision"
 FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
+    "model.device",
 }  # fmt: skip
 """Keys that a resumed run may change: they do not alter what an iteration does."""
 
@@ -89,8 +92,7 @@ def _agree(
 
     A folder in which nothing was trained yet takes any.
     """
-    from flashdmd_cli.runs.checkpoint import latest_state
-    from flashdmd_cli.runs.manifest import MANIFEST
+    from flashdmd_cli.runs.device import read_note
     from flashdmd_cli.runs.recipe import load_recipe, load_reward_recipe
     from flashdmd_cli.runs.teacher import difference
 
@@ -98,7 +100,7 @@ def _agree(
     free = FREE_TO_CHANGE
     if isinstance(recipe, RewardRecipe) and recipe.optim.decay:
         free = free - {"train.iterations"}  # the learning rate falls towards that number
-    begun = (out / MANIFEST).is_file() or latest_state(out / "state") is not None
+    begun = _has_begun(out)
     if begun and (out / TEACHER).is_file():
         free = free | {"teacher"}
         if differs := difference(before := teacher_of(out), teacher):
@@ -110,6 +112,12 @@ def _agree(
     if begun and path.is_file():
         read = load_recipe if isinstance(recipe, Recipe) else load_reward_recipe
         old, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
+        # `auto` goes on with what the run began with; a format that is named is held against what `auto` came to.
+        began = read_note(out)
+        if now[PRECISION] == "auto":
+            old[PRECISION] = "auto"
+        elif began is not None:
+            old[PRECISION] = began.precision
         for key, value in now.items():
             if old.get(key) != value and key not in free:
                 raise UsageError(
@@ -123,6 +131,34 @@ def _agree(
                 f"{flag} {inputs[flag][0]}: is not what the run in {out} was started with",
                 hint="name what it started with, whole, or choose another --out",
             )
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether something was trained in `out` already."""
+    from flashdmd_cli.runs.checkpoint import latest_state
+    from flashdmd_cli.runs.manifest import MANIFEST
+
+    return (out / MANIFEST).is_file() or latest_state(out / "state") is not None
+
+
+def place_of_run(recipe: Recipe | RewardRecipe, out: Path, say: Callable[[str], None]) -> Place:
+    """Where the run in `out`, for which `begin` said yes, trains: as it began, else as the recipe resolves here.
+
+    Says it in a line, and in another where a run that goes on would resolve otherwise now. A number format is always
+    kept; a device where this machine has it and the recipe names no other.
+    """
+    from flashdmd_cli.runs.device import Place, available_devices, read_note, resolve, write_note
+
+    table = recipe.model
+    place, note = resolve(table.device, table.precision), read_note(out)
+    if not _has_begun(out) or note is None:
+        write_note(out, place)
+    elif note != place:
+        kept = table.device == "auto" and note.device in available_devices()
+        place = Place(note.device if kept else place.device, note.precision)
+        say(f"the run in {out} began on {note.device} in {note.precision}; another would be chosen here now")
+    say(str(place))
+    return place
 
 
 def _digest(path: Path) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashdmd_cli.cli.kinds import is_shapes
-from flashdmd_cli.cli.options import AsJson, Debug, From, Out, Quiet, Seed, TeacherConfig, Vae
+from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.cli.sources import RUNS, claim
 from flashdmd_cli.cli.teachers import Parts
@@ -101,6 +101,7 @@ def sample(
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
     seed: Seed = 0,
+    device: Device = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -118,9 +119,10 @@ def sample(
         from flashdmd_cli.models.tokens import cut_short
 
         began = time.monotonic()
-        drawer = load_drawer(source, sampler, steps, parts=Parts(vae, teacher_config))
+        drawer = load_drawer(source, sampler, steps, parts=Parts(vae, teacher_config), device=device)
         if source is None:
             output.say(f"from {drawer.folder}")
+        output.say(str(drawer.place))
         folder = out or RUNS / f"sample-{drawer.name}"
         claim(folder, "sample")
         drawers = [drawer]
@@ -151,7 +153,7 @@ def write_result(
     seconds: float,
 ) -> None:
     """The manifest of what a drawer drew or what was measured on it."""
-    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, parent_record, write_manifest
+    from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, hardware, parent_record, write_manifest
 
     parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
@@ -161,6 +163,7 @@ def write_result(
         parents=parents,
         files=[FileRecord(path=path.relative_to(folder).as_posix()) for path in files],
         recipe={**drawer.facts(), **facts},
+        hardware=hardware(drawer.place.device, drawer.place.precision),
         seed=seed,
         wall_seconds=seconds,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.manifest import Kind
     from flashdmd_cli.runs.recipe import Recipe
     from flashdmd_cli.runs.signals import StopFlag
@@ -103,19 +104,24 @@ def settle(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
     )
 
 
-def load(kind: type[SDXLFamily], source: Path | Source, precision: str = "fp32") -> SDXLFamily:
-    """The family behind a teacher, on the accelerator if there is one; InputError when it cannot be read."""
-    import torch
+def load(kind: type[SDXLFamily], source: Path | Source, place: Place | None = None) -> SDXLFamily:
+    """The family behind a teacher, at `place` (default: the accelerator if there is one, in float32).
+
+    InputError when it cannot be read.
+    """
     from safetensors import SafetensorError
 
+    from flashdmd_cli.runs.device import resolve
+
+    place = place or resolve(precision="fp32")
     hush()
     try:
-        family = kind.load(source, precision)
+        family = kind.load(source, place.precision)
     except (OSError, ValueError, SafetensorError) as error:
         hint = getattr(error, "hint", "")
-        place = getattr(source, "weights", source)
-        raise InputError(f"--teacher {place}: {str(error).splitlines()[0]}", hint=hint) from error
-    return family.to("cuda") if torch.cuda.is_available() else family
+        where = getattr(source, "weights", source)
+        raise InputError(f"--teacher {where}: {str(error).splitlines()[0]}", hint=hint) from error
+    return family.to(place.device)
 
 
 def hush() -> None:
@@ -150,7 +156,15 @@ def write_checkpoint(
     """`student/` as a plain diffusers network (adapters merged), then the manifest; `parents` beside the data."""
     from flashdmd_cli.cli.run_folder import teacher_of
     from flashdmd_cli.cli.run_page import write_run_page
-    from flashdmd_cli.runs.manifest import GridRecord, Manifest, Updates, Weights, parent_record, write_manifest
+    from flashdmd_cli.runs.manifest import (
+        GridRecord,
+        Manifest,
+        Updates,
+        Weights,
+        hardware,
+        parent_record,
+        write_manifest,
+    )  # fmt: skip
 
     with saving(out / "student"):
         family.save_network(state.shipped_student(), out / "student")
@@ -169,6 +183,7 @@ def write_checkpoint(
             parents=[*(parent_record(each, out) for each in parents), parent],
             weights=Weights(form="full", dtype="float32", average="raw" if state.average is None else "ema"),
             recipe=recipe.model_dump(mode="json"),
+            hardware=hardware(family.device.type, family.precision),
             data=parent.sha256,
             seed=recipe.train.seed,
             wall_seconds=state.seconds,

@@ -38,6 +38,8 @@ class Family(Protocol):
     """A teacher with its encoders and decoder. Networks are stock modules; every prediction comes back as x0."""
 
     teacher: nn.Module
+    precision: str
+    """`fp32`, or `bf16`: what `autocast` switches on."""
     resolution: int
     latent_shape: tuple[int, int, int]
     scheduler_config: dict[str, Any]

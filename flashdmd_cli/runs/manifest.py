@@ -270,10 +270,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, str | int]:
-    """The machine; names its accelerator when torch is in use already."""
+def hardware(device: str | None = None, precision: str | None = None) -> dict[str, str | int]:
+    """The machine, and what networks ran on and in, if any did; names its accelerator when torch is in use already."""
     facts: dict[str, str | int] = {"machine": platform.machine(), "cores": os.cpu_count() or 0}
     torch = sys.modules.get("torch")
+    if torch is not None and device is not None and precision is not None:
+        facts |= {"device": device, "precision": precision, "threads": torch.get_num_threads()}
     if torch is not None and torch.cuda.is_available():
         facts |= {"accelerator": torch.cuda.get_device_name(), "num_accelerators": torch.cuda.device_count()}
     return facts

@@ -76,7 +76,8 @@ def load_recipe(
     layers = _layers(recipe_path(str(name_or_path)), ())
     if stage1 is not None:
         lowest = next((i for i, layer in enumerate(layers) if "align" in layer), 0)
-        layers = [stage1.model_dump(mode="json"), *layers[lowest:]]
+        # Where and in which format stage 1 ran belongs to its machine, not to the student.
+        layers = [stage1.model_dump(mode="json", exclude={"model": {"device", "precision"}}), *layers[lowest:]]
     return _check(Recipe, str(name_or_path), layers, sets, flags)
 
 

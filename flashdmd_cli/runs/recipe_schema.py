@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from flashdmd_cli.runs.align_schema import Alignment, Bands, ProbeTable
-from flashdmd_cli.runs.tables import AdamW, Count, Decay, NonNegative, Positive, Table
+from flashdmd_cli.runs.tables import AdamW, Count, Decay, Device, NonNegative, Positive, Precision, Table
 
 HIGH_NOISE_STEPS = 2
 """How many of the first grid steps count as high noise: 999 and 749 of 4, 999 and 874 of 8 (section 8 of the paper)."""
@@ -26,8 +26,11 @@ class Model(Table):
     """Rank of the adapters; used when `form` is lora."""
     lora_alpha: Positive = 64
     """Scale of the adapters; used when `form` is lora."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the networks' forward passes; master weights and losses are always fp32."""
+    precision: Precision = "auto"
+    """Number format of the networks' forward passes, fp32, bf16, or auto: bf16 where the device has it natively. Master
+    weights and losses are always fp32."""
+    device: Device = "auto"
+    """What the networks run on, cpu, cuda, mps, or auto: the accelerator if there is one."""
     micro_conditioning: Literal["square", "data"] = "square"
     """Sizes that the networks are told in training: a whole square at the teacher's resolution, as in DMD2 and when the
     student draws, or each picture's own `original_size` and `crop_top_left`. Prompts alone are square."""

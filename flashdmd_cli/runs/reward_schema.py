@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flashdmd_cli.runs.tables import AdamW, Count, NonNegative, Positive, Share, Table
+from flashdmd_cli.runs.tables import AdamW, Count, Device, NonNegative, Positive, Precision, Share, Table
 
 Timestep = Annotated[int, Field(ge=0, le=999)]
 
@@ -21,8 +21,11 @@ class RewardModel(Table):
     """Train copies of the text encoders too; otherwise the teacher's own are used."""
     guidance: NonNegative | None = 7.5
     """Guidance w of the deepest feature, `u + w (c - u)` with the empty prompt; null: none, at half the cost."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Number format of forward passes; weights and losses are always fp32."""
+    precision: Precision = "auto"
+    """Number format of forward passes, fp32, bf16, or auto: bf16 where the device has it natively. Weights and losses
+    are always fp32."""
+    device: Device = "auto"
+    """What the networks run on, cpu, cuda, mps, or auto: the accelerator if there is one."""
 
 
 class RewardPairs(Table):

@@ -119,12 +119,13 @@ class CollapseProbe:
             cond = family.encode(texts)
             z = draws.normal("probe/z", (num_seeds, *family.latent_shape))
             latents = self.objective.walk(student, z, cond, draws, 0, None, "probe")
-            pictures = family.decode(latents).float().clamp(-1, 1)
+            # Statistics are in float64, which not every accelerator has.
+            pictures = family.decode(latents).float().clamp(-1, 1).cpu()
             of_one = {name: statistic(pictures) for name, statistic in STATISTICS.items()}
             if self.reward is not None:
                 of_one["reward"] = self.reward(latents, texts)
             if self.held_out is not None:
                 of_one["held_out"] = self.held_out(pictures, texts)
             for name, values in (of_one | {"diversity": spread(pictures[None])}).items():
-                rows.setdefault(name, []).append(values.double().mean().cpu())
+                rows.setdefault(name, []).append(values.cpu().double().mean())
         return {name: torch.stack(values) for name, values in rows.items()}

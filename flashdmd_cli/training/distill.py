@@ -55,8 +55,11 @@ def iteration(
     # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
     step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
+    last, gan = len(o.grid) - 1, recipe.gan
+    gan_index = index if gan.steps == "all" else last
+    # Where the adversarial loss meets the state that distribution matching met, one forward and backward serve both.
+    meets_here = gan.steps == "all" or (index == last and gan.input == "last_step")
     students_turn = number % recipe.ttur == 0
-    gan_index = index if recipe.gan.steps == "all" else len(o.grid) - 1
     kept: list[Kept] = []
 
     for micro in range(n):
@@ -75,13 +78,13 @@ def iteration(
         if students_turn:
             dm = o.dm_loss(leaf, o.family.teacher, fake.net, cond, draws)  # lines 13-14
             pull = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
-        if state.discriminator is not None and recipe.gan.steps == "all":
+        if state.discriminator is not None and meets_here:
             pull = pull + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)
         if students_turn:
             x.backward(pull)
-        if state.discriminator is not None and recipe.gan.steps == "last":
+        if state.discriminator is not None and not meets_here:
             # A graph of its own, after the first was freed: only one denoiser graph is alive at a time.
-            x_hat = o.adversarial_state(student.net, x_t, k.x, index, cond, draws)
+            x_hat = o.adversarial_state(student.net, k.x, index, cond, draws)
             with torch.set_grad_enabled(students_turn):
                 x = o.student_x0(student.net, x_hat, gan_index, cond)
             leaf = x.detach().clone().requires_grad_(students_turn)

@@ -152,7 +152,7 @@ def _step(
         draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
         t = levels[torch.randint(len(levels), (len(rows),), generator=draw)].to(family.device)
         noise = torch.randn(latents.shape, generator=draw).to(family.device)
-        with torch.autocast(family.device.type, torch.bfloat16, enabled=recipe.model.precision == "bf16"):
+        with family.autocast():
             scores = noisy_scores(model, family, latents, prompts, t, noise)
         weight = weights[rows].to(family.device)
         loss = pairwise_cross_entropy(scores[0], scores[1], labels, weight)

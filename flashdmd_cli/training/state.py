@@ -36,7 +36,9 @@ class Role:
         self.name, self.net, self.lr, self.optim, self.owner = name, net, lr, optim, owner
         self.lr_key = lr_key or f"optim.lr_{name}"
         self.parameters = trainable_parameters(net)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
         self.updates = 0
         self.bad_updates = 0
 
@@ -174,7 +176,7 @@ class State:
         if origin is not None:
             _put_below_adapters(fake, origin.fake, origin.state)
         optim = recipe.optim
-        heads = _discriminator(recipe, fake)
+        heads = _discriminator(recipe, fake, family.precision)
         if heads is not None and origin is not None and origin.heads is not None:
             fill(heads, origin.heads, origin.state)
         average = None
@@ -275,11 +277,11 @@ def _put_below_adapters(net: nn.Module, plain: nn.Module, state: Path) -> None:
     net.load_state_dict(held | {name: values[key] for name, key in below.items()})
 
 
-def _discriminator(recipe: Recipe, fake: nn.Module) -> nn.Module | None:
+def _discriminator(recipe: Recipe, fake: nn.Module, precision: str) -> nn.Module | None:
     if recipe.gan.kind == "none":
         return None
     device = next(fake.parameters()).device
     if recipe.gan.kind == "latent":
         width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
         return LatentDiscriminator(width).to(device)  # type: ignore[arg-type]
-    return PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=recipe.model.precision).to(device)
+    return PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=precision).to(device)

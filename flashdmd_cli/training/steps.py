@@ -101,17 +101,13 @@ class Objective:
         """The student's answer at grid step `index`."""
         return self.family.predict_x0(student, x_t, at(self.grid.timesteps[index], x_t), cond)
 
-    def adversarial_state(
-        self, student: nn.Module, x_t: Tensor, x: Tensor, index: int, cond: Conditioning, draws: Draws
-    ) -> Tensor:
-        """Noisy state of the last step, where the GAN acts, from `x_t` at step `index` and the student's x0 `x` there.
+    def adversarial_state(self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
+        """Noisy state of the last step, where the GAN acts, from the student's x0 `x` at step `index`.
 
-        `last_step`: the state that inference meets. `renoise`: a finished x0 noised again (Eq. 8-9).
+        `last_step`: the state that inference meets, from an earlier step. `renoise`: an x0 noised again (Eq. 8-9).
         """
         last = len(self.grid) - 1
         schedule, timesteps = self.family.schedule, self.grid.timesteps
-        if index == last and self.recipe.gan.input == "last_step":
-            return x_t
         if index < last:
             x = add_noise(schedule, x, draws.normal("carry", x.shape), at(timesteps[index + 1], x))
             if self.recipe.gan.input == "last_step":

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -192,3 +193,27 @@ def test_a_new_result_replaces_the_old_one_only_when_it_is_there(world, monkeypa
     assert run("sample", *PROMPT, "--out", "s").exit_code == 1
     assert run("inspect", "s").exit_code == 0
     assert len(json.loads(Path("s/prompts.json").read_text())) == 2
+
+
+def test_a_full_disk_without_a_name_is_told_with_the_folder(world, monkeypatch):
+    """Most of what the system says of a full disk does not say which file it was."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("flashdmd_cli.cli.drawing.Drawer.draw", full)
+    fails(run("sample", *PROMPT, "--out", "s", "--quiet"), 3, f"--out: cannot write {world / 's'}: the disk is full")
+
+
+def test_what_to_do_next_fits(world):
+    for name, next_command in (
+        ("sdxl-4step", "flashdmd distill --recipe"),
+        ("align/sdxl", "flashdmd align --from CKPT --recipe"),
+        ("reward/sdxl", "flashdmd reward train --pairs FILE --recipe"),
+    ):
+        assert next_command in run("recipes", "copy", name, f"{name.replace('/', '-')}.yaml").stdout
+    fails(run("recipes", "copy", "sdxl-4step", "/proc/x"), 3, "TO: cannot write /proc/x", "choose another TO")
+    (world / "prompts.txt").write_text("a cat\n")
+    made = run("prepare-data", "prompts.txt", "--out", "p", "--teacher", "sdxl")
+    assert "flashdmd distill --teacher sdxl --data p --set gan.kind=none" in made.stdout
+    fails(run("inspect", "p/none"), 3, "does not exist")

@@ -230,3 +230,31 @@ def test_reward_recipes_have_keys_of_their_own() -> None:
 def test_keys_are_dotted() -> None:
     assert {"name", "grid.steps", "gan.weight", "optim.lr_fake"} <= set(recipe_keys())
     assert yaml.safe_load(dump_recipe(Recipe())).keys() == Recipe.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "shown"),
+    [
+        ("shapes-4step-dmd2", "train.bach=3", "shapes-4step-dmd2"),
+        ("shapes-4step", "grid.steps=3", "shapes-4step"),
+        ("shapes-4step", "align.bta=1", "align/shapes"),
+        ("sdxl-4step", "align.bta=1", "align/sdxl"),
+        ("align/shapes-2to1", "align.bta=1", "align/shapes-2to1"),
+    ],
+)
+def test_the_hint_shows_a_recipe_like_the_one_in_use(name: str, setting: str, shown: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(name, [setting])
+    assert f"recipes show {shown}`" in caught.value.hint
+    own = tmp_path / "own.yaml"
+    own.write_text(f"base: {name}\n")
+    with pytest.raises(UsageError) as caught:
+        load_recipe(own, [setting])
+    world = "shapes" if "shapes" in name else "sdxl"
+    assert f"recipes show {f'align/{world}' if 'align' in shown else f'{world}-4step'}`" in caught.value.hint
+
+
+def test_the_hint_for_a_reward_recipe() -> None:
+    with pytest.raises(UsageError) as caught:
+        load_reward_recipe("reward/shapes", ["optim.rl=1"])
+    assert "recipes show reward/shapes`" in caught.value.hint

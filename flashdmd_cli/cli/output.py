@@ -19,7 +19,7 @@ import typer
 
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import write_error
-from flashdmd_cli.runs.lock import release
+from flashdmd_cli.runs.lock import held, release
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
 EXIT_CODES: tuple[tuple[str, int], ...] = (
@@ -67,7 +67,7 @@ def error_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped at once; what was saved before is intact, nothing after it is kept"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return error_line(write_error(Path(error.filename) if error.filename else None, error.errno or 0, str(error)))
+        return error_line(write_error(Path(error.filename) if error.filename else held(), error.errno or 0, str(error)))
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or type(error).__name__}: {error.strerror}"
     lines = str(error).split("\n")

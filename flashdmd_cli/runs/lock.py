@@ -48,6 +48,11 @@ def is_alone(folder: Path) -> bool:
     return True
 
 
+def held() -> Path | None:
+    """The folder that this process took last: where it writes; None when there is none."""
+    return next(reversed(_HELD), None)
+
+
 def release() -> None:
     """Let go of every folder; the end of the process does the same."""
     while _HELD:

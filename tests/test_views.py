@@ -20,7 +20,7 @@ BLUR = torch.full((3, 3, 5, 5), 1 / 75)
 
 
 def decode(latents: Tensor) -> Tensor:
-    """A decoder without attention, which sees less than a latent pixel far; in half precision, as autocast leaves it."""
+    """A decoder that sees less than a latent pixel far; its answer is in half precision, as autocast leaves it."""
     large = F.interpolate(latents[:, :3], scale_factor=SCALE, mode="nearest")
     return F.conv2d(large, BLUR, padding=2).to(torch.bfloat16)
 

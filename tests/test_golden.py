@@ -34,6 +34,8 @@ WATCHED_ALIGN = (
     "preference", "margin", "kl", "kept_pairs", "reward/mean", "reward/spread", "grad_norm/preference", "dm", "gan",
     "fake", "probe/brightness", "probe/reward", "probe/diversity",
 )  # fmt: skip
+SMALL = {"train.batch": 2, "train.micro_batch": 1, "model.precision": "fp32"}
+OUTPUT = ("output_grad/dm", "output_grad/gan", "brightness/real", "brightness/student")
 WATCHED = ("dm", "gan", "fake", "discriminator", "grad_norm/student", "grad_norm/fake")
 
 
@@ -80,6 +82,23 @@ def test_curve_of_an_alignment(tiny_family, sam_folder, random_data, origin, tmp
     assert len({row["reward/mean"] for row in rows}) == 8  # a pool of its own in every iteration
     assert len({row["dm"] for row in rows if "dm" in row}) == 4
     hold(rows, "align", 8)
+
+
+def test_curve_of_a_recipe_in_which_nothing_is_neutral(tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
+    """Crops, autoencoded real pictures, a noised input, adapters, and no factor that is one and so may be forgotten."""
+    flags = SMALL | {
+        "train.iterations": 8, "train.log_every": 1, "model.form": "lora", "model.lora_rank": 4, "model.lora_alpha": 12,
+        "dm.weight": 0.6, "dm.guidance": 3.0, "gan.weight": 0.4, "gan.crop_px": 16, "gan.crop_margin_latents": 1,
+        "gan.real": "vae_roundtrip", "gan.input": "renoise", "gan.soft_weights": True, "optim.lr_student": 3e-3,
+        "optim.lr_fake": 3e-3, "optim.lr_discriminator": 3e-3, "optim.clip": 0.005,
+        "optim.weight_decay": 0.3, "optim.warmup": 0,
+    }  # fmt: skip
+    distill(seeing(sam_folder, load_recipe("sdxl-4step", flags=flags)), tiny_family, random_data, tmp_path, QUIET,
+            StopFlag())  # fmt: skip
+    rows = [{key: row[key] for key in (*WATCHED, *OUTPUT) if key in row} for row in read_metrics(tmp_path)]
+    for role in ("student", "fake"):  # the clip acts
+        assert sum(row[f"grad_norm/{role}"] > 0.005 for row in rows) >= 3
+    hold(rows, "everything", 8)
 
 
 def test_curve_repeats_bit_for_bit(tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811

@@ -86,10 +86,7 @@ STRUCTURE = {
     "the discriminator missing": (drop("discriminator."), "lacks discriminator."),
     "moments missing": (drop("student.optimizer."), "lacks student.optimizer."),
     "one moment missing": (drop("fake.optimizer.*"), "lacks fake.optimizer.0.exp_avg"),
-    "moment of another shape": (
-        change("student.optimizer.", lambda v: v[:-1], "exp_avg"),
-        "another student.optimizer.",
-    ),
+    "moment of another shape": (change("student.optimizer.", lambda v: v[:-1], "exp_avg"), "another student.opt"),
     "an extra tensor": (lambda t: t | {"student.net.extra": torch.zeros(2)}, "unexpected student.net.extra"),
     "int8 weights": (change("student.net.", lambda v: v.to(torch.int8)), "another student.net."),
     "half the precision": (change("fake.net.", lambda v: v.half()), "another fake.net."),

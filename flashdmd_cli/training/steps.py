@@ -154,7 +154,7 @@ class Objective:
         gan = self.recipe.gan
         if gan.decode == "full":
             return self._decode(latents)
-        scale = self.family.resolution // latents.shape[-1]
+        scale = self.family.resolution // self.family.latent_shape[-1]
         side, margin = gan.crop_px // scale, gan.crop_margin_latents
         top, left = draws.corner("crop", latents, side)
         # The decoder's middle block attends over all it is given, so a crop is an approximation; the margin takes the

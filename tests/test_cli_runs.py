@@ -91,6 +91,20 @@ def test_from_distillation_to_a_stock_pipeline(world):
     assert (world / "a" / "stock" / "0000.png").read_bytes() == (world / "b" / "student" / "0000.png").read_bytes()
 
 
+def test_students_of_earlier_versions_are_drawn(world):
+    assert distilled(1).exit_code == 0
+    path = world / "runs" / "student" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["recipe"]["train"] |= {"resolution": 64, "generator_ema": 0.9}
+    manifest["recipe"]["optim"]["warmup"] = 5
+    path.write_text(json.dumps(manifest))
+    prompt = ["sample", "--prompt", "a plain red circle above a dotted blue ring", "--out"]
+    assert run(*prompt, "a").exit_code == 0
+    manifest["recipe"]["train"]["batches"] = 3
+    path.write_text(json.dumps(manifest))
+    fails(run(*prompt, "b"), 3, "its recipe cannot be read", "batches")
+
+
 def test_damaged_students_are_not_drawn_with(world):
     assert distilled(1).exit_code == 0
     weights = world / "runs" / "student" / "student" / "diffusion_pytorch_model.safetensors"

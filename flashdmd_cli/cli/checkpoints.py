@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
 
+RETIRED = ("train.resolution", "train.generator_ema", "optim.warmup")
+"""Recipe keys of earlier versions, which do not matter to a finished student."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A finished student with what is known of it."""
@@ -49,18 +53,28 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
 
 def stage1_checkpoint(folder: Path, flag: str = "--from") -> Checkpoint:
     """The distilled student in `folder`; InputError when it is anything else, unfinished or damaged."""
+    manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
+    return Checkpoint(folder, manifest, recipe_of(manifest, f"{flag} {folder}"))
+
+
+def recipe_of(manifest: Manifest, of: str) -> Recipe:
+    """The recipe of a student, without the keys that later versions gave up; InputError that begins with `of`."""
     from pydantic import ValidationError
 
     from flashdmd_cli.runs.recipe import Recipe
 
-    manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
+    values = {
+        key: {name: field for name, field in value.items() if f"{key}.{name}" not in RETIRED}
+        if isinstance(value, dict)
+        else value
+        for key, value in manifest.recipe.items()
+    }
     try:
-        recipe = Recipe.model_validate(manifest.recipe)
+        return Recipe.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{flag} {folder}: its recipe cannot be read: {where}: {first['msg']}") from error
-    return Checkpoint(folder, manifest, recipe)
+        raise InputError(f"{of}: its recipe cannot be read: {where}: {first['msg']}") from error
 
 
 def data_of(checkpoint: Checkpoint) -> Path:

@@ -187,16 +187,15 @@ def student_drawer(
 
     Its files are held against the manifest first: a figure or a picture of damaged weights would look like a result.
     """
-    from flashdmd_cli.cli.checkpoints import whole_folder
+    from flashdmd_cli.cli.checkpoints import recipe_of, whole_folder
     from flashdmd_cli.runs.manifest import CHECKPOINTS
-    from flashdmd_cli.runs.recipe import Recipe
 
     manifest = whole_folder(folder, CHECKPOINTS, "--from", "flashdmd distill")
     if sampler not in (None, "few_step"):
         raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
     if guidance not in (None, 1.0):
         raise UsageError(f"--guidance {guidance:g}: a student has its guidance built in", hint="leave it out")
-    recipe = Recipe.model_validate(manifest.recipe)
+    recipe = recipe_of(manifest, f"--from {folder}")
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model))

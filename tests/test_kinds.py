@@ -23,6 +23,7 @@ from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes import assets
 from tests.original import original, write_original
 from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
+from tests.test_cli_runs import SMALL
 
 UNET = "model.diffusion_model."
 
@@ -191,6 +192,17 @@ def test_sample_draws_from_a_file_and_with_another_vae(tiny_family, teacher):
     fails(run("sample", "--from", "m.safetensors", "--teacher-config", "empty", *common), 3, "has no unet/config.json")
 
 
+def test_a_hub_id_that_cannot_be_fetched_is_one_line(tiny_family, teacher, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    write_original(tiny_family.pipeline, Path("m.safetensors"))
+    common = ["--prompt", "a", "--out", "o"]
+    fails(
+        run("sample", "--from", "teacher", "--vae", "nobody/vae", *common), 3, "--vae nobody/vae: ", "cannot be fetched"
+    )
+    said = "--teacher-config nobody/sdxl: "
+    fails(run("sample", "--from", "m.safetensors", "--teacher-config", "nobody/sdxl", *common), 3, said)
+
+
 def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
     """A folder named like the embedded world is not it, and a copy of it under another name is."""
     pastel = shutil.copytree(tiny_folder, world / "my-pastel-shapes-xl")
@@ -237,3 +249,20 @@ def test_doctor_sees_weights_that_are_read_wrongly(tmp_path, monkeypatch):
     assert known_picture.check_picture()[1] is False
     monkeypatch.setattr(assets, "ASSETS", tmp_path)
     assert "known-picture" in known_picture.check_picture()[2]
+
+
+def test_a_run_keeps_its_file_and_its_autoencoder(world, shipped, monkeypatch):  # noqa: F811
+    """Relative paths of a run hold wherever its student is used."""
+    write_original(SDXLFamily.load(shipped / "shapes-sdxl").pipeline, world / "m.safetensors")
+    edit(shutil.copytree(shipped / "shapes-sdxl" / "vae", world / "vae") / "config.json", scaling_factor=0.35)
+    assert run("prepare-data", "shapes", "--num", 8).exit_code == 0
+    given = ["--teacher", str(world / "m.safetensors"), "--teacher-config", "shapes-sdxl", "--vae", "vae"]
+    result = run("distill", *SMALL, *given, "--iterations", 1, "--out", "student")
+    assert result.exit_code == 0, result.output
+    model = json.loads(Path("student/manifest.json").read_text())["recipe"]["model"]
+    assert (model["vae"], model["teacher_config"]) == (str(world / "vae"), "shapes-sdxl")
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert run("export", "--from", "../student", "--out", "e").exit_code == 0
+    assert json.loads(Path("e/vae/config.json").read_text())["scaling_factor"] == 0.35
+    assert run("sample", "--from", "../student", "--prompt", "a", "--out", "s").exit_code == 0

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import math
 
 import pytest
 import torch
@@ -78,14 +78,13 @@ def test_a_loop_with_one_bad_loss_goes_on_from_where_it_was(tiny_family, random_
     """The fake score is spared the iteration whose loss is not a number, and learns from the next."""
     r = recipe(gan__kind="none", fake__ttur=4)
     o, state = Objective(r, tiny_family, tiny_family.grid(4)), State.new(r, tiny_family)
-    whole = Objective.fake_loss
-    monkeypatch.setattr(Objective, "fake_loss", lambda *args: whole(*args) * (float("nan") if bad else 1.0))
-    for bad in (False, True, False):
+    whole, faults = Objective.fake_loss, [False]
+    monkeypatch.setattr(Objective, "fake_loss", lambda *args: whole(*args) * (math.nan if faults[0] else 1.0))
+    for faults[0] in (False, True, False):
         iteration(r, o, state, random_data)
         state.iteration += 1
     assert state.updates["fake"] == 2 and state.fake.bad_updates == 0
     spared = State.new(r, tiny_family)
-    bad = False
     for spared.iteration in (0, 2):
         iteration(r, o, spared, random_data)
     assert all(torch.equal(a, b) for a, b in zip(state.fake.parameters, spared.fake.parameters, strict=True))

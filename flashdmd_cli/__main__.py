@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -24,6 +25,7 @@ def main() -> None:
         sys.exit(3)
     except SystemExit as end:
         if isinstance(end.code, int) and end.code > 128:  # after a signal: taking the libraries down takes seconds
+            atexit._run_exitfuncs()
             with contextlib.suppress(OSError):
                 sys.stdout.flush()
                 sys.stderr.flush()

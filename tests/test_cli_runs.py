@@ -207,10 +207,12 @@ def test_sigterm_saves_and_the_same_command_resumes(world, shipped):
 
 
 def test_demo(world, monkeypatch):
-    from flashdmd_cli.cli import demo
+    from flashdmd_cli.cli import demo, demo_rows, demo_time
 
     monkeypatch.setattr(demo, "NUM_PICTURES", 24)
-    monkeypatch.setattr(demo, "NUM_CAPTIONS", 8)
+    monkeypatch.setattr(demo_rows, "NUM_DRAWN", 8)
+    monkeypatch.setattr(demo_rows, "NUM_GROUPS", 1)
+    monkeypatch.setattr(demo_time, "PROBE_SECONDS", 0.0)
     result = run("demo", "--iterations", 1, "--out", "d", "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
@@ -219,6 +221,7 @@ def test_demo(world, monkeypatch):
     assert all(list(document[row]) == list(demo.FIGURES) for row in rows)
     page = Path(document["page"]).read_text(encoding="utf-8")
     assert page.count("<img ") == 4 * 8 and Path(document["manifest"]).is_file()
+    assert re.search(r"Here it will take about \d+ minutes?, \d+ minutes? of it for part 2\.\n", result.stderr)
     assert "[1/4]" in result.stderr and "[4/4]" in result.stderr
     assert run("inspect", "d").exit_code == 0
 

@@ -220,3 +220,18 @@ def test_nonfinite_gradients_are_skipped_and_end_the_run(tiny_family, sam_folder
     assert not changed(before, state.student.net) and state.student.updates == 0
     with pytest.raises(NumericalError):
         state.student.update()
+
+
+def test_both_losses_of_the_last_step_share_one_forward(tiny_family, sam_folder, random_data):
+    """Where the iteration draws the last step, the GAN meets the state that distribution matching met."""
+    r = recipe(dm__steps="all")
+    state = State.new(r, tiny_family, sam_folder)
+    objective, passes = Objective(r, tiny_family, tiny_family.grid(4)), []
+    state.student.net.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    indices = [
+        int(torch.randint(4, (1,), generator=generator(r.train.seed, 0, number, "grid step"))) for number in range(40)
+    ]
+    for index, learning in ((3, 1), (0, 2)):
+        passes.clear()
+        iteration(r, objective, state, random_data, indices.index(index))
+        assert sum(passes) == learning

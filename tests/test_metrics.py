@@ -22,9 +22,10 @@ from flashdmd_cli.evaluation.metrics.high_frequency import high_frequency, high_
 from flashdmd_cli.evaluation.metrics.intervals import bootstrap, wilson
 from flashdmd_cli.evaluation.pictures import save_grid
 from flashdmd_cli.evaluation.report import attribute_table, missed, report, table
-from flashdmd_cli.evaluation.suites import GROUP_SIZE, Metrics, Reference, Suite, evaluate, shapes1k
+from flashdmd_cli.evaluation.suites import GROUP_SIZE, Metrics, Reference, Suite, evaluate, look, shapes1k, shapes_few
+from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.captions import parse
-from flashdmd_cli.shapes.inspector import Reading
+from flashdmd_cli.shapes.inspector import Reading, load_inspector
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import add_object, is_held_out, sample_scenes
 
@@ -184,6 +185,22 @@ def test_shapes1k_is_fixed_held_out_and_begins_with_its_limit() -> None:
 def reference() -> Reference:
     suite = shapes1k(60)
     return Reference(suite, FakeInspector(suite))
+
+
+def test_few_pictures_all_count_and_the_last_are_groups():
+    suite = shapes_few(20, 3)
+    assert suite.all_captions == suite.captions and len(suite.captions) == 20
+    assert len(set(suite.captions)) == 8 + 3 and suite.captions[:11] == [
+        *shapes1k(9).captions,
+        *[suite.captions[8]] * 2,
+    ]
+    assert [parse(text) for text in suite.captions] == suite.attributes.tolist()
+    real = suite.real_pictures()
+    seen = look(real, suite, load_inspector(asset("inspector")))
+    assert len(seen.pictures) == 20 and seen.group_free.shape[:2] == (3, GROUP_SIZE)
+    assert torch.equal(seen.group_free.flatten(0, 1)[:, :-4], seen.reading.layout[-12:])
+    with pytest.raises(ValueError, match="3 groups of 4 do not fit into 8 pictures"):
+        shapes_few(8, 3)
 
 
 def test_real_pictures_score_as_real_ones(reference: Reference) -> None:

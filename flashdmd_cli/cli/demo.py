@@ -5,43 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flashdmd_cli.cli.demo_rows import (
+    NUM_SHOWN,
+    REAL,
+    ROWS,
+    Stages,
+    captions_to_draw,
+    draw_rows,
+    kept_pictures,
+    measure,
+)
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command, duration, plain
 from flashdmd_cli.cli.sources import RUNS, claim, find_teacher
 from flashdmd_cli.runs.errors import InputError, UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flashdmd_cli.cli.drawing import Drawer
-    from flashdmd_cli.evaluation.suites import Reference
     from flashdmd_cli.runs.recipe import Recipe
 
+RECIPE = "shapes-4step-demo"
 NUM_PICTURES = 2000
-NUM_CAPTIONS = 256
-NUM_SHOWN = 8
+"""Real pictures to train with."""
 FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
-TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
-    "teacher_30": ("ddim", 30),
-    "teacher_4_ddim": ("ddim", 4),
-    "teacher_4_stochastic": ("stochastic", 4),
-}
-"""How the teacher is sampled beside the student: its name in the result -> sampler and steps."""
-ROWS = ("student_4", *TEACHER_ROWS)
-REAL = "real"
-"""A second set of real pictures: what the metrics say of perfection, chance included."""
-
 INTRODUCTION = """\
 A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
 a student to draw in four. This demo does it with a small model that comes with the package: a teacher of the same kind
-as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. It takes about six minutes on
-two free cores, most of them for part 2; Ctrl-C saves, and the same command goes on."""
+as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves, and the same
+command goes on."""
 WHY_DATA = """
 [1/4] Pictures. The student learns mostly from its teacher; a discriminator also shows it how real pictures look up
 close, so some real pictures are needed. They are rendered here, each with its caption."""
@@ -51,36 +46,21 @@ likely (loss `dm`), another network follows what the student draws now (loss `fa
 the finest details at the last of the four steps (losses `gan` and `discriminator`)."""
 WHY_SAMPLE = """
 [3/4] Drawing. The student in 4 steps and its teacher three ways (30 steps, 4 steps, and 4 steps drawn just as the
-student does), all from the same captions, which training never showed, and from the same noise. To 256 captions come
-some of them again with other noise, to see how much pictures of one caption differ."""
+student does), all from the same captions, which training never showed, and from the same noise. Some captions are drawn
+several times, each with other noise, to see how much pictures of one caption differ."""
 WHY_EVAL = """
 [4/4] Measuring. A small network reads from each picture which shapes, colours and surfaces it shows, so that every
 caption can be checked, and compares the whole set with real pictures."""
 
 
-@dataclass(frozen=True)
-class Stages:
-    """Where the parts of a demo lie."""
+def untrained(out: Path) -> bool:
+    """Whether the student of a demo has not learned anything yet, so that its length may still be chosen."""
+    from flashdmd_cli.runs.checkpoint import latest_state, state_folder
+    from flashdmd_cli.runs.manifest import MANIFEST
 
-    out: Path
-
-    @property
-    def data(self) -> Path:
-        """Shards."""
-        return self.out / "data"
-
-    @property
-    def student(self) -> Path:
-        """Checkpoint."""
-        return self.out / "student"
-
-    def figures(self, row: str) -> Path:
-        """What was measured on one row."""
-        return self.out / "eval" / f"{row}.json"
-
-    def pictures(self, row: str) -> Path:
-        """The pictures of one row, uint8."""
-        return self.out / "pictures" / f"{row}.safetensors"
+    student = Stages(out).student
+    states = student / "state"
+    return not (student / MANIFEST).is_file() and latest_state(states) in (None, state_folder(states, 0))
 
 
 def remember(out: Path, request: dict[str, Any]) -> float:
@@ -94,75 +74,21 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     if path.is_file():
         held = json.loads(path.read_text(encoding="utf-8"))
         for key, value in request.items():
-            if held.get(key) != value:
+            if held.get(key) != value and not (key == "iterations" and untrained(out)):
                 hint = f"choose another --out, or leave --{key} at {held.get(key)} to resume"
                 raise UsageError(f"--{key} {value}: {out} holds a demo with {held.get(key)}", hint=hint)
-    else:
-        write_text_atomically(path, json.dumps(request) + "\n")
+    write_text_atomically(path, json.dumps(request) + "\n")
     clock = out / ".seconds"
     return float(clock.read_text()) if clock.is_file() else 0.0
-
-
-def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
-    """Draw all captions and keep the pictures, as the 8 bits of a file."""
-    from safetensors.torch import save
-
-    from flashdmd_cli.runs.files import writing
-
-    observer.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
-    pictures = drawer.draw(captions, seed, observer)
-    path = at.pictures(row)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save({"pictures": ((pictures + 1) * 127.5).round().byte().contiguous()}))
-        temporary.replace(path)
-
-
-def kept_pictures(row: str, at: Stages) -> Tensor:
-    """The pictures of a row, (N, 3, H, W) on [-1, 1]."""
-    from safetensors.torch import load_file
-
-    return load_file(at.pictures(row))["pictures"].float() / 127.5 - 1
-
-
-def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
-    """Pictures of every row that is not there yet."""
-    from flashdmd_cli.cli.drawing import as_teacher, load_family, student_drawer
-    from flashdmd_cli.runs.device import read_note, resolve
-
-    missing = [row for row in ROWS if not at.pictures(row).is_file()]
-    if not missing:
-        return
-    folder = find_teacher(recipe.teacher)
-    began = read_note(at.student)
-    place = resolve(recipe.model.device, began.precision if began is not None else recipe.model.precision)
-    family = load_family(folder, place)
-    for row in missing:
-        if row in TEACHER_ROWS:
-            drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
-        else:
-            drawer = student_drawer(at.student, family=family)
-        draw(row, drawer, captions, seed, at, observer)
-
-
-def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
-    """The figures of a row, or of a second set of real pictures, measured once."""
-    from flashdmd_cli.evaluation.suites import evaluate
-    from flashdmd_cli.runs.files import write_text_atomically
-
-    path = at.figures(row)
-    if not path.is_file():
-        metrics = (reference.ceiling() if row == REAL else evaluate(kept_pictures(row, at), reference)).as_dict()
-        write_text_atomically(path, json.dumps(plain(metrics), indent=2) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, Any]:
     """All four parts; returns the metrics of every row with their intervals."""
     from flashdmd_cli.cli.distill_run import run_distill
-    from flashdmd_cli.cli.evaluate import load_reference
     from flashdmd_cli.cli.prepare import prepare
+    from flashdmd_cli.evaluation.suites import Reference
+    from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.shapes.inspector import load_inspector
 
     say = observer.output.say
     say(WHY_DATA)
@@ -170,7 +96,7 @@ def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, 
     say(WHY_DISTILL)
     run_distill(recipe, at.data, at.student, observer)
     say(WHY_SAMPLE)
-    reference = load_reference("shapes1k", NUM_CAPTIONS)
+    reference = Reference(captions_to_draw(), load_inspector(asset("inspector")))
     draw_rows(recipe, reference.suite.all_captions, seed, at, observer)
     say(WHY_EVAL)
     return {row: measure(row, reference, at) for row in (*ROWS, REAL)}
@@ -192,11 +118,12 @@ def demo(
     Prepares data, distils, draws, measures, and writes a page. The same command again resumes.
     """
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
+        from flashdmd_cli.cli.demo_time import expect
         from flashdmd_cli.cli.distill import resolve
         from flashdmd_cli.cli.sam_source import find_sam
 
         began = time.monotonic()
-        recipe = resolve("shapes-4step", [], iterations=iterations, seed=seed, device=device)
+        recipe = resolve(RECIPE, [], iterations=iterations, seed=seed, device=device)
         find_teacher(recipe.teacher)
         find_sam(recipe)
         at = Stages(claim(out or RUNS / "demo", "demo"))
@@ -205,6 +132,8 @@ def demo(
             output.say(f"{at.out} holds this demo already; another --out makes it again")
         else:
             output.say(INTRODUCTION)
+            for line in expect(recipe, at):
+                output.say(line)
             try:
                 rows = run(recipe, seed, at, observer)
             finally:
@@ -235,7 +164,6 @@ def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds:
     """Write the page, the result document and the manifest, in this order."""
     from flashdmd_cli.cli.demo_page import demo_page
     from flashdmd_cli.evaluation.page import write_page
-    from flashdmd_cli.evaluation.suites import shapes1k
     from flashdmd_cli.runs.files import write_text_atomically
     from flashdmd_cli.runs.manifest import (
         FileRecord,
@@ -246,7 +174,7 @@ def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds:
     )
     from flashdmd_cli.runs.tracking import read_metrics
 
-    captions = shapes1k(NUM_CAPTIONS).captions[:NUM_SHOWN]
+    captions = captions_to_draw().captions[:NUM_SHOWN]
     page, path = at.out / "page.html", at.out / "manifest.json"
     shown = {row: kept_pictures(row, at)[:NUM_SHOWN] for row in ROWS}
     write_page(page, demo_page(recipe, rows, shown, captions, read_metrics(at.student), seconds))

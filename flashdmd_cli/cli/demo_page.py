@@ -65,7 +65,7 @@ def demo_page(
         sections=[
             page.Section("Side by side", SIDE_BY_SIDE, page.pictures({NAMES[k]: pictures[k] for k in NAMES}, captions)),
             page.Section(
-                f"Measured on {rows['student_4']['num_pictures']} captions",
+                f"Measured on {rows['student_4']['num_pictures']} pictures",
                 MEASURED,
                 page.metric_table(titled, COLUMNS, intervals, chosen=NAMES["student_4"]),
             ),

@@ -45,29 +45,37 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Suite:
-    """`N` captions, and the first `C` of them again, `K` pictures each, for diversity."""
+    """`N` captions, and the first `C` of them again, `K` pictures each, for diversity.
+
+    With `groups_within`, the last `C` x `K` of the N are `C` captions `K` times each already, and count as others do.
+    """
 
     name: str
     attributes: Tensor  # (N, 7) long, what each caption binds
     captions: list[str]
+    groups_within: int | None = None
 
     @property
     def num_groups(self) -> int:
         """`C`, captions of which several pictures are drawn."""
-        return min(NUM_GROUPS, len(self.captions))
+        return self.groups_within or min(NUM_GROUPS, len(self.captions))
 
     @property
     def all_captions(self) -> list[str]:
-        """The N captions, then the C x K repeated ones: N + C * K pictures to draw, in this order."""
+        """What to draw, in this order: the N captions, then the C x K repeated ones where they are not among the N."""
+        if self.groups_within is not None:
+            return self.captions
         return self.captions + [text for text in self.captions[: self.num_groups] for _ in range(GROUP_SIZE)]
 
     @property
     def all_attributes(self) -> Tensor:
-        """Attributes of `all_captions`, (N + C * K, 7) long."""
+        """Attributes of `all_captions`, (N + C * K, 7) long, or (N, 7)."""
+        if self.groups_within is not None:
+            return self.attributes
         return torch.cat([self.attributes, self.attributes[: self.num_groups].repeat_interleave(GROUP_SIZE, dim=0)])
 
     def real_pictures(self, seed: int = REFERENCE_SEED) -> Tensor:
-        """Rendered pictures of `all_captions`, (N + C * K, 3, 64, 64) on [-1, 1]."""
+        """Rendered pictures of `all_captions`, (N', 3, 64, 64) on [-1, 1]."""
         generator = torch.Generator().manual_seed(seed)
         parts = [
             render(sample_scenes(len(rows), generator, attributes=rows), generator)
@@ -93,6 +101,20 @@ def shapes1k(limit: int | None = None) -> Suite:
 def shapes_val(limit: int | None = None) -> Suite:
     """1000 captions of other combinations, to choose settings on, so that `shapes1k` can judge them afterwards."""
     return _suite("shapes-val", SHAPES_VAL_SEED, False, limit)
+
+
+def shapes_few(num: int, groups: int) -> Suite:
+    """`num` pictures of captions of `shapes1k`, the last `groups` of them `GROUP_SIZE` times each: for a demo.
+
+    Every picture counts for every figure, so that few are enough. Intervals take pictures as independent, which those
+    of one caption are but nearly.
+    """
+    single = num - groups * GROUP_SIZE
+    if single < 0 or groups < 1:
+        raise ValueError(f"{groups} groups of {GROUP_SIZE} do not fit into {num} pictures")
+    whole = shapes1k()
+    rows = [*range(single), *(single + group for group in range(groups) for _ in range(GROUP_SIZE))]
+    return Suite("shapes-few", whole.attributes[rows], [whole.captions[row] for row in rows], groups)
 
 
 SUITES: dict[str, Callable[[int | None], Suite]] = {"shapes1k": shapes1k, "shapes-val": shapes_val}
@@ -139,12 +161,12 @@ class Seen:
 
 
 def look(pictures: Tensor, suite: Suite, inspector: Reader) -> Seen:
-    """Read pictures of `suite.all_captions` (N + C * K, 3, 64, 64) on [-1, 1], rounded to the 8 bits of a file."""
+    """Read pictures of `suite.all_captions` (N', 3, 64, 64) on [-1, 1], rounded to the 8 bits of a file."""
     if pictures.shape[0] != len(suite.all_captions):
         raise ValueError(f"{len(pictures)} pictures for the {len(suite.all_captions)} captions of {suite.name}")
     pictures = ((pictures.float().cpu() + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
     num = len(suite.captions)
-    first, repeated = inspector.read(pictures[:num]), inspector.read(pictures[num:])
+    first, repeated = inspector.read(pictures[:num]), inspector.read(pictures[-suite.num_groups * GROUP_SIZE :])
     # The background pattern beside the layout: a sampler that ties it to the caption keeps its share overall.
     free = torch.cat([repeated.layout, one_hot(repeated.pattern, len(PATTERNS)).float()], dim=1)
     return Seen(pictures[:num], first, free.unflatten(0, (suite.num_groups, GROUP_SIZE)))
@@ -167,7 +189,7 @@ class Reference:
 
 
 def evaluate(pictures: Tensor, reference: Reference) -> Metrics:
-    """Measure pictures drawn for `reference.suite.all_captions` (N + C * K, 3, 64, 64) on [-1, 1]."""
+    """Measure pictures drawn for `reference.suite.all_captions` (N', 3, 64, 64) on [-1, 1]."""
     suite, real = reference.suite, reference.seen
     drawn = look(pictures, suite, reference.inspector)
     right = composition(drawn.reading.attributes, suite.attributes, list(ATTRIBUTES))

@@ -57,7 +57,7 @@ def iteration(
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
     last, gan = len(o.grid) - 1, recipe.gan
     gan_index = index if gan.steps == "all" else last
-    # Where the adversarial loss meets the state that distribution matching met, one forward and backward serve both.
+    # Where the adversarial loss meets the state that distribution matching met, one graph serves both.
     meets_here = gan.steps == "all" or (index == last and gan.input == "last_step")
     students_turn = number % recipe.ttur == 0
     kept: list[Kept] = []

@@ -104,7 +104,8 @@ class Objective:
     def adversarial_state(self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
         """Noisy state of the last step, where the GAN acts, from the student's x0 `x` at step `index`.
 
-        `last_step`: the state that inference meets, from an earlier step. `renoise`: an x0 noised again (Eq. 8-9).
+        `last_step`: the state that inference meets, from an earlier step. `renoise`: a finished x0 noised again
+        (Eq. 8-9).
         """
         last = len(self.grid) - 1
         schedule, timesteps = self.family.schedule, self.grid.timesteps

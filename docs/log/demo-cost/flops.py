@@ -1,6 +1,6 @@
 """Floating-point operations of the demo's parts: products of matrices and convolutions, forward and backward.
 
-flops.py [--recipe NAME] [key=value ...]     Counted on batches of the recipe's size, so it takes about a minute.
+flops.py RECIPE PICTURES [key=value ...]     PICTURES are those that every row of the demo draws.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from flashdmd_cli.cli.training_run import find_sam
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.data.shards import Batch
+from flashdmd_cli.evaluation.generate import Sampler, generate
 from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.training.distill import iteration
@@ -39,7 +41,8 @@ def cost(call: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    recipe = load_recipe("shapes-4step", [word for word in sys.argv[1:] if "=" in word])
+    drawn_by_each = int(sys.argv[2])
+    recipe = load_recipe(sys.argv[1], sys.argv[3:])
     family, n = SDXLFamily.load(asset("shapes-sdxl")), recipe.train.batch
     state = State.new(recipe, family, find_sam(recipe))
     o = Objective(recipe, family, family.grid(recipe.grid.steps))
@@ -57,26 +60,39 @@ def main() -> None:
         }
         print(f"one pass of {n} pictures, GFLOP a picture")
         for name, call in one.items():
-            print(f"  {name:24s} {1000 * cost(call) / n:8.2f}")
+            print(f"  {name:26s} {1000 * cost(call) / n:6.2f}")
     with torch.no_grad():
         features = heads.look(pictures)
-    print(
-        f"  {'heads, forward + backward':24s} {1000 * cost(lambda: sum(l.mean() for l in heads(features)).backward()) / n:8.2f}"
-    )
+    both = cost(lambda: torch.stack([logits.mean() for logits in heads(features)]).sum().backward())
+    print(f"  {'heads, forward + backward':26s} {1000 * both / n:6.2f}")
 
     print("an iteration, TFLOP, by the grid step that it draws")
     seen: dict[int, float] = {}
     for number in range(40):
-        from flashdmd_cli.runs.randomness import generator
-
         draw = generator(recipe.train.seed, 0, number, "grid step")
         index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=draw))]
         if index not in seen:
-            seen[index] = cost(lambda: iteration(recipe, o, state, Rows(), number))
-    for index in sorted(seen):
-        print(f"  step {index}  {seen[index]:.3f}")
+            seen[index] = cost(lambda number=number: iteration(recipe, o, state, Rows(), number))
+    print("  " + "   ".join(f"step {index}: {seen[index]:.3f}" for index in sorted(seen)))
     mean = sum(seen.values()) / len(seen)
-    print(f"  mean    {mean:.3f}, {recipe.train.iterations} of them {mean * recipe.train.iterations:.1f}")
+    training = mean * recipe.train.iterations
+    print(f"  mean {mean:.3f}, {recipe.train.iterations} of them {training:.1f}")
+
+    print(f"drawing, TFLOP, {drawn_by_each} pictures of every row")
+    guidance, drawing = recipe.dm.guidance, 0.0
+    rows: dict[str, tuple[Sampler, int, float]] = {
+        "student_4": ("few_step", 4, 1.0), "teacher_30": ("ddim", 30, guidance),
+        "teacher_4_ddim": ("ddim", 4, guidance), "teacher_4_stochastic": ("stochastic", 4, guidance),
+    }  # fmt: skip
+    for name, (sampler, steps, weight) in rows.items():
+        drawn = (
+            cost(lambda s=sampler, k=steps, w=weight: generate(family, net, [CAPTION] * 2, 0, s, k, w))
+            / 2
+            * drawn_by_each
+        )
+        print(f"  {name:26s} {drawn:6.1f}")
+        drawing += drawn
+    print(f"  all {drawing:.1f}; with the training {training + drawing:.1f}")
 
 
 if __name__ == "__main__":

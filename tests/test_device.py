@@ -17,6 +17,7 @@ from flashdmd_cli.runs.device import Place, resolve
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import hardware, read_manifest
 from flashdmd_cli.runs.recipe import list_recipes, load_any_recipe, load_recipe
+from flashdmd_cli.runs.teacher import TeacherRecord
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
@@ -79,7 +80,7 @@ def test_a_processor_held_down_to_avx2_has_none():
 
 def begun(recipe, out: Path, said: list[str]) -> Place:
     """What a run of `recipe` in `out` trains on; it has a state afterwards."""
-    assert begin("distill", recipe, {}, out, said.append)
+    assert begin("distill", recipe, TeacherRecord(id=recipe.teacher), {}, out, said.append)
     place = place_of_run(recipe, out, said.append)
     (out / "state" / "step-000001").mkdir(parents=True, exist_ok=True)
     return place

@@ -31,6 +31,7 @@ from flashdmd_cli.models.discriminator import load_sam_encoder
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.models.teacher_config import noise_settings
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.training import state as training_state
 from flashdmd_cli.training.align import preference_step
@@ -110,6 +111,8 @@ NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 def family(tiny_family, monkeypatch) -> Iterator[SDXLFamily]:
     """The tiny teacher on the card, and the mode in which it is there."""
     parts = {k: copy.deepcopy(v) if k in NETWORKS else v for k, v in tiny_family.pipeline.components.items()}
+    settings = noise_settings(tiny_family.pipeline.scheduler)  # looks at numbers, which there are none of in the mode
+    monkeypatch.setattr("flashdmd_cli.models.sdxl.noise_settings", lambda scheduler: settings)
     monkeypatch.setattr(nn.Module, "_apply", apply)
     monkeypatch.setattr(Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", gradients)

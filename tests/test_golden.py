@@ -91,7 +91,7 @@ def test_curve_of_a_recipe_in_which_nothing_is_neutral(tiny_family, sam_folder, 
         "dm.weight": 0.6, "dm.guidance": 3.0, "gan.weight": 0.4, "gan.crop_px": 16, "gan.crop_margin_latents": 1,
         "gan.real": "vae_roundtrip", "gan.input": "renoise", "gan.soft_weights": True, "optim.lr_student": 3e-3,
         "optim.lr_fake": 3e-3, "optim.lr_discriminator": 3e-3, "optim.clip": 0.005,
-        "optim.weight_decay": 0.3, "optim.warmup": 0,
+        "optim.weight_decay": 0.3, "optim.warmup_images": 0,
     }  # fmt: skip
     distill(seeing(sam_folder, load_recipe("sdxl-4step", flags=flags)), tiny_family, random_data, tmp_path, QUIET,
             StopFlag())  # fmt: skip

@@ -16,10 +16,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from flashdmd_cli.cli import demo, drawing
+from flashdmd_cli.cli import demo_rows, drawing
 from flashdmd_cli.cli.output import Output, Progress
 from flashdmd_cli.data.pairs import read_pairs
-from flashdmd_cli.runs.checkpoint import latest_state
+from flashdmd_cli.runs.checkpoint import latest_state, load_state
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -34,7 +34,7 @@ from . import test_align, test_distill, test_reward_training
 from .test_align import origin, reward  # noqa: F401
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import SMALL
-from .test_distill import QUIET, sam_folder  # noqa: F401
+from .test_distill import QUIET, sam_folder, seeing  # noqa: F401
 
 PROMPT = ["--prompt", "a plain red circle above a dotted blue ring"]
 Events = Callable[..., Any]
@@ -73,11 +73,10 @@ def everything(out: Path) -> dict[str, bytes]:
     """The newest state, which ends with the same iteration, and the figures."""
     state = latest_state(out / "state")
     assert state is not None
-    meta = json.loads((state / "state.json").read_text())
-    del meta["seconds"]
+    meta = load_state(state)[1]
     return {
         "tensors": (state / "tensors.safetensors").read_bytes(),
-        "meta": json.dumps(meta).encode(),
+        "meta": json.dumps(meta | {"seconds": 0.0}).encode(),
         "metrics": (out / "metrics.jsonl").read_bytes(),
     }
 
@@ -104,7 +103,7 @@ def test_distillation_loses_nothing_wherever_it_is_cut(tiny_family, sam_folder, 
         train__batch=2, train__micro_batch=1, train__iterations=2, train__average_images=20, train__log_every=1
     )
     resumes_everywhere(
-        lambda out, stop: distill(r, tiny_family, sam_folder, random_data, out, QUIET, stop), tmp_path, events
+        lambda out, stop: distill(seeing(sam_folder, r), tiny_family, random_data, out, QUIET, stop), tmp_path, events
     )
 
 
@@ -115,7 +114,7 @@ def test_alignment_loses_nothing_wherever_it_is_cut(
 
     def train(out: Path, stop: StopFlag) -> object:
         probe = CollapseProbe(Objective(r, tiny_family, tiny_family.grid(4)), ["a", "b"])
-        return align(r, tiny_family, sam_folder, reward, origin, random_data, out, QUIET, stop, probe)
+        return align(seeing(sam_folder, r), tiny_family, reward, origin, random_data, out, QUIET, stop, probe)
 
     resumes_everywhere(train, tmp_path, events)
 
@@ -141,7 +140,7 @@ def test_on_an_accelerator_the_iteration_is_finished_first(
     monkeypatch.setattr("flashdmd_cli.training.loop.on_cpu", lambda tensors: False)
     r = test_distill.recipe(train__iterations=3)
     with StopFlag() as stop, events(3):
-        state = distill(r, tiny_family, sam_folder, random_data, tmp_path, QUIET, stop)
+        state = distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, QUIET, stop)
     assert state.iteration == 1 and latest_state(tmp_path / "state") == tmp_path / "state" / "step-00000001"
 
 
@@ -152,7 +151,7 @@ def test_a_second_signal_saves_nothing(tiny_family, sam_folder, random_data, tmp
     monkeypatch.setattr(State, "take", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     r = test_distill.recipe(train__iterations=3)
     with StopFlag() as stop, events(3), pytest.raises(KeyboardInterrupt):
-        distill(r, tiny_family, sam_folder, random_data, tmp_path, QUIET, stop)
+        distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, QUIET, stop)
     assert latest_state(tmp_path / "state") is None
 
 
@@ -171,9 +170,9 @@ def test_a_preview_that_was_cut_is_drawn_when_the_run_goes_on(
     r = test_distill.recipe(train__iterations=2)
     watch = Watch(lambda *_: None, lambda *_: None, preview)
     with StopFlag() as stop:
-        distill(r, tiny_family, sam_folder, random_data, tmp_path, watch, stop)
+        distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, watch, stop)
     assert drawn == [0] and stop.requested == signal.SIGTERM
-    distill(r, tiny_family, sam_folder, random_data, tmp_path, watch, StopFlag())
+    distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, watch, StopFlag())
     assert drawn == [0, 2]
 
 
@@ -210,7 +209,7 @@ def test_drawing_and_measuring_end_at_once_and_keep_the_result_before(world, eve
 
 
 def test_a_demo_keeps_the_rows_that_are_drawn(world, shipped, monkeypatch):
-    at, draw, drawn = demo.Stages(world / "d"), demo.draw, []
+    at, draw, drawn = demo_rows.Stages(world / "d"), demo_rows.draw, []
 
     def noted(row: str, *args: Any) -> None:
         if len(drawn) == 2:
@@ -221,16 +220,16 @@ def test_a_demo_keeps_the_rows_that_are_drawn(world, shipped, monkeypatch):
     recipe = load_recipe("shapes-4step", flags={"model.precision": "fp32"})
     student = lambda folder, family: drawing.as_teacher(family, "shapes-sdxl", shipped / "shapes-sdxl", "stochastic")  # noqa: E731
     monkeypatch.setattr(drawing, "student_drawer", student)
-    monkeypatch.setattr(demo, "draw", noted)
+    monkeypatch.setattr(demo_rows, "draw", noted)
     captions, output = ["a plain red circle above a dotted blue ring"] * 2, Output(quiet=True)
     with output.stop, pytest.raises(StopSignal):
-        demo.draw_rows(recipe, captions, 0, at, Progress(output))
+        demo_rows.draw_rows(recipe, captions, 0, at, Progress(output))
     kept = {path.stem: path.stat().st_mtime_ns for path in (world / "d" / "pictures").iterdir()}
     assert set(kept) == set(drawn) and len(drawn) == 2
-    monkeypatch.setattr(demo, "draw", draw)
-    demo.draw_rows(recipe, captions, 0, at, Progress(Output(quiet=True)))
+    monkeypatch.setattr(demo_rows, "draw", draw)
+    demo_rows.draw_rows(recipe, captions, 0, at, Progress(Output(quiet=True)))
     after = {path.stem: path.stat().st_mtime_ns for path in (world / "d" / "pictures").iterdir()}
-    assert set(after) == set(demo.ROWS) and kept.items() <= after.items()
+    assert set(after) == set(demo_rows.ROWS) and kept.items() <= after.items()
 
 
 def test_an_export_that_was_cut_is_no_result(world, events, monkeypatch):

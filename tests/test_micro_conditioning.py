@@ -116,13 +116,19 @@ def test_both_stages_ask_the_data_for_sizes(
 
     for module in (distill_run, align_run):
         monkeypatch.setattr(module, "open_data", open_data)
-        monkeypatch.setattr(module, "find_teacher", lambda *_: tmp_path)
+        monkeypatch.setattr(module, "find_source", lambda *_: tmp_path)
     one = load_recipe("shapes-4step", flags={"model.micro_conditioning": told})
     two = load_recipe("align/shapes", flags={"model.micro_conditioning": told})
     assert load_recipe("sdxl-4step").model.micro_conditioning == "square"
     for start in (
         lambda: distill_run.run_distill(one, tmp_path, tmp_path / "out", SimpleNamespace()),
-        lambda: align_run.run_align(two, SimpleNamespace(), tmp_path, tmp_path / "out", SimpleNamespace()),
+        lambda: align_run.run_align(
+            two,
+            SimpleNamespace(manifest=SimpleNamespace(teacher=None), folder=tmp_path),
+            tmp_path,
+            tmp_path / "out",
+            SimpleNamespace(),
+        ),
     ):
         with pytest.raises(Opened) as asked:
             start()

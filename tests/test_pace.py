@@ -12,7 +12,7 @@ from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.state import Role, State
 
-from .test_distill import QUIET, recipe, sam_folder  # noqa: F401
+from .test_distill import QUIET, recipe, sam_folder, seeing  # noqa: F401
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_warm_up_ends_after_the_same_pictures_whatever_the_ttur(
     ttur, rates, tiny_family, sam_folder, random_data, tmp_path  # noqa: F811
 ):  # fmt: skip
     r = recipe(gan__kind="none", fake__ttur=ttur, optim__warmup_images=6)
-    distill(r, tiny_family, sam_folder, random_data, tmp_path, QUIET, StopFlag())
+    distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, QUIET, StopFlag())
     expected = [2 / 6, 4 / 6, 1.0, 1.0]  # iterations of two pictures
     assert rates["fake"] == expected
     assert rates["student"] == expected[::ttur]
@@ -54,7 +54,7 @@ def test_average_forgets_by_pictures(ttur, tiny_family, sam_folder, random_data,
 
     monkeypatch.setattr(State, "follow_average", noted)
     before = next(tiny_family.teacher.parameters()).detach()
-    state = distill(r, tiny_family, sam_folder, random_data, tmp_path, QUIET, StopFlag())
+    state = distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, QUIET, StopFlag())
     decay = math.exp(-2 / 5)
     expected = before
     for student in history:

@@ -49,7 +49,7 @@ main()
     [
         (["doctor", "--json"], 0, '"ok": true'),
         (["distill", "--teacher", "sdxl"], 3, "HF_HOME=DIR"),
-        (["distill", "--teacher", "~/sdxl"], 3, "--teacher ~/sdxl: no such folder"),
+        (["distill", "--teacher", "~/sdxl", "--data", "."], 3, "--teacher ~/sdxl: no such folder"),
         (["prepare-data", "~/pictures", "--out", "o"], 3, "~/pictures"),
         (["distill", "--teacher", "shapes-sdxl", "--set", "gan.sam=vit_b", "--quiet"], 3, "TORCH_HOME=DIR"),
     ],

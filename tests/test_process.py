@@ -109,7 +109,7 @@ def test_narrow_encodings_and_terminals(tmp_path):
 
 def test_a_prompt_in_another_encoding_is_refused(world):
     (world / "half.json").write_text('["\\ud800"]')
-    fails(run("sample", "--prompts", "half.json", "--from", "shapes-sdxl"), 2, "--prompt", "UTF-8")
+    fails(run("sample", "--prompts", "half.json", "--from", "shapes-sdxl"), 3, "--prompts half.json", "UTF-8")
 
 
 def test_a_current_folder_that_is_gone_is_told(world):

@@ -14,16 +14,18 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from flashdmd_cli.cli.sources import find_teacher_again, teacher_record
+from flashdmd_cli.cli.teachers import find_source_again, teacher_record
 from flashdmd_cli.runs import teacher as teacher_module
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
+from flashdmd_cli.runs.recipe_schema import Model
 from flashdmd_cli.runs.teacher import TeacherRecord, content, difference, record, sha256_remembered
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import SMALL
 from .test_distill import sam_folder  # noqa: F401
 
+MODEL = Model()
 UNET = Path("unet") / "diffusion_pytorch_model.safetensors"
 PROMPT = ["--prompt", "a plain red circle above a dotted blue ring", "--quiet"]
 
@@ -82,7 +84,7 @@ def test_a_relative_teacher_is_found_from_anywhere(student: Path, world: Path, m
     monkeypatch.chdir(world / "new")
     manifest = read_manifest(Path("student"))
     before = manifest.teacher.model_copy(update={"id": "mine/shapes-teacher"})  # type: ignore[union-attr]
-    assert find_teacher_again(before, "--from student") == Path("mine/shapes-teacher")
+    assert find_source_again(before, MODEL, "--from student").weights == Path("mine/shapes-teacher")
     shutil.rmtree("mine")
     fails(run("sample", "--from", "student", *PROMPT), 3, "--from student: its teacher", "no such folder",
           f"at {world / 'mine' / 'shapes-teacher'}")  # fmt: skip
@@ -163,7 +165,7 @@ def test_records_of_an_earlier_version_are_read(tiny_folder: Path, tmp_path: Pat
     values |= {"schema_version": 1, "teacher": {"id": str(tiny_folder), "hash": "0" * 64}}
     (tmp_path / "manifest.json").write_text(json.dumps(values))
     before = read_manifest(tmp_path).teacher
-    assert before is not None and find_teacher_again(before, "--from x") == tiny_folder
+    assert before is not None and find_source_again(before, MODEL, "--from x").weights == tiny_folder
     assert teacher_record(str(tiny_folder), tiny_folder).path == str(tiny_folder)
     with pytest.raises(InputError, match="--from x: its teacher gone/at/all: no such folder"):
-        find_teacher_again(TeacherRecord(id="gone/at/all"), "--from x")
+        find_source_again(TeacherRecord(id="gone/at/all"), MODEL, "--from x")

@@ -271,7 +271,7 @@ def test_transitions_are_finite_on_a_grid_that_begins_in_pure_noise(zero_snr: SD
 def test_an_iteration_from_pure_noise_moves_every_role(zero_snr: SDXLFamily, random_data: Any) -> None:
     """One step and the latent GAN: rollout, fake score and discriminator all meet alpha_bar = 0."""
     r = recipe(grid__steps=1, gan__kind="latent", gan__steps="all", dm__renoise_range=[20, 999])
-    state = State.new(r, zero_snr, "none")
+    state = State.new(r, zero_snr)
     before = [[p.detach().clone() for p in role.net.parameters()] for role in (state.student, state.fake)]
     figures = iteration(r, Objective(r, zero_snr, zero_snr.grid(1)), state, random_data)
     assert all(torch.tensor(value).isfinite() for value in figures.values()), figures

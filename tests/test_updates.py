@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flashdmd_cli.cli.preview import Preview
+from flashdmd_cli.cli.run_folder import TEACHER
 from flashdmd_cli.cli.training_run import write_checkpoint
 from flashdmd_cli.core.schedules import signal_weight
 from flashdmd_cli.evaluation import generate as drawing
@@ -20,6 +21,7 @@ from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tables import AdamW
+from flashdmd_cli.runs.teacher import TeacherRecord
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.loop import run
 from flashdmd_cli.training.reward import train_reward
@@ -35,8 +37,7 @@ LR = 0.1
 def role(**optim: object) -> Role:
     net = nn.Linear(2, 1, bias=False)
     nn.init.ones_(net.weight)
-    values = next({key: 0} for key in AdamW.model_fields if key.startswith("warmup")) | {"weight_decay": 0.0}
-    return Role("student", net, LR, AdamW(**values | optim))
+    return Role("student", net, LR, AdamW(**{"weight_decay": 0.0} | optim))
 
 
 def learn(r: Role, *slopes: float) -> float:
@@ -189,6 +190,7 @@ def test_a_manifest_says_whether_the_average_was_shipped(averaged, tiny_family, 
     out.mkdir()
     (out / "preview.png").write_bytes(b"")
     write_manifest(data, Manifest(kind="data"))
+    (out / TEACHER).write_text(TeacherRecord(id="tiny").model_dump_json())
     if averaged:
         state.average = [p.detach() + 1 for p in state.student.parameters]
     write_checkpoint("distill", r, tiny_family, state, data, out)

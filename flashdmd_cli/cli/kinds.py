@@ -8,6 +8,7 @@ from pathlib import Path
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.models.layout import refuse_file, refuse_folder, same_denoiser, same_world
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.shapes.assets import asset
 
 SHAPES = "shapes-sdxl"
@@ -19,7 +20,7 @@ def is_shapes(teacher: str | Path) -> bool:
     if teacher == SHAPES:
         return True
     try:
-        return same_world(Path(teacher).expanduser(), asset(SHAPES))
+        return same_world(expanded(teacher), asset(SHAPES))
     except FileNotFoundError:
         return False
 

@@ -227,16 +227,16 @@ def test_collapse_stops_the_run_and_marks_what_goes_on(ready, reward):
 
 
 def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, reward, shipped):
-    teacher, sam = ready / "runs" / "student", shipped / "shapes-sam"
-    # Another process has no patched assets: the teacher is named by its folder, as the student's manifest does.
-    manifest = json.loads((teacher / "manifest.json").read_text())
-    manifest["recipe"]["teacher"], manifest["recipe"]["gan"]["sam"] = str(shipped / "shapes-sdxl"), str(sam)
-    manifest["teacher"]["path"] = str(shipped / "shapes-sdxl")
-    (teacher / "manifest.json").write_text(json.dumps(manifest))
-    words = [sys.executable, "-m", "flashdmd_cli.cli.app", "align", "--from", "runs/student", "--reward", str(reward),
-             "--recipe", "align/shapes", *SMALL, *LOOSE, *PROBE, "--rl-ratio", "2", "--iterations"]  # fmt: skip
+    # Another process has no patched assets, nor fp32 for whatever is `auto`.
+    script = (
+        f"import pathlib; from flashdmd_cli.shapes import assets; assets.ASSETS = pathlib.Path({str(shipped)!r}); "
+        "from flashdmd_cli.cli.app import main; main()"
+    )
+    words = ["align", "--from", "runs/student", "--reward", str(reward), "--recipe", "align/shapes", *SMALL, *LOOSE,
+             *PROBE, "--set", "model.precision=fp32", "--rl-ratio", "2", "--iterations"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(prepare.__file__).parents[2])}
-    process = subprocess.Popen([*words, "100000", "--out", "killed"], stderr=subprocess.PIPE, env=environment)
+    process = subprocess.Popen([sys.executable, "-c", script, *words, "100000", "--out", "killed"],
+                               stderr=subprocess.PIPE, env=environment)  # fmt: skip
     deadline = time.monotonic() + 240
     while latest_state(ready / "killed" / "state") is None and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -247,7 +247,7 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
     # Beyond whatever was reached, by an odd number so that a probe and a round of stage 1 lie in between.
     last = str(int(latest_state(ready / "killed" / "state").name.removeprefix("step-")) + 3)
     for out in ("killed", "whole"):
-        done = run(*words[3:], last, "--out", out)
+        done = run(*words, last, "--out", out)
         assert done.exit_code == 0, done.output
     one, two = ready / "killed", ready / "whole"
     assert (one / "metrics.jsonl").read_text() == (two / "metrics.jsonl").read_text()

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
@@ -13,7 +11,7 @@ from torch import nn
 from flashdmd_cli.cli.preview import Preview
 from flashdmd_cli.cli.run_folder import TEACHER
 from flashdmd_cli.cli.training_run import write_checkpoint
-from flashdmd_cli.core.schedules import signal_weight
+from flashdmd_cli.core.schedules import add_noise, signal_weight
 from flashdmd_cli.evaluation import generate as drawing
 from flashdmd_cli.models.reward import RewardConfig
 from flashdmd_cli.models.reward_files import new_reward
@@ -26,7 +24,7 @@ from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.loop import run
 from flashdmd_cli.training.reward import train_reward
 from flashdmd_cli.training.state import Role, State
-from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.training.steps import Draws, Objective
 
 from .test_distill import QUIET, bound, recipe, sam_folder, seeing  # noqa: F401
 from .test_reward_training import read_pairs, red_wins
@@ -79,11 +77,10 @@ def test_a_loop_with_one_bad_loss_goes_on_from_where_it_was(tiny_family, random_
     """The fake score is spared the iteration whose loss is not a number, and learns from the next."""
     r = recipe(gan__kind="none", fake__ttur=4)
     o, state = Objective(r, tiny_family, tiny_family.grid(4)), State.new(r, tiny_family)
-    whole, faults = Objective.fake_loss, [False]
-    monkeypatch.setattr(Objective, "fake_loss", lambda *args: whole(*args) * (math.nan if faults[0] else 1.0))
-    for faults[0] in (False, True, False):
+    whole, factors = Objective.fake_loss, iter([1.0, float("nan"), 1.0, 1.0, 1.0])
+    monkeypatch.setattr(Objective, "fake_loss", lambda *args: whole(*args) * next(factors))
+    for state.iteration in range(3):
         iteration(r, o, state, random_data)
-        state.iteration += 1
     assert state.updates["fake"] == 2 and state.fake.bad_updates == 0
     spared = State.new(r, tiny_family)
     for spared.iteration in (0, 2):
@@ -129,6 +126,30 @@ def test_soft_weights_are_those_of_the_step_at_hand(steps, tiny_family, sam_fold
         assert figures[1] == pytest.approx(weight * figures[0], rel=1e-4)
         indices.add(t)
     assert indices == {249} if steps == "last" else len(indices) > 1 and indices <= {999, 749, 499}
+
+
+@pytest.mark.parametrize("index", [0, 2, 3])
+def test_what_the_discriminators_step_starts_from(index, tiny_family):
+    """`last_step`: the state that inference meets; `renoise`: a finished x0, noised to the last step with new noise."""
+    x_t, x = torch.randn(2, 2, 4, 8, 8)
+    cond, net = tiny_family.encode(["a", "b"]), tiny_family.teacher
+    draws, last = Draws(0, 0, 0, 0, torch.device("cpu")), torch.tensor([249, 249])
+
+    def state(kind: str, x: torch.Tensor = x) -> torch.Tensor:
+        o = Objective(recipe(gan__input=kind, gan__kind="none"), tiny_family, tiny_family.grid(4))
+        return o.adversarial_state(net, x_t, x, index, cond, draws)
+
+    schedule, noise = tiny_family.schedule, draws.normal("renoise", x.shape)
+    end = x
+    for step, timestep in ((1, 749), (2, 499), (3, 249)):
+        if step > index:  # walked down the rest of the grid, from the x0 of this step
+            eps = draws.normal("carry" if step == index + 1 else f"carry/{step}", x.shape)
+            t = torch.tensor([timestep] * 2)
+            noisy = add_noise(schedule, end, eps, t)
+            with torch.no_grad():
+                end = tiny_family.predict_x0(net, noisy, t, cond)
+    torch.testing.assert_close(state("renoise"), add_noise(schedule, end, noise, last))
+    torch.testing.assert_close(state("last_step"), x_t if index == 3 else noisy)
 
 
 def test_adapters_are_scaled_by_alpha_over_rank(tiny_family):

@@ -40,7 +40,7 @@ from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
 from flashdmd_cli.training.state import Origin, Role, State
-from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.training.steps import Draws, Objective
 
 from .test_align import recipe as aligned
 from .test_distill import recipe, sam_folder  # noqa: F401
@@ -161,6 +161,12 @@ def test_an_iteration(kind, encoder, family, random_data):
     o, state = Objective(r, family, family.grid(4)), State.new(r, family)
     iteration(r, o, state, random_data)
     assert set(state.updates.values()) == {1} and all_on_card(state)
+
+
+def test_draws_lie_on_the_card(family):
+    draws = Draws(0, 0, 0, 0, family.device)
+    drawn = (draws.normal("z", (2, 4)), draws.timesteps("t", 2, 0, 9), draws.choice("c", 2, 9))
+    assert {x.device.type for x in drawn} == {"cuda"}
 
 
 def test_an_iteration_on_cached_latents_and_text(encoder, family, random_data):

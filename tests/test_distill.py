@@ -225,7 +225,7 @@ def test_nonfinite_gradients_are_skipped_and_end_the_run(tiny_family, sam_folder
 def test_both_losses_of_the_last_step_share_one_forward(tiny_family, sam_folder, random_data):
     """Where the iteration draws the last step, the GAN meets the state that distribution matching met."""
     r = recipe(dm__steps="all")
-    state = State.new(r, tiny_family, sam_folder)
+    state = State.new(seeing(sam_folder, r), tiny_family)
     objective, passes = Objective(r, tiny_family, tiny_family.grid(4)), []
     state.student.net.register_forward_hook(lambda *_: passes.append(torch.is_grad_enabled()))
     indices = [

@@ -16,13 +16,19 @@ from table import FIGURES, read
 
 def main() -> None:
     """One line per figure: mean difference, half-width of its interval, the difference of each seed."""
-    runs, sides = read(list(map(Path, sys.argv[3:]))), []
+    runs, sides, titles = read(list(map(Path, sys.argv[3:]))), [], []
     for asked in sys.argv[1:3]:
         name, _, length = asked.partition("@")
-        sides.append(runs[name][int(length) if length else max(runs[name])])
+        if name not in runs:
+            sys.exit(f"{name}: no such run; there is {', '.join(sorted(runs))}")
+        chosen = int(length) if length else max(runs[name])
+        sides.append(runs[name][chosen])
+        titles.append(f"{name} at {chosen}")
     one, other = sides
     seeds = sorted(one.keys() & other.keys())
-    print(f"{sys.argv[1]} minus {sys.argv[2]}, seeds {', '.join(seeds)}")
+    if len(seeds) < 2:
+        sys.exit("an interval needs two seeds that both runs have")
+    print(f"{titles[0]} minus {titles[1]}, seeds {', '.join(seeds)}")
     for key in FIGURES:
         each = [one[seed][key] - other[seed][key] for seed in seeds]
         half = t.ppf(0.975, len(each) - 1) * stdev(each) / len(each) ** 0.5

@@ -1,7 +1,9 @@
 """Mean and spread over seeds of what `curve.sh` measured, as a table and on request as a plot of quality against cost.
 
-table.py [--plot FILE] CURVES...   Folders NAME-SEED of curve.sh; one line per name and length. `NAME raw`: the student
-that is not averaged.
+table.py [--plot FILE] [--pace NAME=SECONDS]... CURVES...
+
+CURVES are folders NAME-SEED of curve.sh, each of its own name; one line per name and length. `NAME raw` is the student
+that is not averaged. `--pace`: seconds of an iteration, measured on an idle machine, for runs that shared theirs.
 """
 
 from __future__ import annotations
@@ -97,8 +99,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("curves", nargs="+", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--pace", action="append", default=[])
     given = parser.parse_args()
     found = read(given.curves)
+    paces = dict(each.split("=") for each in given.pace)
+    for name, lengths in found.items():
+        if (pace := paces.get(name.removesuffix(" raw"))) is not None:
+            for length, seeds in lengths.items():
+                for figures in seeds.values():
+                    figures["seconds"] = length * float(pace)
     print(table(found))
     if given.plot:
         plot(found, given.plot)

@@ -45,14 +45,12 @@ def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
     return (losses if weight is None else losses * weight).mean()
 
 
-def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
-    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`.
-
-    `weight` (B,) scales both terms of each sample, as SenseFlow's soft weights do.
-    """
-    seen_real = _mean_over_maps(F.relu(1 - m.float()) for m in real)
-    seen_fake = _mean_over_maps(F.relu(1 + m.float()) for m in fake)
-    return _weighted_mean(seen_real + seen_fake, weight)
+def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`."""
+    return (
+        _mean_over_maps(F.relu(1 - m.float()) for m in real).mean()
+        + _mean_over_maps(F.relu(1 + m.float()) for m in fake).mean()
+    )
 
 
 def hinge_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
@@ -60,14 +58,12 @@ def hinge_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -
     return _weighted_mean(-_mean_over_maps(fake), weight)
 
 
-def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
-    """Non-saturating loss of the discriminator (Eq. 10 with `D = sigmoid(logit)`; DMD2, Eq. 4).
-
-    `weight` (B,) scales both terms of each sample.
-    """
-    seen_real = _mean_over_maps(F.softplus(-m.float()) for m in real)
-    seen_fake = _mean_over_maps(F.softplus(m.float()) for m in fake)
-    return _weighted_mean(seen_real + seen_fake, weight)
+def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+    """Non-saturating loss of the discriminator (Eq. 10 with `D = sigmoid(logit)`; DMD2, Eq. 4)."""
+    return (
+        _mean_over_maps(F.softplus(-m.float()) for m in real).mean()
+        + _mean_over_maps(F.softplus(m.float()) for m in fake).mean()
+    )
 
 
 def softplus_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:

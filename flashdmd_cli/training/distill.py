@@ -152,6 +152,7 @@ def discriminator_loss(
         x_real = o.real_latents(k.pictures, k.latents)
         real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")
         made = o.latent_logits(heads, fake, k.x, k.cond, k.draws, "made")
-    loss = o.discriminator_loss(real, made, index)
+    loss = o.discriminator_loss(real, made)
+    # Noted without its soft weight: the tripwire asks whether the discriminator tells everything apart.
     figures.add("discriminator", loss, recipe.train.accumulation)
-    return loss
+    return o.soft_weight(index) * loss

@@ -130,17 +130,17 @@ class Objective:
 
     def generator_loss(self, logits: list[Tensor], index: int) -> Tensor:
         """The student's adversarial loss at grid step `index`, before lambda_adv."""
-        return GAN_LOSSES[self.recipe.gan.loss][0](logits, self._soft_weight(index, logits))
+        return self.soft_weight(index) * GAN_LOSSES[self.recipe.gan.loss][0](logits)
 
-    def discriminator_loss(self, real: list[Tensor], fake: list[Tensor], index: int) -> Tensor:
-        """The discriminator's loss (Eq. 10 in the recipe's form) on what the student made at grid step `index`."""
-        return GAN_LOSSES[self.recipe.gan.loss][1](real, fake, self._soft_weight(index, fake))
+    def discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """The discriminator's loss (Eq. 10 in the recipe's form), before its soft weight."""
+        return GAN_LOSSES[self.recipe.gan.loss][1](real, fake)
 
-    def _soft_weight(self, index: int, logits: list[Tensor]) -> Tensor | None:
-        """Weight (B,) of every adversarial term at grid step `index` (SenseFlow); None without `gan.soft_weights`."""
-        if not self.recipe.gan.soft_weights:
-            return None
-        return signal_weight(self.family.schedule, at(self.grid.timesteps[index], logits[0]))
+    def soft_weight(self, index: int) -> Tensor:
+        """Factor () of every adversarial term at grid step `index` (SenseFlow's); 1 without `gan.soft_weights`."""
+        t = torch.tensor([self.grid.timesteps[index]], device=self.family.device)
+        weight = signal_weight(self.family.schedule, t)[0]
+        return weight if self.recipe.gan.soft_weights else torch.ones_like(weight)
 
     def fake_loss(self, fake: nn.Module, x: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
         """The fake score's own denoising loss on the student's detached output (Eq. 6), t uniform over all steps."""

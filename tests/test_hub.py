@@ -24,8 +24,9 @@ import pytest
 from flashdmd_cli.cli import sam_source
 from flashdmd_cli.cli.reward_source import LRM, find_reward, reward_files
 from flashdmd_cli.cli.sources import SDXL_ID, find_teacher
+from flashdmd_cli.cli.teachers import _autoencoder, _configurations
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.hub import files_below, parse_id, pipeline_files
+from flashdmd_cli.runs.hub import NETWORKS, files_below, parse_id, pipeline_files
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 
@@ -299,3 +300,27 @@ def test_the_reward_model_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
     hub.asked.clear()
     assert find_reward("lrm_sdxl") == find_reward(LRM) == folder and hub.asked == []
     assert reward_files(["unet/config.json", "state_dict.pt"])[1] == ["unet/*.safetensors"]
+
+
+def test_what_is_chosen_of_a_repository() -> None:
+    """By name alone, before anything is downloaded: a set that is cut short never counts as whole."""
+    pipeline = ["model_index.json", *(f"{part}/{name}" for part in NETWORKS for name in ("config.json", "m.txt"))]
+    pipeline += ["tokenizer/vocab.json", "tokenizer_2/vocab.json", "scheduler/scheduler_config.json"]
+    assert _configurations([*pipeline, "unet/model.safetensors"]) == (pipeline, [])
+    cut = [name for name in pipeline if name != "unet/config.json"]
+    assert _configurations(cut)[1] == ["unet/config.json"] and _configurations(pipeline[:-1])[1] == ["scheduler/"]
+    weights, half = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
+    alone = ["config.json", half, weights, "sdxl_vae.safetensors"]
+    assert _autoencoder(alone) == (["config.json", weights], [])
+    whole = [*pipeline, f"vae/{half}", f"vae/{weights}", f"unet/{weights}", "sd_xl_base_1.0.safetensors"]
+    assert _autoencoder(whole) == (["vae/config.json", f"vae/{weights}"], [])
+    assert _autoencoder(pipeline)[1] == [f"vae/{weights}"]
+    full = [f"{part}/{weights}" for part in ("unet", "vae")] + [
+        f"text_encoder{n}/model.safetensors" for n in ("", "_2")
+    ]
+    assert pipeline_files([*pipeline, *full])[1] == []
+    assert pipeline_files([*cut, *full])[1] == ["unet/"]
+    shards = [f"unet/diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert pipeline_files([*pipeline, *full[1:], *shards])[1] == ["unet/"]
+    assert pipeline_files([*pipeline, *full[1:], *shards, index])[1] == []

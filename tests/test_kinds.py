@@ -189,7 +189,7 @@ def test_sample_draws_from_a_file_and_with_another_vae(tiny_family, teacher):
     fails(run("sample", "--from", "teacher", "--vae", "none", *common), 3, "--vae none: no such")
     fails(run("sample", "--from", "teacher", "--vae", "teacher/unet", *common), 3, "AutoencoderKL")
     Path("empty").mkdir()
-    fails(run("sample", "--from", "m.safetensors", "--teacher-config", "empty", *common), 3, "has no unet/config.json")
+    fails(run("sample", "--from", "m.safetensors", "--teacher-config", "empty", *common), 3, "has no model_index.json")
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(tiny_family, teacher, monkeypatch):

@@ -118,6 +118,11 @@ def test_content_says_which_part_differs(tiny_folder: Path, tmp_path: Path) -> N
     change(mine / "vae" / "diffusion_pytorch_model.safetensors")
     (mine / "scheduler" / "scheduler_config.json").write_text("{}")
     assert difference(before, record("x", mine)) == "vae and scheduler"
+    # What is read beside it counts too.
+    beside = [record("x", mine, beside={"--vae": mine / "vae"})]
+    change(mine / "vae" / "diffusion_pytorch_model.safetensors")
+    beside.append(record("x", mine, beside={"--vae": mine / "vae"}))
+    assert difference(*beside) == "--vae and vae"
     single = tmp_path / "model.safetensors"
     single.write_bytes(b"1")
     assert content(single) == {"checkpoint": hashlib.sha256(b"1").hexdigest()}

@@ -79,7 +79,8 @@ def recipe_of(manifest: Manifest, of: str) -> Recipe:
 
 def data_of(checkpoint: Checkpoint) -> Path:
     """The data that a checkpoint was trained on, where it still is, or the newest under ./runs."""
-    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest, sha256_file
+    from flashdmd_cli.runs.files import sha256_file
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
     for parent in checkpoint.manifest.parents:
         folder = Path(os.path.normpath(checkpoint.folder / parent.path))

@@ -15,14 +15,13 @@ from flashdmd_cli.data.chunks import Stopped
 from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
 from flashdmd_cli.models.layout import Source
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import size, write_text_atomically
+from flashdmd_cli.runs.files import sha256_file, size, write_text_atomically
 from flashdmd_cli.runs.manifest import (
     CacheRecord,
     FileRecord,
     Manifest,
     hash_folder,
     read_manifest,
-    sha256_file,
     write_manifest,
 )
 

@@ -25,8 +25,8 @@ def run_reward(recipe: RewardRecipe, pairs: Path, out: Path, observer: Progress,
     `half` stores the weights in float16. Raises `Interrupted` when a signal came before the end; the state is saved.
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
-    from flashdmd_cli.runs.files import write_text_atomically
-    from flashdmd_cli.runs.manifest import Manifest, hardware, sha256_file, write_manifest
+    from flashdmd_cli.runs.files import sha256_file, write_text_atomically
+    from flashdmd_cli.runs.manifest import Manifest, hardware, write_manifest
 
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip

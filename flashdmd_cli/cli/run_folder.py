@@ -163,7 +163,8 @@ def place_of_run(recipe: Recipe | RewardRecipe, out: Path, say: Callable[[str], 
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file, of a folder's manifest, or of all files of a folder without one; `absent` where none is."""
-    from flashdmd_cli.runs.manifest import MANIFEST, sha256_file
+    from flashdmd_cli.runs.files import sha256_file
+    from flashdmd_cli.runs.manifest import MANIFEST
     from flashdmd_cli.runs.teacher import sha256_remembered
 
     if (path / MANIFEST).is_file():

@@ -52,9 +52,8 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None) ->
         known = SDXL_SIZE if asked[0] == SDXL_ID else ""
         output = current()
         wanted = Wanted(f"{flag} {name}", *asked, size=known, hint=local, or_path=asked[0] != SDXL_ID)
-        return fetch(wanted, partial(pipeline_files, half_first=True), output.say, output.draws_bars)
-    folder = expanded(name)
-    if not folder.exists():
+        folder = fetch(wanted, partial(pipeline_files, half_first=True), output.say, output.draws_bars)
+    elif not (folder := expanded(name)).exists():
         told = f"{flag} takes {SDXL}, {SHAPES}, a hub id (owner/name[@revision]) or a pipeline folder or file"
         raise InputError(f"{flag} {name}: no such folder", hint=hint or told)
     check_teacher(folder, f"{flag} {name}", hint or "")

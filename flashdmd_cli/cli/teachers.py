@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,18 +11,14 @@ from flashdmd_cli.cli.kinds import SHAPES, is_exported
 from flashdmd_cli.cli.output import current
 from flashdmd_cli.cli.sources import SDXL_ID, find_teacher, hub_id
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.models.layout import Source, refuse_vae
+from flashdmd_cli.models.layout import NETWORKS, SETTINGS, Source, refuse_vae
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.hub import Wanted, fetch, parse_id
+from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id
 from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe_schema import Model
-
-CONFIG_FILES = ("*.json", "*.txt")
-"""What a pipeline's repository has beside its weights: configurations and vocabularies, 3 MB of SDXL's."""
-VAE_FILES = ("config.json", "*.safetensors")
 
 
 @dataclass(frozen=True)
@@ -108,12 +103,10 @@ def find_config(name: str) -> Path:
         return find_teacher(name, "--teacher-config")
     folder = expanded(name)
     if not folder.exists() and (asked := parse_id(name)) is not None:
-        folder = _fetch(said, asked, CONFIG_FILES, "--teacher-config PATH takes a local folder")
-    needed = [folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")]
-    needed += [folder / "model_index.json", folder / "tokenizer", folder / "tokenizer_2", folder / "scheduler"]
-    if lacking := [path for path in needed if not path.exists()]:
+        folder = _fetch(said, asked, _configurations, "--teacher-config PATH takes a local folder")
+    if lacking := _configurations(files_below(folder))[1]:
         raise InputError(
-            f"{said}: has no {lacking[0].relative_to(folder)}",
+            f"{said}: has no {lacking[0]}",
             hint="a folder or hub id of an SDXL pipeline; its weights may be left out",
         )
     return folder
@@ -125,7 +118,7 @@ def find_vae(name: str) -> Path:
     if not place.exists():
         if (asked := parse_id(name)) is None:
             raise InputError(f"{said}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
-        place = _fetch(said, asked, VAE_FILES, "--vae PATH takes a local folder or file")
+        place = _fetch(said, asked, _autoencoder, "--vae PATH takes a local folder or file")
     try:
         refuse_vae(place)
     except Unfit as error:
@@ -133,12 +126,27 @@ def find_vae(name: str) -> Path:
     return place
 
 
-def _fetch(said: str, asked: tuple[str, str | None], patterns: Sequence[str], hint: str) -> Path:
-    """The snapshot of a hub repository with the files that match; fetched where they are not here."""
+def _configurations(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of a repository's files, a pipeline's configurations and vocabularies; and those that are lacking."""
+    small = [name for name in names if name.endswith((".json", ".txt")) and ".index." not in name]
+    needed = ["model_index.json", *(f"{part}/config.json" for part in NETWORKS)]
+    lacking = [name for name in needed if name not in small]
+    folders = {name.split("/")[0] for name in small if "/" in name}
+    return small, lacking + [f"{part}/" for part in SETTINGS if part not in folders]
 
-    def choose(names: Iterable[str]) -> tuple[list[str], list[str]]:
-        chosen = [name for name in names if any(fnmatch(name.rpartition("/")[2], pattern) for pattern in patterns)]
-        return chosen, [pattern for pattern in patterns if not any(fnmatch(Path(n).name, pattern) for n in chosen)]
 
+def _autoencoder(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Of a repository's files, the configuration and one set of weights of its autoencoder; and what is lacking."""
+    names = list(names)
+    root = "" if "config.json" in names else "vae/"
+    inside = {name.removeprefix(root) for name in names if name.startswith(root)}
+    weights = network_weights(inside, half_first=False)
+    lacking = [f"{root}config.json"] if "config.json" not in inside else []
+    chosen = [f"{root}{name}" for name in ("config.json", *weights)]
+    return chosen, lacking + ([] if weights else [f"{root}diffusion_pytorch_model.safetensors"])
+
+
+def _fetch(said: str, asked: tuple[str, str | None], choose: Choose, hint: str) -> Path:
+    """The snapshot of a hub repository with the files that `choose` names; fetched where they are not here."""
     output = current()
     return fetch(Wanted(said, *asked, hint=hint, or_path=True), choose, output.say, output.draws_bars)

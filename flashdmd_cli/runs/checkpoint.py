@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flashdmd_cli.runs.errors import FlashDMDError, InputError
-from flashdmd_cli.runs.files import as_readable_as_others, sync, write_error, writing
-from flashdmd_cli.runs.manifest import sha256_file
+from flashdmd_cli.runs.files import as_readable_as_others, sha256_file, sync, write_error, writing
 
 NUM_KEPT = 2
 _TENSORS, _META = "tensors.safetensors", "state.json"

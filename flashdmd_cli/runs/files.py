@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,12 @@ def write_error(path: Path | None, code: int, text: str, flag: str = "--out") ->
     why, hint = _REASONS.get(code, (text, "choose another {flag}"))
     what = f"cannot write {path}" if path is not None else "cannot be written"
     return WriteError(f"{flag}: {what}: {why}", hint=hint.format(flag=flag))
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's contents, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -89,29 +89,30 @@ def pipeline_files(names: Iterable[str], half_first: bool = False) -> tuple[list
     for part in PARTS:
         inside = {name.removeprefix(f"{part}/") for name in present if name.startswith(f"{part}/")}
         small = sorted(name for name in inside if name.endswith(_SMALL) and ".index." not in name and "/" not in name)
-        weights = _weights(inside, half_first) if part in NETWORKS else []
-        if not small or (part in NETWORKS and not weights):
+        weights = network_weights(inside, half_first) if part in NETWORKS else []
+        if not small or (part in NETWORKS and not (weights and "config.json" in small)):
             lacking.append(f"{part}/")
         chosen += [f"{part}/{name}" for name in (*small, *weights)]
     return chosen, lacking
 
 
-def _weights(names: set[str], half_first: bool) -> list[str]:
+def network_weights(names: set[str], half_first: bool) -> list[str]:
     """One complete set of weights of a network, with its index if it is sharded; empty when none is complete."""
     sets: dict[tuple[str, int], set[str]] = {}
     for name in names:
         if match := _WEIGHTS.fullmatch(name):
             sets.setdefault((match["a"] or match["b"] or "", int(match["n"] or 1)), set()).add(name)
-    whole = [key for key, files in sets.items() if len(files) == key[1]]
+    indices = {key: {n for n in names if n.endswith(_index_ending(key[0]))} if key[1] > 1 else set() for key in sets}
+    whole = [key for key, files in sets.items() if len(files) == key[1] and (key[1] == 1 or indices[key])]
     if not whole:
         return []
     order = ("fp16", "", "bf16") if half_first else _PRECISIONS
     precision, shards = min(whole, key=lambda key: (order.index(key[0]), key[1]))
-    chosen = sets[precision, shards]
-    if shards > 1:
-        named = f".safetensors.index.{precision}.json" if precision else ".safetensors.index.json"
-        chosen = chosen | {name for name in names if name.endswith(named)}
-    return sorted(chosen)
+    return sorted(sets[precision, shards] | indices[precision, shards])
+
+
+def _index_ending(precision: str) -> str:
+    return f".safetensors.index.{precision}.json" if precision else ".safetensors.index.json"
 
 
 def files_below(folder: Path) -> list[str]:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from flashdmd_cli import __version__
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 
 SCHEMA_VERSION = 2
@@ -243,12 +243,6 @@ def newest(root: Path, *kinds: str) -> Path:
             continue
     wanted = " or ".join(kinds)
     raise InputError(f"--from: no {wanted} result under {root}", hint="name a folder with --from, or make one first")
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's contents, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def hash_folder(folder: Path) -> str:

@@ -182,7 +182,8 @@ class Recipe(Table):
     family: Literal["sdxl"] = "sdxl"
     """Kind of model."""
     teacher: str = "sdxl"
-    """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), or a pipeline folder."""
+    """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), a hub id, a pipeline folder or a
+    checkpoint file."""
     model: Model = Model()
     grid: StepGrid = StepGrid()
     dm: DistributionMatching = DistributionMatching()

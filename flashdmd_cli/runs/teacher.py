@@ -18,7 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flashdmd_cli.runs.errors import WriteError
-from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.hub import PARTS, files_below, pipeline_files
 
 WORTH_REMEMBERING = 64_000_000
@@ -114,8 +114,7 @@ def sha256_remembered(path: Path) -> str:
                 return str(digest)
         except (OSError, ValueError):
             pass
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = sha256_file(path)
     if note is not None:
         try:
             write_text_atomically(note, json.dumps([*stamp, digest]))

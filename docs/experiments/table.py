@@ -91,7 +91,7 @@ def plot(runs: Runs, path: Path) -> None:
                 axis.fill_between(spent, low, high, alpha=0.2)
             axis.set(title=key.replace("_", " "), xlabel=label)
             axis.grid(alpha=0.3)
-    grid[0][0].legend()
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(path, dpi=90)
 
 

@@ -132,3 +132,9 @@ def test_hash_folder_sees_names_and_contents(tmp_path: Path) -> None:
     second = hash_folder(tmp_path)
     (tmp_path / "b").write_text("2")
     assert len({first, second, hash_folder(tmp_path)}) == 3
+
+
+def test_a_file_is_no_result(tmp_path: Path) -> None:
+    (tmp_path / "00.png").write_bytes(b"")
+    with pytest.raises(InputError, match="00.png: is a file"):
+        read_manifest(tmp_path / "00.png")

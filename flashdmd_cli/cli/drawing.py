@@ -226,5 +226,8 @@ def beyond_words(captions: Sequence[str]) -> str | None:
         try:
             parse(text)
         except ValueError:
-            return f"warning: the embedded teacher knows its own captions alone, and cannot read {text!r}"
+            return (
+                f"warning: the embedded teacher knows its own captions alone, two objects and where they are "
+                f"(`a striped red ring above a plain blue square`), and cannot read {text!r}"
+            )
     return None

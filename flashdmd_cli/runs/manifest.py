@@ -182,6 +182,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder}: has no manifest.json, so it is not a finished result",
             hint="if a flashdmd command was interrupted there, the same command again finishes it",
         ) from None
+    except NotADirectoryError:
+        raise InputError(f"{folder}: is a file", hint="name the folder that a flashdmd command wrote") from None
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     if schema > SCHEMA_VERSION:

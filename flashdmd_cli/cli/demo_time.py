@@ -114,8 +114,8 @@ def forecast(pace: Pace, batch: int, iterations: int, drawings: list[tuple[int, 
         if shorter < iterations:
             lines.append(
                 f"To have it sooner, stop it and add `--iterations {shorter}`: about "
-                f"{minutes(rest + shorter * turn)}, for a student that has learned less. Measured in two seconds just now: if "
-                "something else keeps this machine busy, it will be less."
+                f"{minutes(rest + shorter * turn)}, for a student that has learned less. Measured in two seconds: if "
+                "something else keeps this machine busy now, it will be less."
             )
     return lines
 

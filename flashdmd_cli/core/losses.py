@@ -40,11 +40,6 @@ def _mean_over_maps(maps: Iterable[Tensor]) -> Tensor:
     return torch.stack([m.float().flatten(1).mean(1) for m in maps]).mean(0)
 
 
-def _weighted_mean(losses: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean over samples (B,), each scaled by its `weight` (B,) where there is one."""
-    return (losses if weight is None else losses * weight).mean()
-
-
 def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`."""
     return (
@@ -55,7 +50,8 @@ def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> 
 
 def hinge_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
     """Adversarial loss of the student, `-mean D(fake)` (Eq. 9 in hinge form); `weight` (B,) scales each sample."""
-    return _weighted_mean(-_mean_over_maps(fake), weight)
+    score = -_mean_over_maps(fake)
+    return (score if weight is None else score * weight).mean()
 
 
 def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
@@ -68,7 +64,8 @@ def softplus_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) 
 
 def softplus_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None) -> Tensor:
     """Non-saturating adversarial loss of the student, `-log sigmoid(logit)` (Eq. 5)."""
-    return _weighted_mean(_mean_over_maps(F.softplus(-m.float()) for m in fake), weight)
+    score = _mean_over_maps(F.softplus(-m.float()) for m in fake)
+    return (score if weight is None else score * weight).mean()
 
 
 def preference_loss(margin: Tensor, beta: float, num_dimensions: int) -> Tensor:

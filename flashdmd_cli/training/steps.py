@@ -130,7 +130,7 @@ class Objective:
 
     def generator_loss(self, logits: list[Tensor], index: int) -> Tensor:
         """The student's adversarial loss at grid step `index`, before lambda_adv."""
-        return self.soft_weight(index) * GAN_LOSSES[self.recipe.gan.loss][0](logits)
+        return GAN_LOSSES[self.recipe.gan.loss][0](logits, self.soft_weight(index))
 
     def discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
         """The discriminator's loss (Eq. 10 in the recipe's form), before its soft weight."""

@@ -21,7 +21,8 @@ FLOORS = {
     "evaluation": 2,
     "export": 2,
     "building": 2,
-    "cli": 3,
+    "workflows": 3,
+    "cli": 4,
 }
 FORBIDDEN = {"runs": {"diffusers", "transformers", "peft", "segment_anything"}}
 """Libraries that a folder must not import."""

@@ -11,8 +11,8 @@ from flashdmd_cli.cli.distill import finish, print_recipe
 from flashdmd_cli.cli.kinds import is_shapes_student
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.folder import RUNS, find_run
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe

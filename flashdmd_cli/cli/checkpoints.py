@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.sources import find_run
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.folder import find_run
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest

@@ -22,8 +22,9 @@ from flashdmd_cli.cli.demo_rows import (
 )
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command, duration, plain
-from flashdmd_cli.cli.sources import RUNS, claim, find_teacher
+from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.folder import RUNS, claim
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe

@@ -10,9 +10,9 @@ import typer
 from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.sources import RUNS, find_run
 from flashdmd_cli.cli.teachers import Parts, absolute, find_source
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.folder import RUNS, find_run
 
 if TYPE_CHECKING:
     from flashdmd_cli.core.grid import Grid

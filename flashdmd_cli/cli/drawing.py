@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, cast
 from flashdmd_cli.cli.distill import default_recipe
 from flashdmd_cli.cli.kinds import is_exported
 from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.sources import find_run, find_teacher, is_checkpoint
+from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.cli.teachers import Parts, find_source, find_source_again, teacher_record, with_parts
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.folder import find_run, is_checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

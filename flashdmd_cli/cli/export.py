@@ -9,8 +9,8 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Yes
 from flashdmd_cli.cli.output import command
-from flashdmd_cli.cli.sources import RUNS, claim, find_run
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.folder import RUNS, claim, find_run
 
 FORMATS = ("diffusers",)
 

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -208,6 +208,7 @@ class Progress:
 
     def __init__(self, output: Output, every: float = PLAIN_LINE_SECONDS) -> None:
         self.output, self.unit, self.every = output, "it", every
+        self.stop, self.say = output.stop, output.say
         self.bar: Any = None
         self._restart()
         if sys.stderr.isatty() and not output.quiet:
@@ -226,6 +227,11 @@ class Progress:
             with suppress(OSError):  # the terminal may be gone, which must not end the work
                 self.bar.stop()
 
+    @property
+    def draws_bars(self) -> bool:
+        """Whether a library may draw a bar of its own."""
+        return self.output.draws_bars
+
     def _restart(self) -> None:
         self.first: tuple[int, float] | None = None
         self.told_at = -math.inf
@@ -243,25 +249,25 @@ class Progress:
         self._restart()
         self.output.say(text)
 
-    def progress(self, iteration: int, total: int, figures: dict[str, float] | None = None) -> None:
-        """`iteration` of `total` is done (0 starts the clock); the figures worth a look go along."""
+    def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """`done` of `total` are finished (0 starts the clock); the metrics worth a look go along."""
         self.output.stop.check()
         now = time.monotonic()
-        if self.first is None or iteration < self.first[0]:
-            self.first = (iteration, now)
-        rate = (iteration - self.first[0]) / max(now - self.first[1], 1e-9)
-        told = f"{iteration}/{total}"
+        if self.first is None or done < self.first[0]:
+            self.first = (done, now)
+        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
+        told = f"{done}/{total}"
         if rate > 0:
             speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{self.unit}"
-            told += f"  {speed}  ETA {duration((total - iteration) / rate)}"
-        shown = list((figures or {}).items())[:4]
+            told += f"  {speed}  ETA {duration((total - done) / rate)}"
+        shown = list((metrics or {}).items())[:4]
         told += "".join(f"  {name} {value:.4g}" for name, value in shown)
         if self.bar is not None:
             with suppress(OSError):
                 if self.task is None:
                     self.task = self.bar.add_task("", total=total, told=told)
                     self.bar.start()
-                self.bar.update(self.task, completed=iteration, total=total, told=told)
-        elif iteration and now - self.told_at >= self.every or iteration == total:
+                self.bar.update(self.task, completed=done, total=total, told=told)
+        elif done and now - self.told_at >= self.every or done == total:
             self.told_at = now
             self.output.say(f"  {told}")

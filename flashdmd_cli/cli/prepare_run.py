@@ -19,7 +19,6 @@ from flashdmd_cli.cli.prepare_advice import advice, told
 from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
 from flashdmd_cli.cli.prepare_options import Request
 from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
-from flashdmd_cli.cli.sources import claim
 from flashdmd_cli.data.assemble import PROMPTS, REJECTED, assemble
 from flashdmd_cli.data.chunks import record_path
 from flashdmd_cli.data.errors import DataError
@@ -29,6 +28,7 @@ from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import LOCK, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopSignal

@@ -12,9 +12,9 @@ import typer
 from flashdmd_cli.cli.kinds import SHAPES, is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS
 from flashdmd_cli.cli.teachers import find_source
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.folder import RUNS
 
 reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
                          rich_markup_mode=None)  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.prepare_caches import encoders_hash
-from flashdmd_cli.cli.sources import claim
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import typer
 from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.sources import RUNS, claim
 from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.folder import RUNS, claim
 
 if TYPE_CHECKING:
     from flashdmd_cli.cli.drawing import Drawer

@@ -1,0 +1,45 @@
+"""Whom long work tells how far it is: the command line draws bars, a notebook may print, nobody need listen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from flashdmd_cli.runs.signals import StopFlag
+
+
+class Reporter(Protocol):
+    """What a workflow calls while it works. Every call may raise `StopSignal` where a stop was asked for."""
+
+    stop: StopFlag
+    """Asked before and between steps whether to end; `StopFlag.request` ends a workflow from another thread."""
+
+    draws_bars: bool
+    """Whether libraries (downloads) may draw progress bars of their own."""
+
+    def say(self, text: str) -> None:
+        """One line of text about something that has happened."""
+
+    def phase(self, text: str, unit: str = "it") -> None:
+        """A new part of the work begins; what `progress` counts in it are `unit`s."""
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        """`done` of `total` units of this phase are finished (0 starts the clock), with metrics worth a look."""
+
+
+class SilentReporter:
+    """Tells nobody; the default of every workflow."""
+
+    draws_bars = False
+
+    def __init__(self, stop: StopFlag | None = None) -> None:
+        self.stop = stop or StopFlag()
+
+    def say(self, text: str) -> None:
+        """Nothing is told."""
+
+    def phase(self, text: str, unit: str = "it") -> None:
+        self.stop.check()
+
+    def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+        self.stop.check()

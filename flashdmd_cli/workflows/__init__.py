@@ -1,0 +1,1 @@
+"""What each verb does on disk: recipe and paths in, manifest out. Prints nothing, exits nowhere."""

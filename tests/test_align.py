@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from flashdmd_cli.core.transitions import log_density
-from flashdmd_cli.models.adapters import Reference, add_lora, merge_lora
 from flashdmd_cli.models.family import Conditioning
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, RewardText
 from flashdmd_cli.models.reward_files import new_reward
@@ -22,9 +21,9 @@ from flashdmd_cli.runs.tracking import read_metrics
 from flashdmd_cli.training.align import align, distillation_turns, margins, preference_step
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
-from flashdmd_cli.training.origin import load_origin
-from flashdmd_cli.training.pairs import Pairs, PairSampler, judge
-from flashdmd_cli.training.state import Origin, State
+from flashdmd_cli.training.stage1 import load_stage1
+from flashdmd_cli.training.pairs import Pairs, PairSampler, rank_candidates
+from flashdmd_cli.training.state import Stage1, State
 from flashdmd_cli.training.steps import Draws, Objective
 
 from .test_distill import QUIET, changed, sam_folder, seeing, weights  # noqa: F401
@@ -53,14 +52,13 @@ def reward(tiny_family) -> LatentRewardModel:
 
 
 @pytest.fixture(scope="module")
-def origin(tiny_family) -> Origin:
-    student = copy.deepcopy(tiny_family.teacher)
-    fake = copy.deepcopy(tiny_family.teacher)
+def origin(tiny_family) -> Stage1:
+    student, fake = (tiny_family.base.copy(trainable=False).view() for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     for net in (student, fake):
-        for p in net.parameters():
+        for p in net.parameters:
             p.add_(0.01 * torch.randn(p.shape, generator=generator))
-    return Origin(student, fake, None, 7)
+    return Stage1(student, fake, None, 7)
 
 
 @pytest.fixture
@@ -70,7 +68,7 @@ def parts(tiny_family, sam_folder, reward, origin):  # noqa: F811
     def build(r: Recipe):
         state = State.new(seeing(sam_folder, r), tiny_family, origin)
         objective = Objective(r, tiny_family, tiny_family.grid(r.grid.steps))
-        return objective, state, Reference(state.student.net), PairSampler(objective, reward)
+        return objective, state, state.reference, PairSampler(objective, reward)
 
     return build
 
@@ -191,7 +189,7 @@ def test_both_sides_of_a_pair_are_of_its_own_prompt(kind, parts, monkeypatch):
 
 def test_gap_is_that_of_the_softmax():
     scores = torch.tensor([[1.0, 3.0, 2.0], [0.0, 0.0, 0.0]])
-    verdict = judge(scores)
+    verdict = rank_candidates(scores)
     win, lose = torch.tensor([3.0, 1.0]).softmax(0)
     assert (verdict.best[0], verdict.worst[0]) == (1, 0)
     assert verdict.gap[0].item() == pytest.approx((win - lose).item()) and verdict.gap[1] == 0
@@ -414,16 +412,16 @@ def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data,
     state = distill(seeing(sam_folder, stage1), tiny_family, random_data, tmp_path, QUIET, StopFlag())
     tiny_family.save_network(state.shipped_student(), tmp_path / "student")
     r = recipe()
-    found = load_origin(tmp_path, 2, stage1, r, tiny_family)
+    found = load_stage1(tmp_path, 2, stage1, r, tiny_family)
     assert not changed(weights(state.shipped_student()), found.student) and found.iteration == 2
     assert not changed(weights(merge_lora(copy.deepcopy(state.fake.net))), found.fake)
     new = State.new(seeing(sam_folder, r), tiny_family, found)
     assert not changed(weights(state.discriminator.net), new.discriminator.net)
     assert not changed(weights(found.student), new.student.net) and not changed(weights(found.fake), new.fake.net)
-    other = load_origin(tmp_path, 2, stage1, recipe(gan__kind="none"), tiny_family)
+    other = load_stage1(tmp_path, 2, stage1, recipe(gan__kind="none"), tiny_family)
     assert other.heads is None
     # A checkpoint that was copied without its state: the fake score begins as the student.
-    gone = load_origin(tmp_path, 3, stage1, r, tiny_family)
+    gone = load_stage1(tmp_path, 3, stage1, r, tiny_family)
     assert gone.fake is gone.student and gone.heads is None
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
+from flashdmd_cli.models.base import View
 from flashdmd_cli.models.discriminator import new_sam
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.errors import NumericalError
@@ -59,12 +60,16 @@ def seeing(sam: Path, r: Recipe) -> Recipe:
     return r.model_copy(update={"gan": r.gan.model_copy(update={"sam": str(sam)})})
 
 
-def weights(net: nn.Module) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in net.parameters()]
+def parameters(net: View | nn.Module) -> list[nn.Parameter]:
+    return net.parameters if isinstance(net, View) else list(net.parameters())
 
 
-def changed(before: list[torch.Tensor], net: nn.Module) -> bool:
-    return any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+def weights(net: View | nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in parameters(net)]
+
+
+def changed(before: list[Tensor], net: View | nn.Module) -> bool:
+    return any(not torch.equal(a, b) for a, b in zip(before, parameters(net), strict=True))
 
 
 @pytest.mark.parametrize("ttur", [1, 2, 3])
@@ -201,7 +206,7 @@ def test_accumulated_gradient_is_the_mean_over_micro_batches(tiny_family, sam_fo
         draws = Draws(r.train.seed, 0, 0, micro, torch.device("cpu"))
         index = int(torch.randint(3, (1,), generator=generator(r.train.seed, 0, 0, "grid step")))
         z = draws.normal("z", (1, 4, 8, 8))
-        x = objective.student_x0(state.student.net, objective.walk(state.student.net, z, cond, draws, 0, index,
+        x = objective.student_x0(state.student.net, objective.simulate(state.student.net, z, cond, draws, 0, index,
                                  "rollout"), index, cond).detach()  # fmt: skip
         loss = objective.fake_loss(state.fake.net, x, cond, draws)
         single.append(list(torch.autograd.grad(loss, state.fake.parameters)))

@@ -56,8 +56,8 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.training.align import align
     from flashdmd_cli.training.collapse import CollapseProbe
-    from flashdmd_cli.training.origin import load_origin
     from flashdmd_cli.training.pairs import PairSampler
+    from flashdmd_cli.training.stage1 import load_stage1
     from flashdmd_cli.training.steps import Objective
 
     family = load(SDXLFamily, teacher, place)
@@ -67,20 +67,20 @@ def run_align(recipe: Recipe, checkpoint: Checkpoint, data: Path, out: Path, obs
     sampler = PairSampler(objective, reward)
     check_levels(sampler)
     try:
-        origin = load_origin(checkpoint.folder, checkpoint.manifest.step, checkpoint.recipe, recipe, family)
+        stage1 = load_stage1(checkpoint.folder, checkpoint.manifest.step, checkpoint.recipe, recipe, family)
     except (OSError, ValueError) as error:
         raise InputError(f"--from {checkpoint.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
     begins = latest_state(out / "state") is None
-    if begins and origin.fake is origin.student and recipe.align.rl_ratio is not None:
+    if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
         observer.output.say(f"{checkpoint.folder} has no state any more: the fake score begins as the student")
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
     )
     probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(family.source, captions))
-    watch = watch_run(recipe, family, captions[:8], origin.student, out, observer, SHOWN)
+    watch = watch_run(recipe, family, captions[:8], stage1.student.base.to(family.device).view(), out, observer, SHOWN)
     observer.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     stop = observer.output.stop
-    state = align(placed, family, reward, origin, shards, out, watch, stop, probe)
+    state = align(placed, family, reward, stage1, shards, out, watch, stop, probe)
     settle(recipe, state, stop, out)
     write_checkpoint("align", recipe, family, state, data, out, parents)
     return out
@@ -106,7 +106,7 @@ def reward_judge(sampler: PairSampler) -> Judge:
         rows = [picture_noise(latents.shape[1:], sampler.o.recipe.train.seed, i) for i in range(len(latents))]
         noise, text = torch.stack(rows).to(latents.device), sampler.reward.encode(captions)
 
-        def score_at(level: int, told: int) -> Tensor:
+        def score_at(level: float, told: float) -> Tensor:
             noisy = add_noise(sampler.o.family.schedule, latents, noise, at(level, latents))
             return sampler.score(noisy, told, text)
 

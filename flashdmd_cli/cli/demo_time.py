@@ -78,7 +78,7 @@ def measure_pace(family: SDXLFamily) -> Pace:
 
     def forward() -> Tensor:
         with torch.no_grad():
-            return family.predict_x0(family.teacher, x, at(500, x), cond)
+            return family.teacher.x0(x, at(500, x), cond)
 
     def decode() -> Tensor:
         with family.autocast():

@@ -17,9 +17,10 @@ from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.models.base import View
     from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.device import Place
@@ -36,7 +37,7 @@ class Drawer:
 
     name: str
     family: SDXLFamily
-    net: nn.Module
+    net: View
     teacher: str
     sampler: Sampler
     steps: int
@@ -202,7 +203,7 @@ def student_drawer(
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model))
     family = family or load_family(find_source_again(record, recipe.model, f"--from {folder}", parts), place)
     try:
-        net = family.load_network(folder / "student").to(family.device)
+        net = family.load_student(folder / "student").base.to(family.device).view()
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
     return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record)

@@ -98,11 +98,7 @@ class CacheJob:
             torch.cuda.set_device(number % torch.cuda.device_count())
         family = load(SDXLFamily, self.teacher)
 
-        def text(prompts: Any) -> Any:
-            cond = family.encode(prompts)
-            return cond.context, cond.pooled
-
-        self.encoders = Encoders(self.identity, lambda x: family.encode_pictures(x.to(family.device)), text)
+        self.encoders = Encoders(self.identity, lambda x: family.encode_pictures(x.to(family.device)), family.embed)
 
     def run(self, task: int, tick: Tick, stop: Stop) -> None:
         from flashdmd_cli.data.caches import write_caches

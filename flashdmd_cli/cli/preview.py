@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.models.base import View
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.recipe import Recipe
 
@@ -26,23 +26,17 @@ class Preview:
     family: SDXLFamily
     captions: Sequence[str]
     out: Path
-    start: nn.Module
+    start: View
     """The student before its first update: the teacher in stage 1, stage 1's student in stage 2."""
     before: dict[str, Tensor] = field(default_factory=dict)
 
-    def _draw(self, net: nn.Module, sampler: Sampler, steps: int, guidance: float = 1.0) -> Tensor:
+    def _draw(self, net: View, sampler: Sampler, steps: int, guidance: float = 1.0) -> Tensor:
         from flashdmd_cli.evaluation.generate import generate
 
         seed = self.recipe.train.seed
         return generate(self.family, net, self.captions, seed, sampler, steps, guidance, batch=8)
 
-    def _beginning(self) -> nn.Module:
-        """What the student was before training, on the family's device, where it need not stay."""
-        if next(self.start.parameters()).device == self.family.device:
-            return self.start
-        return copy.deepcopy(self.start).to(self.family.device)
-
-    def __call__(self, student: nn.Module, iteration: int) -> None:
+    def __call__(self, student: View, iteration: int) -> None:
         from flashdmd_cli.evaluation.pictures import save_grid
         from flashdmd_cli.runs.files import writing
 
@@ -51,7 +45,7 @@ class Preview:
             self.before = {
                 "teacher\n30 steps": self._draw(teacher, "ddim", 30, guidance),
                 f"teacher\n{steps} steps": self._draw(teacher, "ddim", steps, guidance),
-                f"student\n{steps} steps\niteration 0": self._draw(self._beginning(), "few_step", steps),
+                f"student\n{steps} steps\niteration 0": self._draw(self.start, "few_step", steps),
             }
         now = self._draw(student, "few_step", steps) if iteration else self.before[list(self.before)[-1]]
         rows = self.before | {f"student\n{steps} steps\niteration {iteration}": now}

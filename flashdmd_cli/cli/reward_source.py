@@ -119,7 +119,7 @@ def check_levels(sampler: PairSampler) -> None:
     for _, timestep in sampler.levels():
         if not low <= timestep <= high:
             raise UsageError(
-                f"align.reward_timestep: would score at timestep {timestep}, but the reward model was trained from "
+                f"align.reward_timestep: would score at timestep {timestep:g}, but the reward model was trained from "
                 f"{low} to {high}",
                 hint="--set align.reward_outside=clamp takes the nearest",
             )

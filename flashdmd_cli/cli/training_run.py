@@ -15,9 +15,8 @@ from flashdmd_cli.cli.sources import SDXL_ID
 from flashdmd_cli.runs.errors import InputError, Interrupted, NumericalError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.models.base import View
     from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.device import Place
@@ -48,7 +47,7 @@ def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: 
 
 
 def watch_run(
-    recipe: Recipe, family: SDXLFamily, captions: Sequence[str], start: nn.Module, out: Path, observer: Progress,
+    recipe: Recipe, family: SDXLFamily, captions: Sequence[str], start: View, out: Path, observer: Progress,
     shown: Sequence[str],
 ) -> Watch:  # fmt: skip
     """Progress with the figures named in `shown`, warnings, previews beside `start`, and the page around them."""
@@ -57,7 +56,7 @@ def watch_run(
 
     draw = Preview(recipe, family, captions, out, start)
 
-    def preview(student: nn.Module, iteration: int, warnings: Sequence[str]) -> None:
+    def preview(student: View, iteration: int, warnings: Sequence[str]) -> None:
         if iteration == 0:
             observer.output.say("drawing what teacher and student show before training")
         draw(student, iteration)
@@ -167,7 +166,7 @@ def write_checkpoint(
     )  # fmt: skip
 
     with saving(out / "student"):
-        family.save_network(state.shipped_student(), out / "student")
+        family.save_network(state.shipped.merged(), out / "student")
     write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     write_manifest(

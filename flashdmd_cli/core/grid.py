@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NUM_TRAIN_TIMESTEPS = 1000
+"""Timesteps of every teacher; flow times are counted in thousandths too."""
 VP_STEPS = (1, 2, 4, 8)
 
 
@@ -13,7 +14,7 @@ VP_STEPS = (1, 2, 4, 8)
 class Grid:
     """Descending timesteps of a student, with class and configuration of the scheduler that reproduces them."""
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     scheduler: str
     config: dict[str, Any]
 

@@ -1,7 +1,7 @@
 """The losses of Flash-DMD and of the methods it is compared with: pure functions in float32.
 
-Equation numbers are those of Flash-DMD (arXiv 2511.20549) unless another paper is named. Pictures and latents are
-(B, C, H, W). Discriminator outputs are lists of logit maps (B, 1, h, w), one for each head.
+Equation numbers are those of Flash-DMD (arXiv 2511.20549) unless another paper is named. Samples are (B, ...)
+of any number of dimensions. Discriminator outputs are lists of logit maps (B, 1, h, w), one for each head.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 
 def dm_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
-    """Direction of the distribution-matching loss (Eq. 4), (B, C, H, W).
+    """Direction of the distribution-matching loss (Eq. 4), of samples (B, ...).
 
     `((x - x0_real) - (x - x0_fake)) / mean|x - x0_real|`: the difference of the two scores in x0 space, scaled for each
     sample by how far the teacher would move it (DMD, Yin et al. 2024, Eq. 8). Not finite entries become zero.
     """
     x, x0_real, x0_fake = x.float(), x0_real.float(), x0_fake.float()
-    scale = (x - x0_real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-6)
+    scale = (x - x0_real).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True).clamp(min=1e-6)
     return torch.nan_to_num((x0_fake - x0_real) / scale, posinf=0.0, neginf=0.0)
 
 

@@ -10,21 +10,21 @@ from torch import Tensor
 from flashdmd_cli.core.schedules import Schedule, add_noise
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, C, H, W), t (B,) long) -> x0 (B, C, H, W)."""
+"""(x_t (B, ...), t (B,)) -> x0 (B, ...)."""
 
 NoiseSource = Callable[[int], Tensor]
-"""Index of the grid step about to be entered -> fresh noise (B, C, H, W)."""
+"""Index of the grid step about to be entered -> fresh noise (B, ...)."""
 
 
-def at(timestep: int, x: Tensor) -> Tensor:
-    """One timestep for a whole batch, (B,) long."""
-    return torch.full((len(x),), timestep, dtype=torch.long, device=x.device)
+def at(timestep: float, x: Tensor) -> Tensor:
+    """One timestep for a whole batch, (B,) float."""
+    return torch.full((len(x),), float(timestep), device=x.device)
 
 
 def rollout(
     denoise: Denoiser,
     schedule: Schedule,
-    timesteps: Sequence[int],
+    timesteps: Sequence[float],
     x: Tensor,
     noise: NoiseSource,
     start: int = 0,

@@ -9,25 +9,26 @@ from typing import Literal, Protocol, get_args
 
 from torch import Tensor
 
+from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS
+
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 """What a network answers, in the words of diffusers' `prediction_type`: the noise, the velocity, or x0 itself."""
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
-def _per_sample(values: Tensor) -> Tensor:
-    return values.float()[:, None, None, None]
-
-
 class Schedule(Protocol):
-    """A forward process `x_t = alpha(t) x0 + sigma(t) eps`; `t` is (B,), coefficients come back as (B, 1, 1, 1)."""
+    """A forward process `x_t = alpha(t) x0 + sigma(t) eps`; times are (B,) floats on [0, 1000]."""
 
     def alpha(self, t: Tensor) -> Tensor: ...
 
     def sigma(self, t: Tensor) -> Tensor: ...
 
+    def sample(self, u: Tensor, low: float, high: float) -> Tensor:
+        """Times (B,) to train at, between `low` and `high`, from uniform numbers `u` (B,) on [0, 1)."""
+
 
 class VPSchedule:
-    """Variance-preserving schedule on integer timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`.
+    """Variance-preserving schedule on whole timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`.
 
     With zero terminal SNR (Lin et al. 2023) alpha is 0 at the last timestep: x_t is noise alone there, and x0 follows
     from the velocity or x0 itself, not from the noise.
@@ -37,53 +38,87 @@ class VPSchedule:
         """`alphas_cumprod`: (T,) products of the signal rates, as stock schedulers hold them."""
         self.alphas_cumprod = alphas_cumprod.float()
 
+    def _at(self, t: Tensor) -> Tensor:
+        return self.alphas_cumprod.to(t.device)[t.float().round().long()]
+
     def alpha(self, t: Tensor) -> Tensor:
-        return _per_sample(self.alphas_cumprod.to(t.device)[t].sqrt())
+        return self._at(t).sqrt()
 
     def sigma(self, t: Tensor) -> Tensor:
-        return _per_sample((1 - self.alphas_cumprod.to(t.device)[t]).sqrt())
+        return (1 - self._at(t)).sqrt()
+
+    def sample(self, u: Tensor, low: float, high: float) -> Tensor:
+        """Whole timesteps, uniform on `low`, ..., `high`, both included."""
+        return (low + u * (high - low + 1)).floor().clamp(max=high)
 
 
 class FlowSchedule:
-    """Rectified flow (Esser et al. 2024): `alpha = 1 - sigma`, `sigma = s u / (1 + (s - 1) u)` with `u = t / 1000`."""
+    """Rectified flow (Esser et al. 2024): `sigma = t / 1000`, `alpha = 1 - sigma`.
 
-    def __init__(self, shift: float) -> None:
+    `shift` says at which times training looks: uniform `tau` becomes `s tau / (1 + (s - 1) tau)`. Times themselves are
+    never shifted again; stock flow schedulers return shifted ones, too.
+    """
+
+    def __init__(self, shift: float = 1.0) -> None:
         self.shift = shift
 
     def sigma(self, t: Tensor) -> Tensor:
-        u = t.float() / 1000
-        return _per_sample(self.shift * u / (1 + (self.shift - 1) * u))
+        return t.float() / NUM_TRAIN_TIMESTEPS
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - self.sigma(t)
 
+    def sample(self, u: Tensor, low: float, high: float) -> Tensor:
+        """Shifted times; `low` and `high` are bounds before the shift."""
+        return shifted((low + u * (high - low)) / NUM_TRAIN_TIMESTEPS, self.shift) * NUM_TRAIN_TIMESTEPS
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """`s sigma / (1 + (s - 1) sigma)`: noise on [0, 1] moved towards 1 for `s > 1` (Esser et al. 2024, Eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def per_sample(values: Tensor, x: Tensor) -> Tensor:
+    """Numbers (B,) in the shape that multiplies samples `x` (B, ...) of any number of dimensions."""
+    return values.float().view(-1, *(1,) * (x.ndim - 1))
+
+
+def _both(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma at `t` (B,), in the shape that multiplies `x` (B, ...)."""
+    return per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
+
 
 def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Diffuse `x0` (B, C, H, W) with `noise` of the same shape to timesteps `t` (B,)."""
-    return schedule.alpha(t) * x0.float() + schedule.sigma(t) * noise.float()
+    """Diffuse `x0` (B, ...) with `noise` of the same shape to timesteps `t` (B,)."""
+    alpha, sigma = _both(schedule, x0, t)
+    return alpha * x0.float() + sigma * noise.float()
 
 
 def x0_from_eps(schedule: Schedule, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Clean sample that a noise prediction implies."""
-    return (x_t.float() - schedule.sigma(t) * eps.float()) / schedule.alpha(t)
+    alpha, sigma = _both(schedule, x_t, t)
+    return (x_t.float() - sigma * eps.float()) / alpha
 
 
 def eps_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Noise that a clean prediction implies."""
-    return (x_t.float() - schedule.alpha(t) * x0.float()) / schedule.sigma(t)
+    alpha, sigma = _both(schedule, x_t, t)
+    return (x_t.float() - alpha * x0.float()) / sigma
 
 
 def x0_from_v(schedule: Schedule, v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Clean sample from a velocity: VP `v = alpha eps - sigma x0` (Salimans & Ho 2022), flow `v = eps - x0`."""
+    alpha, sigma = _both(schedule, x_t, t)
     if isinstance(schedule, VPSchedule):
-        return schedule.alpha(t) * x_t.float() - schedule.sigma(t) * v.float()
-    return x_t.float() - schedule.sigma(t) * v.float()
+        return alpha * x_t.float() - sigma * v.float()
+    return x_t.float() - sigma * v.float()
 
 
 def velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     """Velocity of a clean sample and its noise; VP and flow as in `x0_from_v`."""
     if isinstance(schedule, VPSchedule):
-        return schedule.alpha(t) * eps.float() - schedule.sigma(t) * x0.float()
+        alpha, sigma = _both(schedule, x0, t)
+        return alpha * eps.float() - sigma * x0.float()
     return eps.float() - x0.float()
 
 
@@ -109,4 +144,4 @@ def output_of(schedule: Schedule, prediction: Prediction, x0: Tensor, noise: Ten
 
 def signal_weight(schedule: Schedule, t: Tensor) -> Tensor:
     """SenseFlow's soft weight of the adversarial loss, `sqrt(alpha_bar)`, which is `alpha(t)`; (B,)."""
-    return schedule.alpha(t).flatten()
+    return schedule.alpha(t)

@@ -1,11 +1,12 @@
-"""The re-noising step of few-step sampling as a probability: its density, and what two students make of one pair.
+"""The re-noising step of few-step sampling as a probability: its density, the log-ratio to a reference student, and the
+preference margin of a pair.
 
 A student at timestep t answers x0(z_t); the sampler then draws `z_next = alpha x0 + sigma eps` at the next timestep.
 So the step is the Gaussian `p(z_next | z_t, c) = N(alpha x0(z_t), sigma^2 I)`, with alpha and sigma of the *next*
 timestep, on VP and flow schedules alike: diffusers' `LCMScheduler` and `FlowMatchLCMScheduler` draw from it. The last
 step of a grid returns x0 itself and has no density.
 
-States and clean samples are (B, C, H, W), timesteps (B,), results (B,) in nats, float32, summed over all dimensions.
+States and clean samples are (B, ...), timesteps (B,), results (B,) in nats, float32, summed over all dimensions.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import math
 
 from torch import Tensor
 
-from flashdmd_cli.core.schedules import Schedule
+from flashdmd_cli.core.schedules import Schedule, per_sample
 
 
 def _over_dimensions(values: Tensor) -> Tensor:
     return values.flatten(1).sum(1)
 
 
+def _coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    return per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
+
+
 def log_density(schedule: Schedule, z_next: Tensor, x0: Tensor, t_next: Tensor) -> Tensor:
     """log p(z_next | z_t, c) of a step that drew `z_next` at `t_next` from the prediction `x0`."""
-    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    alpha, sigma = _coefficients(schedule, t_next, x0)
     residual = (z_next.float() - alpha * x0.float()) / sigma
     return _over_dimensions(-0.5 * residual.square() - sigma.log() - 0.5 * math.log(2 * math.pi))
 
@@ -34,7 +39,7 @@ def log_ratio(schedule: Schedule, z_next: Tensor, x0: Tensor, x0_ref: Tensor, t_
     The difference of squares is multiplied out, `(alpha / sigma^2) <z_next - alpha (x0 + x0_ref) / 2, x0 - x0_ref>`:
     subtracting two large log-densities would lose a small difference to rounding.
     """
-    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    alpha, sigma = _coefficients(schedule, t_next, x0)
     x0, x0_ref = x0.float(), x0_ref.float()
     return _over_dimensions(alpha / sigma.square() * (z_next.float() - alpha * (x0 + x0_ref) / 2) * (x0 - x0_ref))
 
@@ -47,11 +52,12 @@ def preference_margin(
     They share mean and variance, so normalisers and squares cancel and the margin is linear in the student's answer:
     `H = (alpha / sigma^2) <winner - loser, x0 - x0_ref> = (alpha / sigma) <eps_w - eps_l, x0 - x0_ref>`.
     """
-    alpha, sigma = schedule.alpha(t_next), schedule.sigma(t_next)
+    alpha, sigma = _coefficients(schedule, t_next, x0)
     return _over_dimensions(alpha / sigma.square() * (winner.float() - loser.float()) * (x0.float() - x0_ref.float()))
 
 
 def step_kl(schedule: Schedule, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:
     """KL(p || p_ref) of one step, `(alpha / sigma)^2 |x0 - x0_ref|^2 / 2`: no forward pass beyond the margin's."""
-    snr = (schedule.alpha(t_next) / schedule.sigma(t_next)).square()
+    alpha, sigma = _coefficients(schedule, t_next, x0)
+    snr = (alpha / sigma).square()
     return _over_dimensions(0.5 * snr * (x0.float() - x0_ref.float()).square())

@@ -1,8 +1,9 @@
 """Latents and text embeddings beside the pixels: bf16 safetensors per shard, every prompt embedded once.
 
 `pictures-000012.latents.safetensors` holds `latents` (N, C, h, w), one row per sample of that shard, in its order.
-`pictures-000012.text.safetensors` holds `context` (M, L, D), `pooled` (M, P) and `prompts` (M, 16), the digests of the
-M prompts that no shard before has. What computes them is handed in: nothing here knows a model.
+`pictures-000012.text.safetensors` holds the embeddings of the M prompts that no shard before has, for SDXL
+`context` (M, L, D) and `pooled` (M, P), and `prompts` (M, 16), their digests. What computes them is handed in: nothing
+here knows a model.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from flashdmd_cli.data.seen import Seen, scratch
 from flashdmd_cli.data.whole import read_tar, whole
 
 LATENTS, TEXT = ".latents.safetensors", ".text.safetensors"
+PROMPTS = "prompts"
 REBUILD = "the same prepare-data command with --yes writes it again"
 
 
@@ -38,8 +42,8 @@ class Encoders:
     """Hash of their weights: a cache of other weights is not read."""
     latents: Callable[[Tensor], Tensor]
     """Pictures (B, 3, H, W) on [-1, 1] -> latents (B, C, h, w)."""
-    text: Callable[[Sequence[str]], tuple[Tensor, Tensor]]
-    """B prompts -> context (B, L, D) and pooled (B, P)."""
+    text: Callable[[Sequence[str]], Mapping[str, Tensor]]
+    """B prompts -> embeddings (B, ...) by name."""
 
 
 def digest(prompt: str) -> bytes:
@@ -112,17 +116,15 @@ def write_caches(
             _save({"latents": torch.cat(rows)}, temporary, metadata)
     prompts = new_prompts(work, shard)
     if "text" in what and prompts and not is_current(text, encoders.identity):
-        context, pooled = [], []
+        embedded: list[Mapping[str, Tensor]] = []
         for start in range(0, len(prompts), batch):
             if stop():
                 return
             part = prompts[start : start + batch]
-            embedded = encoders.text(part)
-            context.append(embedded[0].to("cpu", torch.bfloat16))
-            pooled.append(embedded[1].to("cpu", torch.bfloat16))
+            embedded.append({name: x.to("cpu", torch.bfloat16) for name, x in encoders.text(part).items()})
             tick(len(part))
         names = torch.tensor([list(digest(prompt)) for prompt in prompts], dtype=torch.uint8)
-        tensors = {"context": torch.cat(context), "pooled": torch.cat(pooled), "prompts": names}
+        tensors = {name: torch.cat([part[name] for part in embedded]) for name in embedded[0]} | {PROMPTS: names}
         with whole(text, work) as temporary:
             _save(tensors, temporary, metadata)
 
@@ -156,26 +158,31 @@ class CacheReader:
         for shard in shards if self.text else ():
             path = shard.with_name(shard.stem + TEXT)
             if path.is_file():
-                names = _read(path, "prompts").numpy()
-                self._prompts |= {row.tobytes(): (path, place) for place, row in enumerate(names)}
+                with _opened(path) as file:
+                    digests = file.get_tensor(PROMPTS).numpy()
+                self._prompts |= {row.tobytes(): (path, place) for place, row in enumerate(digests)}
 
     def latent(self, shard: Path, place: int) -> Tensor:
         """Latents (C, h, w), float32, of sample `place` of a shard."""
-        return _read(shard.with_name(shard.stem + LATENTS), "latents", place).float()
+        with _opened(shard.with_name(shard.stem + LATENTS)) as file:
+            latent: Tensor = file.get_slice("latents")[place].float()
+        return latent
 
-    def embedding(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Context (L, D) and pooled embedding (P,) of a prompt, float32."""
+    def embedding(self, prompt: str) -> dict[str, Tensor]:
+        """Embeddings of a prompt by name, float32."""
         found = self._prompts.get(digest(prompt))
         if found is None:
             raise DataError(f"--data: the text cache lacks the prompt {prompt[:60]!r}", REBUILD)
-        return _read(found[0], "context", found[1]).float(), _read(found[0], "pooled", found[1]).float()
+        path, place = found
+        with _opened(path) as file:
+            return {name: file.get_slice(name)[place].float() for name in file.keys() if name != PROMPTS}  # noqa: SIM118
 
 
-def _read(path: Path, name: str, row: int | None = None) -> Tensor:
-    """A tensor of a safetensors file, or one row of it; only what is asked for is read."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file, of which only what is asked for is read; DataError when it cannot be."""
     try:
         with safe_open(path, "pt") as file:
-            tensor: Tensor = file.get_tensor(name) if row is None else file.get_slice(name)[row]
-            return tensor
+            yield file
     except Exception as error:
         raise DataError(f"--data: {path} cannot be read: {str(error).splitlines()[0]}", REBUILD) from None

@@ -59,8 +59,8 @@ class Batch:
     captions: list[str]
     latents: Tensor | None = None
     """(B, C, h, w) float32 of the pictures, where the data has them cached."""
-    text: tuple[Tensor, Tensor] | None = None
-    """Context (B, L, D) and pooled embeddings (B, P) of the captions, float32, where the data has them cached."""
+    text: dict[str, Tensor] | None = None
+    """Embeddings of the captions by name, (B, ...) float32, where the data has them cached."""
     sizes: Tensor | None = None
     """(B, 6) float32 in pixels, where asked for: original height and width, crop top and left in the resized picture,
     height and width of what was cut (SDXL's micro-conditioning)."""
@@ -204,8 +204,8 @@ class ShardDataset:
         if self.caches.latents:
             latents = torch.stack([self.caches.latent(*self._index[index].place) for index in chosen])
         if self.caches.text:
-            context, pooled = zip(*(self.caches.embedding(sample.caption) for sample in samples), strict=True)
-            text = torch.stack(context), torch.stack(pooled)
+            rows = [self.caches.embedding(sample.caption) for sample in samples]
+            text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         sizes = torch.tensor([sizes_of(sample) for sample in samples]) if self._sized else None
         return Batch(pixels, [sample.caption for sample in samples], latents, text, sizes)
 

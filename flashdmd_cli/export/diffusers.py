@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
-
+from flashdmd_cli.models.base import View
 from flashdmd_cli.models.sdxl import SDXLFamily
 
 
-def export_diffusers(family: SDXLFamily, student: nn.Module, steps: int, out: Path) -> None:
+def export_diffusers(family: SDXLFamily, student: View, steps: int, out: Path) -> None:
     """Write a student, its teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
 
     Drawing takes `StableDiffusionXLPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
     """
-    family.save_pipeline(student, out, family.grid(steps))
+    family.save_pipeline(student.merged(), out, family.grid(steps))
     (out / "README.md").write_text(model_card(steps, Path(family.source).name), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Discriminators: heads on a frozen SAM image encoder (pixels), heads on the fake UNet's middle block (latents).
+"""Discriminators: heads on a frozen SAM image encoder (pixels), heads on the fake score's inner features (latents).
 
 Both return a list of logit maps, (B, 1, h, w) each; what is real and what is fake is for `core.losses` to say.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,56 +204,33 @@ class PixelDiscriminator(nn.Module):
         width = channels or min(256, self.trunk.width)
         self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks)
 
-    def look(self, pixels: Tensor) -> list[Tensor]:
+    def extract_features(self, pixels: Tensor) -> list[Tensor]:
         """What the frozen encoder sees in pixels (B, 3, H, W) on [-1, 1]: (B, C, h, w) for each global block."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.trunk(pixels)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """One logit map (B, 1, h', w') for each of the features that `look` gave."""
+        """One logit map (B, 1, h', w') for each of the features that `extract_features` gave."""
         return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
 
 
-class _Reached(Exception):
-    """The middle block has answered; the decoder half of the UNet need not run."""
-
-
-def mid_block_features(unet: nn.Module, call: Callable[[], object]) -> Tensor:
-    """Output (B, C, h, w) of `unet.mid_block` while `call` runs the UNet; the UNet's decoder half is skipped.
-
-    `call` is whatever predicts with the UNet: `lambda: family.predict_x0(unet, x_t, t, cond)`. Gradient flows as in an
-    ordinary call.
-    """
-    seen: list[Tensor] = []
-
-    def remember(module: nn.Module, args: tuple[object, ...], output: Tensor) -> None:
-        seen.append(output)
-        raise _Reached
-
-    hook = unet.get_submodule("mid_block").register_forward_hook(remember)
-    try:
-        call()
-    except _Reached:
-        return seen[0]
-    finally:
-        hook.remove()
-    raise ValueError("the call did not run the UNet whose middle block was asked for")
-
-
 class LatentDiscriminator(nn.Module):
-    """A small head on the middle block of the fake UNet, as DMD2 classifies diffused latents; softplus losses."""
+    """A small head on each inner feature map of the fake score, as DMD2 classifies diffused latents."""
 
-    def __init__(self, inputs: int, channels: int | None = None) -> None:
-        """`inputs` is the width of the middle block (`unet.config.block_out_channels[-1]`), `channels` of the head."""
+    def __init__(self, widths: Sequence[int], channels: int | None = None) -> None:
+        """`widths` are the channels of the feature maps (`Family.tap_widths`), `channels` those of the heads."""
         super().__init__()
-        width = channels or min(512, inputs)
-        groups = math.gcd(32, width)
-        self.head = nn.Sequential(
-            nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
-            nn.Conv2d(width, 1, 1),
-        )  # fmt: skip
+        self.heads = nn.ModuleList(_latent_head(width, channels or min(512, width)) for width in widths)
 
-    def forward(self, features: Tensor) -> list[Tensor]:
-        """One logit map, [(B, 1, ceil(h / 2), ceil(w / 2))], for features (B, C, h, w)."""
-        return [self.head(features.float())]
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """One logit map (B, 1, ceil(h / 2), ceil(w / 2)) for each feature map (B, C, h, w)."""
+        return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
+
+
+def _latent_head(inputs: int, width: int) -> nn.Sequential:
+    groups = math.gcd(32, width)
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+        nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(groups, width), nn.SiLU(),
+        nn.Conv2d(width, 1, 1),
+    )  # fmt: skip

@@ -1,70 +1,56 @@
-"""What a model family answers; training, sampling and evaluation know nothing else about a model."""
+"""What a model family answers; training, sampling and evaluation know nothing else about a model.
+
+Lifecycle, in order: a family is loaded from a teacher's folder or file; `base` is the teacher's denoiser, and every
+other network of a run is a view on it or on a copy (`models/base.py`); pictures and prompts are encoded; a view is
+asked for x0 at a noisy state, which calls `call` here; latents are decoded; a student is saved alone or as a pipeline.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from flashdmd_cli.core.grid import Grid
-from flashdmd_cli.core.schedules import Schedule
+from flashdmd_cli.models.base import Base, View
+from flashdmd_cli.models.conditioning import Conditioning
+from flashdmd_cli.models.denoiser import Calls
 
 
-@dataclass(frozen=True)
-class Conditioning:
-    """What a denoiser is told about `B` pictures."""
+class Family(Calls, Protocol):
+    """A teacher with its encoders and decoder, frozen, in eval mode."""
 
-    context: Tensor  # (B, L, D) token embeddings for cross-attention
-    pooled: Tensor  # (B, P)
-    time_ids: Tensor  # (B, 6) original height, width, crop top, left, target height, width, in pixels
-
-    def __len__(self) -> int:
-        return len(self.context)
-
-    def __getitem__(self, index: slice | Tensor) -> Conditioning:
-        return Conditioning(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    @staticmethod
-    def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenate along the batch."""
-        return Conditioning(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Conditioning)))
-
-
-class Family(Protocol):
-    """A teacher with its encoders and decoder. Networks are stock modules; every prediction comes back as x0."""
-
-    teacher: nn.Module
+    base: Base
+    """The teacher's denoiser; adapters may be put on it."""
     precision: str
     """`fp32`, or `bf16`: what `autocast` switches on."""
     resolution: int
-    latent_shape: tuple[int, int, int]
-    scheduler_config: dict[str, Any]
+    latent_shape: tuple[int, ...]
+    tap_widths: tuple[int, ...]
+    """Channels of the feature maps that `tap` gives."""
 
     @property
-    def schedule(self) -> Schedule: ...
+    def teacher(self) -> View: ...
 
     @property
     def device(self) -> torch.device: ...
 
     def autocast(self) -> torch.autocast: ...
 
+    def embed(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        """What the text encoders make of B prompts: tensors (B, ...) by name, as caches keep them."""
+
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
-    def conditioning(self, context: Tensor, pooled: Tensor) -> Conditioning: ...
+    def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
+        """The conditioning of embeddings that `embed` gave, for whole square pictures."""
 
-    def null(self, batch: int) -> Conditioning: ...
-
-    def predict_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor: ...
-
-    def guided_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor: ...
-
-    def fake_prediction(
-        self, net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, cond: Conditioning
-    ) -> tuple[Tensor, Tensor]: ...
+    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
+        """`cond` with the pictures' own sizes (B, 6), in pixels: original height and width, crop top and left, target
+        height and width. Raises UsageError where a family is not told sizes."""
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
@@ -72,6 +58,14 @@ class Family(Protocol):
 
     def grid(self, steps: int) -> Grid: ...
 
-    def new_network(self) -> nn.Module: ...
+    def solve(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
+    ) -> Tensor:
+        """The teacher's deterministic sampler (DDIM, Euler) from noise `x` to x0; `denoise(x_t, t)` answers x0."""
+
+    def load_student(self, folder: Path) -> View:
+        """The student in a diffusers folder, frozen, on the CPU."""
+
+    def save_network(self, net: nn.Module, folder: Path) -> None: ...
 
     def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None: ...

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from flashdmd_cli.models.sdxl import attention_kernel
+from flashdmd_cli.core.attention import attention_kernel
 
 LRM_TIMESTEPS = (1, 951)
 """Lowest and highest timestep that the published models were trained at."""
@@ -30,7 +30,7 @@ Outside = Literal["refuse", "clamp"]
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """What the weights do not say."""
+    """Metadata stored beside the weights."""
 
     resolution: int = 1024
     """Side in pixels that SDXL's micro-conditioning is told."""
@@ -62,14 +62,6 @@ class RewardText:
         )  # fmt: skip
 
 
-def encoder_half(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """`unet` without its decoder half, in place: it then answers with the output of its middle block."""
-    unet.up_blocks = nn.ModuleList()
-    unet.conv_norm_out = None
-    unet.conv_out = nn.Identity()
-    return unet
-
-
 class LatentRewardModel(nn.Module):
     """Scores noisy latents at their own timestep. Higher is better; only scores of one prompt compare."""
 
@@ -80,7 +72,7 @@ class LatentRewardModel(nn.Module):
         text_encoders: Sequence[nn.Module],
         config: RewardConfig | None = None,
     ) -> None:
-        """`trunk` as `encoder_half` leaves it. Two text encoders make it SDXL's kind, one SD1.5's."""
+        """`trunk` as `models.sdxl.encoder_half` gives it. Two text encoders make it SDXL's kind, one SD1.5's."""
         super().__init__()
         self.trunk, self.tokenizers, self.config = trunk, list(tokenizers), config or RewardConfig()
         self.text_encoders = nn.ModuleList(text_encoders)

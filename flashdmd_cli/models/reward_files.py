@@ -21,8 +21,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from flashdmd_cli.models.layout import weight_files
 from flashdmd_cli.models.reading import fill, new_network, read_network, save_text_encoder
-from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, encoder_half
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
+from flashdmd_cli.models.sdxl import SDXLFamily, encoder_half
 from flashdmd_cli.models.teacher_config import SDXL_NOISE, noise_schedule
 
 DECODER_HALF = ("up_blocks.", "conv_norm_out.", "conv_out.")
@@ -50,7 +50,7 @@ class RewardBase:
         return cls(
             (parts.tokenizer, parts.tokenizer_2),
             (parts.text_encoder, parts.text_encoder_2),
-            family.teacher,
+            family.base.net,
             family.content_hash(),
             family.schedule.alphas_cumprod,
         )
@@ -85,7 +85,7 @@ def new_reward(family: SDXLFamily, config: RewardConfig) -> LatentRewardModel:
     """An untrained reward model on copies of a teacher's encoder half and text encoders, float32."""
     with torch.device("meta"):
         trunk = encoder_half(UNet2DConditionModel.from_config(dict(family.pipeline.unet.config)))
-    values = family.teacher.state_dict()
+    values = family.teacher.weights()
     trunk.load_state_dict({key: values[key].float().clone() for key in trunk.state_dict()}, assign=True)
     base = RewardBase.of(family)
     encoders = []

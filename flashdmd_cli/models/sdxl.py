@@ -1,24 +1,22 @@
-"""The SDXL family: stock diffusers components behind `predict_x0`; embedded and real teachers differ in folder only."""
+"""The SDXL family: stock diffusers components; embedded and real teachers differ in folder only."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import ConfigMixin, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashdmd_cli.core.grid import Grid, vp_grid
-from flashdmd_cli.core.schedules import add_noise, output_of, x0_from_output
-from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.core.rollout import at
+from flashdmd_cli.models.base import Base, View
+from flashdmd_cli.models.conditioning import Conditioning
 from flashdmd_cli.models.layout import Source
 from flashdmd_cli.models.reading import read_network, read_pipeline, save_pipeline
 from flashdmd_cli.models.teacher_config import (
@@ -29,12 +27,20 @@ from flashdmd_cli.models.teacher_config import (
     prediction_of,
 )
 
-PLAIN_ATTENTION_TOKENS = 1024
-"""Latent positions up to which plain attention's matrix of weights is small change."""
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+"""Every linear layer (or 1x1 convolution) of the transformer blocks."""
+TEXT = ("context", "pooled")
+"""What a prompt becomes: token embeddings (B, L, D) of both encoders, and a pooled one (B, P)."""
 
 
 class SDXLFamily:
-    """A `StableDiffusionXLPipeline` folder, frozen, in eval mode. `teacher` is its denoiser."""
+    """A `StableDiffusionXLPipeline` folder, frozen, in eval mode.
+
+    Its `Conditioning` has `context` (B, L, D), `pooled` (B, P) and `time_ids` (B, 6): original height and width, crop
+    top and left, target height and width, in pixels.
+    """
+
+    adapter_targets: tuple[str, ...] = LORA_TARGETS
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
         """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
@@ -47,16 +53,17 @@ class SDXLFamily:
         self.pipeline = pipeline
         self.source = source
         self.precision = precision
-        self.teacher: nn.Module = pipeline.unet.eval().requires_grad_(False)
+        self.base = Base(self, pipeline.unet.eval().requires_grad_(False))
         self.vae = pipeline.vae.eval().requires_grad_(False)
         for part in (pipeline.unet, pipeline.vae):
             _forget_folder(part)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
             encoder.eval().requires_grad_(False)
         self._empty_prompt: Conditioning | None = None
+        self.tap_widths: tuple[int, ...] = (pipeline.unet.config.block_out_channels[-1],)
         config = pipeline.unet.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
-        self.latent_shape: tuple[int, int, int] = (config.in_channels, config.sample_size, config.sample_size)
+        self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32") -> SDXLFamily:
@@ -66,8 +73,13 @@ class SDXLFamily:
         return cls(read_pipeline(source), str(source.weights), precision)
 
     @property
+    def teacher(self) -> View:
+        """The denoiser as it came."""
+        return self.base.view()
+
+    @property
     def device(self) -> torch.device:
-        return next(self.teacher.parameters()).device
+        return self.base.device
 
     def to(self, device: torch.device | str) -> SDXLFamily:
         """Move every component."""
@@ -78,70 +90,49 @@ class SDXLFamily:
         """Forward passes inside run in the family's precision; pictures to look at are decoded outside, in float32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Embed prompts with both text encoders: penultimate states side by side, pooled from the second."""
+        """What a denoiser is told for prompts, drawn as whole square pictures."""
+        return self.conditioning(self.embed(prompts))
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts through both text encoders: penultimate states side by side, pooled from the second."""
         context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
-        return Conditioning(context, pooled, self._time_ids(len(prompts)))
+        return {"context": context, "pooled": pooled}
 
-    def conditioning(self, context: Tensor, pooled: Tensor) -> Conditioning:
-        """The conditioning of embeddings that were computed before: context (B, L, D) and pooled (B, P)."""
-        return Conditioning(context.to(self.device), pooled.to(self.device), self._time_ids(len(context)))
+    def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
+        """The conditioning of embeddings that were computed before: `context` (B, L, D) and `pooled` (B, P)."""
+        told = {name: text[name].to(self.device) for name in TEXT}
+        return Conditioning({**told, "time_ids": self._time_ids(len(told["pooled"]))})
 
-    def null(self, batch: int) -> Conditioning:
-        """The unconditional input, as the stock pipeline has it where no negative prompt is given.
+    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
+        """`cond` with the pictures' own sizes (B, 6) in place of a whole square's."""
+        return cond.replace(time_ids=sizes.to(self.device))
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The unconditional input, as the stock pipeline has it where no negative prompt is given, with the same sizes.
 
         Zeros for both embeddings (SDXL), or with `force_zeros_for_empty_prompt: false` the embeddings of "".
         """
-        if not self.pipeline.config.force_zeros_for_empty_prompt:
-            if self._empty_prompt is None:
-                self._empty_prompt = self.encode([""])
-            empty = self._empty_prompt
-            return self.conditioning(empty.context.repeat(batch, 1, 1), empty.pooled.repeat(batch, 1))
-        config = self.pipeline.unet.config
-        length = self.pipeline.tokenizer.model_max_length
-        width = self.pipeline.text_encoder_2.config.projection_dim
-        return Conditioning(
-            torch.zeros(batch, length, config.cross_attention_dim, device=self.device),
-            torch.zeros(batch, width, device=self.device),
-            self._time_ids(batch),
-        )
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            return cond.replace(**{name: torch.zeros_like(cond[name]) for name in TEXT})
+        if self._empty_prompt is None:
+            self._empty_prompt = self.encode([""])
+        return cond.replace(**{name: self._empty_prompt[name].expand_as(cond[name]) for name in TEXT})
 
     def _time_ids(self, batch: int) -> Tensor:
         size = self.resolution
         return torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=self.device).repeat(batch, 1)
 
-    def _output(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """What `net` answers in its own words: `self.prediction` says which."""
-        added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-        with self.autocast(), attention_kernel(x_t):
-            return net(x_t, t, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample.float()
+    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """What `net` answers for `x_t` (B, C, h, w) at `t` (B,): noise, velocity or x0, as `self.prediction` says."""
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        with self.autocast():
+            return net(x_t, t, encoder_hidden_states=cond["context"], added_cond_kwargs=added).sample.float()
 
-    def predict_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Clean latents that `net` sees in `x_t` (B, C, h, w) at timesteps `t` (B,)."""
-        return x0_from_output(self.schedule, self.prediction, self._output(net, x_t, t, cond), x_t, t)
-
-    def guided_x0(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """Classifier-free guidance in the form `u + w (c - u)` (Ho & Salimans 2022), both in one forward pass.
-
-        On the network's answers, as stock pipelines do it. The unconditional side is told the same sizes.
-        """
-        if guidance == 1.0:
-            return self.predict_x0(net, x_t, t, cond)
-        both = Conditioning.cat([replace(self.null(len(cond)), time_ids=cond.time_ids), cond])
-        null, told = self._output(net, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-        return x0_from_output(self.schedule, self.prediction, null + guidance * (told - null), x_t, t)
-
-    def fake_prediction(
-        self, net: nn.Module, x0: Tensor, noise: Tensor, t: Tensor, cond: Conditioning
-    ) -> tuple[Tensor, Tensor]:
-        """What the fake score predicts for diffused `x0`, and its target (Eq. 6): noise, or velocity, or x0.
-
-        In the network's own words, as its teacher was trained and as DMD2 does for noise. A velocity model's error in
-        noise would weigh nothing at zero terminal SNR, where the student begins.
-        """
-        x_t = add_noise(self.schedule, x0, noise, t)
-        return self._output(net, x_t, t, cond), output_of(self.schedule, self.prediction, x0, noise, t)
+    def tap(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
+        """The output (B, C, h, w) of the UNet's middle block, where DMD2's discriminator has its head."""
+        return [self.call(encoder_half(net), x_t, t, cond)]
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) on about [-1, 1] from latents, with gradient with respect to the latents."""
@@ -156,15 +147,34 @@ class SDXLFamily:
         """The few-step grid on this teacher's own noise schedule."""
         return vp_grid(steps, self.scheduler_config)
 
-    def new_network(self) -> nn.Module:
-        """A trainable float32 copy of the teacher's denoiser; in eval mode, since no role uses dropout."""
-        return copy.deepcopy(self.teacher).float().eval().requires_grad_(True)
+    def solve(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
+    ) -> Tensor:
+        """Deterministic DDIM (eta 0) from pure noise `x` (B, C, h, w) to x0, by the stock scheduler.
 
-    def load_network(self, folder: Path) -> nn.Module:
-        """A student's denoiser from its diffusers folder, frozen."""
+        It is told that the network answers in x0, which `denoise(x_t, t)` does.
+        """
+        config = self.scheduler_config
+        scheduler: Any = DDIMScheduler(
+            **{key: config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
+            trained_betas=config.get("trained_betas"),
+            rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+            set_alpha_to_one=config.get("set_alpha_to_one", False),
+            steps_offset=config.get("steps_offset", 1),
+            timestep_spacing=spacing,
+            prediction_type="sample",
+            clip_sample=False,
+        )
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            x = scheduler.step(denoise(x, at(int(t), x)), t, x).prev_sample
+        return x
+
+    def load_student(self, folder: Path) -> View:
+        """A student from its diffusers folder, frozen, on the CPU."""
         net = read_network(UNet2DConditionModel, folder).requires_grad_(False)
         _forget_folder(net)
-        return net
+        return Base(self, net).view()
 
     def save_network(self, net: nn.Module, folder: Path) -> None:
         """Write a denoiser as a stock diffusers folder."""
@@ -183,20 +193,20 @@ class SDXLFamily:
     def content_hash(self) -> str:
         """sha256 over the denoiser's parameters, to name a teacher by content."""
         digest = hashlib.sha256()
-        for name, value in sorted(self.teacher.state_dict().items()):
+        for name, value in sorted(self.teacher.weights().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
-def attention_kernel(x: Tensor) -> AbstractContextManager[None]:
-    """The attention kernel for latents `x` (B, C, h, w): plain products where few tokens meet on a CPU.
-
-    There, the flash kernel's backward pass takes longer than everything else in the attention blocks together.
-    """
-    if x.device.type == "cpu" and x.shape[-2] * x.shape[-1] <= PLAIN_ATTENTION_TOKENS:
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+def encoder_half(unet: nn.Module) -> nn.Module:
+    """`unet` up to its middle block, whose output it answers with; the parts are shared, and `unet` stays as it is."""
+    half: Any = copy.copy(unet)
+    half._modules = dict(unet._modules)
+    half.up_blocks = nn.ModuleList()
+    half.conv_norm_out = None
+    half.conv_out = nn.Identity()
+    return half
 
 
 def _forget_folder(net: ConfigMixin) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from flashdmd_cli.core.losses import preference_loss
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.transitions import log_ratio, preference_margin, step_kl
-from flashdmd_cli.models.adapters import Reference
+from flashdmd_cli.models.denoiser import Denoiser
 from flashdmd_cli.models.family import Family
 from flashdmd_cli.models.reward import LatentRewardModel
 from flashdmd_cli.runs.recipe import Recipe
@@ -20,7 +20,7 @@ from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.figures import Figures
 from flashdmd_cli.training.loop import Data, Watch, run
 from flashdmd_cli.training.pairs import Pairs, PairSampler
-from flashdmd_cli.training.state import Origin, State
+from flashdmd_cli.training.state import Stage1, State
 from flashdmd_cli.training.steps import Draws, Objective
 
 
@@ -28,7 +28,7 @@ def align(
     recipe: Recipe,
     family: Family,
     reward: LatentRewardModel,
-    origin: Origin,
+    stage1: Stage1,
     data: Data,
     out: Path,
     watch: Watch,
@@ -39,8 +39,7 @@ def align(
 
     Returns the state, short of `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
     """
-    state = State.new(recipe, family, origin)
-    reference = Reference(state.student.net)
+    state = State.new(recipe, family, stage1)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     sampler = PairSampler(objective, reward)
 
@@ -48,9 +47,9 @@ def align(
         # The reading that the paper's GPU hours fit: every iteration prefers, and in every `rl_ratio`-th the student
         # learns from stage 1 as well.
         figures: dict[str, float] = {}
-        for number in distillation_turns(recipe, state.iteration, origin.iteration):
+        for number in distillation_turns(recipe, state.iteration, stage1.iteration):
             figures = distill.iteration(recipe, objective, state, data, number) | figures
-        return figures | preference_step(recipe, objective, sampler, state, reference, data, origin)
+        return figures | preference_step(recipe, objective, sampler, state, data, stage1)
 
     return run(recipe, state, iteration, out, watch, stop, collapse)
 
@@ -58,9 +57,10 @@ def align(
 def distillation_turns(recipe: Recipe, iteration: int, before: int) -> range:
     """Numbers of the iterations of stage 1 (lines 5-26) that belong to one iteration of stage 2.
 
-    `rl_ratio` iterations have `recipe.ttur` of them between them, spread evenly, the first one the student's: so the
-    ratio counts student updates on both sides. Where the two are equal, the fake score learns in every iteration, as
-    Algorithm 1 has it. They are numbered on from the `before` that stage 1 had, and draw noise that it has not used.
+    Every `rl_ratio` preference steps run `ttur` distillation iterations, evenly spaced; the first of these updates the
+    student, so the ratio counts student updates on both sides. Where the two are equal, the fake score learns in
+    every iteration, as Algorithm 1 has it. They are numbered on from the `before` that stage 1 had, and draw noise that
+    it has not used.
     """
     assert recipe.align is not None
     if recipe.align.rl_ratio is None:
@@ -76,13 +76,13 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def preference_step(
-    recipe: Recipe, o: Objective, sampler: PairSampler, state: State, reference: Reference, data: Data, origin: Origin
+    recipe: Recipe, o: Objective, sampler: PairSampler, state: State, data: Data, stage1: Stage1
 ) -> dict[str, float]:
     """Sample a pool, and move the student towards the winners in it (lines 28-31)."""
-    assert recipe.align is not None
+    assert recipe.align is not None and state.reference is not None
     train, figures, student = recipe.train, Figures(), state.student.net
     pool: list[Pairs] = []
-    step = origin.iteration + state.iteration
+    step = stage1.iteration + state.iteration
     for micro in range(train.accumulation):
         draws = Draws(train.seed, 0, step, micro, o.family.device)
         batch = data.batch(step * train.accumulation + micro, batch=train.micro_batch, seed=train.seed)
@@ -94,7 +94,7 @@ def preference_step(
     num_pairs = sum(map(len, pool))
     for pairs in (part for whole in pool for part in whole.split(train.micro_batch)):
         share = len(pairs) / num_pairs
-        margin, kl = margins(o, student, reference, pairs)
+        margin, kl = margins(o, student, state.reference, pairs)
         num_dimensions = pairs.winner[0].numel()
         loss = preference_loss(margin, recipe.align.beta, num_dimensions)
         (loss * share).backward()
@@ -110,7 +110,7 @@ def preference_step(
     return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 
-def margins(o: Objective, student: torch.nn.Module, reference: Reference, pairs: Pairs) -> tuple[Tensor, Tensor]:
+def margins(o: Objective, student: Denoiser, reference: Denoiser, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """H (B,) of Eq. 13 with gradient to the student, and the KL (B,) to the reference, which comes for free.
 
     One forward pass of the student with gradient and one of the reference, where both states were drawn from one.
@@ -118,9 +118,8 @@ def margins(o: Objective, student: torch.nn.Module, reference: Reference, pairs:
     schedule, shared = o.family.schedule, pairs.x_t_loser is None
     t_next = at(o.grid.timesteps[pairs.index + 1], pairs.winner)
     starts = [pairs.x_t] if pairs.x_t_loser is None else [pairs.x_t, pairs.x_t_loser]
-    # All of the reference before any of the student: they may be one network with its adapters off and on.
-    with torch.no_grad(), reference.network() as frozen:
-        before = [o.student_x0(frozen, x_t, pairs.index, pairs.cond) for x_t in starts]
+    with torch.no_grad():
+        before = [o.student_x0(reference, x_t, pairs.index, pairs.cond) for x_t in starts]
     now = [o.student_x0(student, x_t, pairs.index, pairs.cond) for x_t in starts]
     kl = step_kl(schedule, now[0].detach(), before[0], t_next)
     if shared:

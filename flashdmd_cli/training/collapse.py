@@ -110,7 +110,7 @@ class CollapseProbe:
         Those of single pictures are means over a prompt's seeds.
         """
         recipe, family, num_seeds = self.objective.recipe, self.objective.family, self.table.num_seeds
-        student = state.shipped_student()
+        student = state.shipped
         rows: dict[str, list[Tensor]] = {}
         for index, caption in enumerate(self.captions):
             # Neither iteration nor seed of the data enters: always the same noise for the same prompt.
@@ -118,7 +118,7 @@ class CollapseProbe:
             texts = [caption] * num_seeds
             cond = family.encode(texts)
             z = draws.normal("probe/z", (num_seeds, *family.latent_shape))
-            latents = self.objective.walk(student, z, cond, draws, 0, None, "probe")
+            latents = self.objective.simulate(student, z, cond, draws, 0, None, "probe")
             # Statistics are in float64, which not every accelerator has.
             pictures = family.decode(latents).float().clamp(-1, 1).cpu()
             of_one = {name: statistic(pictures) for name, statistic in STATISTICS.items()}

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flashdmd_cli.models.family import Conditioning, Family
+from flashdmd_cli.models.conditioning import Conditioning
+from flashdmd_cli.models.denoiser import Denoiser
+from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag
@@ -20,8 +22,8 @@ from flashdmd_cli.training.steps import Draws, Objective
 
 
 @dataclass
-class Kept:
-    """One micro-batch between the student's turn and those of fake score and discriminator; all detached."""
+class StudentOutput:
+    """Detached student outputs of one micro-batch, reused by the fake-score and discriminator updates."""
 
     draws: Draws
     cond: Conditioning
@@ -60,37 +62,37 @@ def iteration(
     # Where the adversarial loss meets the state that distribution matching met, one graph serves both.
     meets_here = gan.steps == "all" or (index == last and gan.input == "last_step")
     students_turn = number % recipe.ttur == 0
-    kept: list[Kept] = []
+    kept: list[StudentOutput] = []
 
     for micro in range(n):
         draws = Draws(train.seed, 0, number, micro, o.family.device)
         batch = data.batch(number * n + micro, batch=train.micro_batch, seed=train.seed)
         cond = o.conditioning(batch)
         z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
-        x_t = o.walk(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
+        x_t = o.simulate(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
         with torch.set_grad_enabled(students_turn):
             x = o.student_x0(student.net, x_t, index, cond)  # line 10
         latents = None if batch.latents is None else batch.latents.to(z.device)
-        k = Kept(draws, cond, batch.pixels.to(z.device), latents, x.detach())
+        k = StudentOutput(draws, cond, batch.pixels.to(z.device), latents, x.detach())
         kept.append(k)
         leaf = k.x.clone().requires_grad_(students_turn)
-        pull = torch.zeros_like(leaf)
+        grad = torch.zeros_like(leaf)
         if students_turn:
-            dm = o.dm_loss(leaf, o.family.teacher, fake.net, cond, draws)  # lines 13-14
-            pull = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
+            dm = o.dm_loss(leaf, state.teacher, fake.net, cond, draws)  # lines 13-14
+            grad = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
         if state.discriminator is not None and meets_here:
-            pull = pull + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)
+            grad = grad + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)
         if students_turn:
-            x.backward(pull)
+            x.backward(grad)
         if state.discriminator is not None and not meets_here:
             # A graph of its own, after the first was freed: only one denoiser graph is alive at a time.
             x_hat = o.adversarial_state(student.net, k.x, index, cond, draws)
             with torch.set_grad_enabled(students_turn):
                 x = o.student_x0(student.net, x_hat, gan_index, cond)
             leaf = x.detach().clone().requires_grad_(students_turn)
-            pull = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)  # line 15
+            grad = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)  # line 15
             if students_turn:
-                x.backward(pull)
+                x.backward(grad)
 
     factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
     if students_turn:
@@ -112,7 +114,7 @@ def iteration(
 
 
 def adversarial(
-    recipe: Recipe, o: Objective, state: State, k: Kept, leaf: Tensor, index: int, students_turn: bool,
+    recipe: Recipe, o: Objective, state: State, k: StudentOutput, leaf: Tensor, index: int, students_turn: bool,
     figures: Figures,
 ) -> Tensor:  # fmt: skip
     """Gradient of the student's weighted adversarial loss at its output `leaf` (line 15), zero out of its turn.
@@ -124,7 +126,7 @@ def adversarial(
     if recipe.gan.kind == "pixel":
         with torch.set_grad_enabled(students_turn):
             view = o.view(leaf, k.draws)
-            features = heads.look(view)
+            features = heads.extract_features(view)
         k.brightness, k.features = view.detach().mean(), [f.detach() for f in features]
     if not students_turn:
         return torch.zeros_like(leaf)
@@ -137,14 +139,14 @@ def adversarial(
 
 
 def discriminator_loss(
-    recipe: Recipe, o: Objective, heads: Any, fake: nn.Module, k: Kept, index: int, figures: Figures
+    recipe: Recipe, o: Objective, heads: Any, fake: Denoiser, k: StudentOutput, index: int, figures: Figures
 ) -> Tensor:
     """Real pictures against the student's detached ones, which it made at grid step `index`."""
     if recipe.gan.kind == "pixel":
         assert k.features is not None and k.brightness is not None
         real_view = o.real_view(k.pictures, k.latents, k.draws)
         with torch.no_grad():
-            real_features = heads.look(real_view)
+            real_features = heads.extract_features(real_view)
         real, made = heads(real_features), heads(k.features)
         figures.add("brightness/real", real_view.mean(), recipe.train.accumulation)
         figures.add("brightness/student", k.brightness, recipe.train.accumulation)

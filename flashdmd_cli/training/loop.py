@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashdmd_cli.data.shards import Batch
+from flashdmd_cli.models.base import View
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -35,7 +36,7 @@ class Watch:
 
     progress: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
-    preview: Callable[[nn.Module, int, Sequence[str]], None]
+    preview: Callable[[View, int, Sequence[str]], None]
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
@@ -105,7 +106,7 @@ def run(
 
     def preview() -> None:
         with stop.answering():
-            watch.preview(state.shipped_student(), state.iteration, state.probe.get("warnings", []))
+            watch.preview(state.shipped, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations

@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import add_noise
-from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.conditioning import Conditioning
+from flashdmd_cli.models.denoiser import Denoiser
 from flashdmd_cli.models.reward import LatentRewardModel, RewardText
 from flashdmd_cli.training.steps import Draws, Objective
 
@@ -40,7 +41,7 @@ class Pairs:
         for start in range(0, len(self), size):
             part = slice(start, start + size)
             other = self.x_t_loser[part] if self.x_t_loser is not None else None
-            yield Pairs(self.index, self.x_t[part], self.winner[part], self.loser[part], self.cond[part], other)
+            yield Pairs(self.index, self.x_t[part], self.winner[part], self.loser[part], self.cond.rows(part), other)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Verdict:
     scores: Tensor  # (B, k)
 
 
-def judge(scores: Tensor) -> Verdict:
+def rank_candidates(scores: Tensor) -> Verdict:
     """Best and worst of candidates by their scores (B, k); the gap is tanh of half the scores' difference."""
     high, low = scores.max(dim=1), scores.min(dim=1)
     return Verdict(high.indices, low.indices, torch.tanh((high.values - low.values) / 2), scores)
@@ -66,24 +67,24 @@ class PairSampler:
         assert objective.recipe.align is not None
         self.o, self.reward, self.table = objective, reward, objective.recipe.align
 
-    def least_gap(self, timestep: int) -> float:
+    def least_gap(self, timestep: float) -> float:
         """The gap that a pair at `timestep` must exceed: it grows with the noise, which makes a gap less telling."""
         low, high = self.table.threshold
         sigma = self.o.family.schedule.sigma(torch.tensor([timestep])).item()
         return low + (high - low) * sigma
 
-    def reward_timestep(self, index: int) -> int:
+    def reward_timestep(self, index: int) -> float:
         """The timestep at which the candidates of grid step `index` are scored."""
         return self.o.grid.timesteps[index + 1 if self.table.reward_timestep == "next" else index]
 
-    def levels(self) -> list[tuple[int, int]]:
+    def levels(self) -> list[tuple[float, float]]:
         """(noise of the candidates, timestep that the reward model is told) of everything that is compared."""
         if self.table.pairs == "clean":
             return [(self.reward.config.timesteps[0],) * 2]
         indices = self.o.recipe.preference_step_indices
         return [(self.o.grid.timesteps[index + 1], self.reward_timestep(index)) for index in indices]
 
-    def score(self, latents: Tensor, timestep: int, text: RewardText) -> Tensor:
+    def score(self, latents: Tensor, timestep: float, text: RewardText) -> Tensor:
         """Scores (B,) of latents at one timestep."""
         t = at(timestep, latents)
         # Weights that are kept in half precision run as they are, others as the student's do.
@@ -92,7 +93,7 @@ class PairSampler:
             return self.reward.score(latents, t, text, self.table.reward_outside, self.table.reward_guidance)
 
     def draw(
-        self, student: nn.Module, captions: Sequence[str], cond: Conditioning, draws: Draws
+        self, student: Denoiser, captions: Sequence[str], cond: Conditioning, draws: Draws
     ) -> tuple[list[Pairs], dict[str, Tensor]]:
         """The pairs that pass the threshold, by grid step, and figures of everything that was drawn."""
         with torch.no_grad():
@@ -101,29 +102,29 @@ class PairSampler:
             return drawn(student, text, cond, draws)
 
     def _noisy(
-        self, student: nn.Module, text: RewardText, cond: Conditioning, draws: Draws
+        self, student: Denoiser, text: RewardText, cond: Conditioning, draws: Draws
     ) -> tuple[list[Pairs], dict[str, Tensor]]:
         """At each high-noise step, k states drawn from one prediction; a random one of them goes on."""
         k, schedule, timesteps = self.table.candidates, self.o.family.schedule, self.o.grid.timesteps
-        x_t = draws.normal("preference/z", (len(cond), *self.o.family.latent_shape))
-        rows = torch.arange(len(cond), device=x_t.device)
+        x_t = draws.normal("preference/z", (cond.batch, *self.o.family.latent_shape))
+        rows = torch.arange(cond.batch, device=x_t.device)
         pool, verdicts = [], []
         for index in self.o.recipe.preference_step_indices:
             x0 = self.o.student_x0(student, x_t, index, cond)
-            noise = draws.normal(f"preference/eps/{index}", (len(cond) * k, *x_t.shape[1:]))
+            noise = draws.normal(f"preference/eps/{index}", (cond.batch * k, *x_t.shape[1:]))
             t_next = at(timesteps[index + 1], noise)
             drawn = add_noise(schedule, x0.repeat_interleave(k, 0), noise, t_next)
-            verdict = judge(self.score(drawn, self.reward_timestep(index), text).view(-1, k))
+            verdict = rank_candidates(self.score(drawn, self.reward_timestep(index), text).view(-1, k))
             verdicts.append(verdict)
-            candidates = drawn.view(len(cond), k, *x_t.shape[1:])
+            candidates = drawn.view(cond.batch, k, *x_t.shape[1:])
             winner, loser = candidates[rows, verdict.best], candidates[rows, verdict.worst]
             keep = verdict.gap > self.least_gap(timesteps[index + 1])
-            pool.append(Pairs(index, x_t[keep], winner[keep], loser[keep], cond[keep]))
-            x_t = candidates[rows, draws.choice(f"preference/next/{index}", len(cond), k)]
+            pool.append(Pairs(index, x_t[keep], winner[keep], loser[keep], cond.rows(keep)))
+            x_t = candidates[rows, draws.choice(f"preference/next/{index}", cond.batch, k)]
         return pool, _figures(pool, verdicts)
 
     def _clean(
-        self, student: nn.Module, text: RewardText, cond: Conditioning, draws: Draws
+        self, student: Denoiser, text: RewardText, cond: Conditioning, draws: Draws
     ) -> tuple[list[Pairs], dict[str, Tensor]]:
         """k whole trajectories from one noise, judged by where they end; each step of best and worst makes a pair.
 
@@ -131,8 +132,8 @@ class PairSampler:
         pictures.
         """
         k, schedule, timesteps = self.table.candidates, self.o.family.schedule, self.o.grid.timesteps
-        many = Conditioning.cat([cond[i : i + 1] for i in range(len(cond)) for _ in range(k)])
-        z = draws.normal("preference/z", (len(cond), *self.o.family.latent_shape)).repeat_interleave(k, 0)
+        many = Conditioning.cat([cond.rows(slice(i, i + 1)) for i in range(cond.batch) for _ in range(k)])
+        z = draws.normal("preference/z", (cond.batch, *self.o.family.latent_shape)).repeat_interleave(k, 0)
         path = [z]
         for index in range(len(timesteps)):
             x0 = self.o.student_x0(student, path[-1], index, many)
@@ -142,12 +143,12 @@ class PairSampler:
             path.append(add_noise(schedule, x0, noise, at(timesteps[index + 1], x0)))
         ((lowest, _),) = self.levels()
         last = add_noise(schedule, x0, draws.normal("preference/last", x0.shape), at(lowest, x0))
-        verdict = judge(self.score(last, lowest, text).view(-1, k))
+        verdict = rank_candidates(self.score(last, lowest, text).view(-1, k))
         keep = verdict.gap > self.least_gap(lowest)
-        base = torch.arange(len(cond), device=z.device) * k
+        base = torch.arange(cond.batch, device=z.device) * k
         best, worst = (base + verdict.best)[keep], (base + verdict.worst)[keep]
         pool = [
-            Pairs(i, path[i][best], path[i + 1][best], path[i + 1][worst], cond[keep], path[i][worst])
+            Pairs(i, path[i][best], path[i + 1][best], path[i + 1][worst], cond.rows(keep), path[i][worst])
             for i in range(len(path) - 1)
         ]
         return pool, _figures(pool[:1], [verdict])

@@ -139,7 +139,7 @@ def train_reward(
 
 
 def _step(
-    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, role: Role, data: PairLatents, step: int
+    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
 ) -> dict[str, float]:
     """One update on `train.batch` pairs, all drawn anew: which pairs, their timesteps, the noise of each side."""
     train, figures, levels = recipe.train, Figures(), torch.tensor(recipe.pairs.timesteps)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flashdmd_cli.core.losses import ema_update_
-from flashdmd_cli.models.adapters import add_lora, merge_lora, trainable_parameters
+from flashdmd_cli.models.base import Base, View
 from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
 from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, save_state, unfit
@@ -20,22 +19,22 @@ from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.tables import AdamW
 
+Net = TypeVar("Net", View, nn.Module)
 COUNTERS = ("iteration", "images_seen", "seconds", "probe")
 """What a state says beside the roles' own counters."""
 MAX_BAD_UPDATES = 10
 """Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
 
 
-class Role:
+class Role(Generic[Net]):
     """A network with its optimizer, clipping and update counter."""
 
-    def __init__(
-        self, name: str, net: nn.Module, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True
-    ) -> None:
+    def __init__(self, name: str, net: Net, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True) -> None:
         """`lr_key` names the recipe's field of `lr`; `owner` is false where another role saves the weights."""
-        self.name, self.net, self.lr, self.optim, self.owner = name, net, lr, optim, owner
+        self.net: Net = net
+        self.name, self.lr, self.optim, self.owner = name, lr, optim, owner
         self.lr_key = lr_key or f"optim.lr_{name}"
-        self.parameters = trainable_parameters(net)
+        self.parameters = parameters_of(net)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
         )
@@ -93,8 +92,8 @@ class Role:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave, after `check_state` has found it whole."""
-        own = {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)} if self.owner else {}
-        self.net.load_state_dict(self.net.state_dict() | own)
+        if self.owner:
+            assign(trained(self.net), {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)})
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"{self.name}.optimizer."
         for key, value in tensors.items():
@@ -104,44 +103,86 @@ class Role:
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
-def trained(net: nn.Module) -> dict[str, Tensor]:
-    """What a state keeps of `net`: all but its frozen weights, which come from elsewhere."""
+def parameters_of(net: View | nn.Module) -> list[nn.Parameter]:
+    """What an optimizer moves: a denoiser's own parameters, or a discriminator's that are not frozen."""
+    return net.parameters if isinstance(net, View) else [p for p in net.parameters() if p.requires_grad]
+
+
+def trained(net: View | nn.Module) -> dict[str, Tensor]:
+    """What a state keeps of `net`: all but its frozen weights, which come from elsewhere. The live tensors."""
+    if isinstance(net, View):
+        return net.weights()
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
     return {name: value for name, value in net.state_dict().items() if name not in frozen}
 
 
-def fill(net: nn.Module, values: dict[str, Tensor], state: Path) -> None:
+@torch.no_grad()
+def assign(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy `values` into the tensors of the same names."""
+    for name, tensor in live.items():
+        tensor.copy_(values[name])
+
+
+def fill(net: View | nn.Module, values: dict[str, Tensor], state: Path) -> None:
     """Give `net` everything that a state keeps of it; InputError for a tensor too few, too many, or of another kind."""
-    if told := difference(kinds(values), kinds(trained(net))):
+    live = trained(net)
+    if told := difference(kinds(values), kinds(live)):
         raise unfit(state, told, "--from")
-    net.load_state_dict(net.state_dict() | values)
+    assign(live, values)
 
 
 def check_state(
     folder: Path,
     tensors: dict[str, Tensor],
-    roles: Sequence[Role],
+    roles: Sequence[Role[Any]],
     updates: dict[str, int],
-    average: Sequence[Tensor] = (),
+    average: View | None = None,
 ) -> None:
     """InputError that names the first tensor of a state that `roles` after `updates` updates cannot go on with."""
-    wanted = kinds({f"average.{index}": value for index, value in enumerate(average)})
+    wanted = kinds(average_tensors(average))
     for role in roles:
         wanted |= role.wanted(tensors, updates[role.name])
     if told := difference(kinds(tensors), wanted):
         raise unfit(folder, told)
 
 
-@dataclass(frozen=True)
-class Origin:
-    """What stage 2 starts from instead of the teacher: the networks that stage 1 left, plain and frozen."""
+def average_tensors(average: View | None) -> dict[str, Tensor]:
+    """What a state keeps of the student's average: the live tensors by dotted name."""
+    return {} if average is None else {f"average.net.{key}": value for key, value in average.weights().items()}
 
-    student: nn.Module
-    fake: nn.Module
+
+@dataclass(frozen=True)
+class Stage1Adapters:
+    """What stage 1 trained on the teacher, where it trained adapters."""
+
+    student: dict[str, Tensor]
+    fake: dict[str, Tensor]
+    rank: int
+    alpha: float
+
+    def put_on(self, base: Base, student: str, fake: str) -> None:
+        """Put both on `base` under these names, frozen."""
+        for name, values in ((student, self.student), (fake, self.fake)):
+            with torch.random.fork_rng(devices=[]):
+                view = base.add_adapter(name, self.rank, self.alpha)
+            assign(view.weights(), values)
+            for parameter in view.parameters:
+                parameter.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """Stage-1 networks that initialise stage 2, frozen, on the CPU."""
+
+    student: View
+    fake: View | None
+    """None where stage 1's state is gone: the fake score begins as the student."""
     heads: dict[str, Tensor] | None
     """The discriminator's, where stage 1's can be used on."""
     iteration: int
     """Iterations of stage 1, so that noise drawn in stage 2 goes on from there; data are read again."""
+    adapters: Stage1Adapters | None = None
+    """Student's and fake score's, where stage 1 trained adapters on this teacher and its state is there."""
     state: Path = Path("state")
     """Where fake score and heads were read, for messages."""
 
@@ -150,50 +191,46 @@ class Origin:
 class State:
     """Everything that changes during a run."""
 
-    student: Role
-    fake: Role
-    discriminator: Role | None
-    average: list[Tensor] | None
-    preference: Role | None = None
-    """The student's second optimizer, for the preference steps of stage 2."""
+    student: Role[View]
+    fake: Role[View]
+    discriminator: Role[nn.Module] | None
+    teacher: View
+    average: View | None
+    """Exponential moving average of the student."""
+    reference: View | None = None
+    """Stage 2: the student before its first update, frozen."""
+    preference: Role[View] | None = None
+    """Stage 2: a second optimizer of the student, for the preference loss; None: it takes the student's own."""
     iteration: int = 0
     images_seen: int = 0
     seconds: float = 0.0
     probe: dict[str, Any] = field(default_factory=dict)
+    """What the tripwires and the probe remember, JSON-able."""
 
     @classmethod
-    def new(cls, recipe: Recipe, family: Family, origin: Origin | None = None) -> State:
-        """Student and fake score as copies of the teacher (Algorithm 1, lines 1-3) or of `origin`'s; heads and adapters
-        drawn with the run's seed. `recipe.gan.sam` is the place of SAM's weights. InputError where `origin`'s weights
-        are not all that the networks have."""
+    def new(cls, recipe: Recipe, family: Family, stage1: Stage1 | None = None) -> State:
+        """A run at iteration 0: student and fake score begin as the teacher, or in stage 2 as stage 1 left them."""
         torch.manual_seed(recipe.train.seed)
-        student = family.new_network() if origin is None else trainable(origin.student).to(family.device)
-        if recipe.model.form == "lora":
-            student = add_lora(student, recipe.model.lora_rank, recipe.model.lora_alpha)  # type: ignore[arg-type]
-        # A copy with its adapters, since Eq. 11 averages tensor by tensor. An origin's fake score has other weights
-        # below them, but its adapter begins where the student's does.
-        fake = copy.deepcopy(student)
-        if origin is not None:
-            _put_below_adapters(fake, origin.fake, origin.state)
+        networks = _adapters if recipe.model.form == "lora" else _copies
+        student, fake, teacher, average, reference = networks(recipe, family, stage1)
         optim = recipe.optim
-        heads = _discriminator(recipe, fake, family.precision)
-        if heads is not None and origin is not None and origin.heads is not None:
-            fill(heads, origin.heads, origin.state)
-        average = None
-        if recipe.train.average_images is not None:
-            average = [p.detach().clone() for p in trainable_parameters(student)]
+        heads = _discriminator(recipe, family)
+        if heads is not None and stage1 is not None and stage1.heads is not None:
+            fill(heads, stage1.heads, stage1.state)
         state = cls(
             student=Role("student", student, optim.lr_student, optim),
             fake=Role("fake", fake, optim.lr_fake, optim),
             discriminator=Role("discriminator", heads, optim.lr_discriminator, optim) if heads is not None else None,
+            teacher=teacher,
             average=average,
+            reference=reference,
         )
         if recipe.align is not None and recipe.align.optimizer == "own":
             state.preference = Role("preference", student, recipe.align.lr, optim, "align.lr", owner=False)
         return state
 
     @property
-    def roles(self) -> list[Role]:
+    def roles(self) -> list[Role[Any]]:
         return [role for role in (self.student, self.fake, self.discriminator, self.preference) if role is not None]
 
     @property
@@ -210,22 +247,17 @@ class State:
         """After an iteration: the student's average. Not after an update, so that the average reaches back over as
         many pictures whatever the TTUR."""
         if self.average is not None and recipe.train.average_decay is not None:
-            ema_update_(self.average, self.student.parameters, recipe.train.average_decay)
+            ema_update_(self.average.parameters, self.student.parameters, recipe.train.average_decay)
 
-    def shipped_student(self) -> nn.Module:
-        """The student as a plain network: averaged if the recipe says so, adapters merged."""
-        net: Any = copy.deepcopy(self.student.net)
-        if self.average is not None:
-            with torch.no_grad():
-                for parameter, value in zip(trainable_parameters(net), self.average, strict=True):
-                    parameter.copy_(value)
-        return merge_lora(net).requires_grad_(False)
+    @property
+    def shipped(self) -> View:
+        """The student that is shown and shipped: the average where the recipe has one."""
+        return self.average or self.student.net
 
     def contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that an iteration may change: tensors by dotted name, and counters."""
         tensors = {name: value for role in self.roles for name, value in role.tensors().items()}
-        for index, value in enumerate(self.average or ()):
-            tensors[f"average.{index}"] = value
+        tensors |= average_tensors(self.average)
         meta = {
             "iteration": self.iteration,
             "images_seen": self.images_seen,
@@ -249,7 +281,7 @@ class State:
             counters = {name: meta[name] for name in COUNTERS}
         except KeyError as error:
             raise unfit(folder, f"does not say {error}") from None
-        check_state(folder, tensors, self.roles, updates, self.average or ())
+        check_state(folder, tensors, self.roles, updates, self.average)
         self.take(tensors, counters | {"updates": updates, "bad_updates": bad_updates})
 
     def take(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -257,31 +289,59 @@ class State:
         for role in self.roles:
             role.load(tensors)
             role.updates, role.bad_updates = meta["updates"][role.name], meta["bad_updates"][role.name]
-        if self.average is not None:
-            self.average = [tensors[f"average.{index}"].to(v.device) for index, v in enumerate(self.average)]
+        assign(average_tensors(self.average), tensors)
         for name in COUNTERS:
             setattr(self, name, meta[name])
 
 
-def trainable(net: nn.Module) -> nn.Module:
-    """A copy in float32 whose weights all learn; in eval mode, since no role uses dropout."""
-    return copy.deepcopy(net).float().eval().requires_grad_(True)
+Networks = tuple[View, View, View, View | None, View | None]
+"""Student, fake score, teacher, the student's average, and in stage 2 the reference."""
 
 
-def _put_below_adapters(net: nn.Module, plain: nn.Module, state: Path) -> None:
-    """Copy all weights of `plain` into `net`, which may wear adapters, whose own weights stay."""
-    held, values = net.state_dict(), {name: value.float() for name, value in plain.state_dict().items()}
-    below = {name: name.replace(".base_layer.", ".") for name in held if ".lora_" not in name}
-    if told := difference(kinds(values), kinds({below[name]: held[name] for name in below})):
-        raise unfit(state, f"holds another fake score: it {told}", "--from")
-    net.load_state_dict(held | {name: values[key] for name, key in below.items()})
+def _copies(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+    """Full fine-tuning: every role has a network of its own."""
+    student = family.base if stage1 is None else stage1.student.base.to(family.device)
+    fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
+    average = student.copy(trainable=False).view() if recipe.train.average_images else None
+    reference = student.view() if stage1 is not None else None
+    return student.copy().view(), fake.copy().view(), family.teacher, average, reference
 
 
-def _discriminator(recipe: Recipe, fake: nn.Module, precision: str) -> nn.Module | None:
+def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+    """Adapters: teacher, student, fake score, average and reference share one network.
+
+    In stage 2 stage 1's adapters lie frozen below the roles' own. Where stage 1 trained all weights, or its state is
+    gone, its student and its fake score are the networks that adapters go on.
+    """
+    rank, alpha = recipe.model.lora_rank, recipe.model.lora_alpha
+    base = fake_base = family.base.twin()
+    below: tuple[str, ...] = ()
+    fake_below: tuple[str, ...] = ()
+    if stage1 is not None and stage1.adapters is not None:
+        below, fake_below = ("stage1_student",), ("stage1_fake",)
+        stage1.adapters.put_on(base, *below, *fake_below)
+    elif stage1 is not None:
+        base, fake_base = (
+            each.base.to(family.device).twin() for each in (stage1.student, stage1.fake or stage1.student)
+        )
+
+    def like_students(base: Base, name: str, below: tuple[str, ...]) -> View:
+        """A new adapter with the values of the student's, since Eq. 11 averages tensor by tensor."""
+        with torch.random.fork_rng(devices=[]):
+            view = base.add_adapter(name, rank, alpha, below)
+        assign(view.weights(), student.weights())
+        return view
+
+    student = base.add_adapter("student", rank, alpha, below)
+    fake = like_students(fake_base, "fake", fake_below)
+    average = like_students(base, "average", below) if recipe.train.average_images else None
+    teacher = base.view() if stage1 is None or stage1.adapters is not None else family.teacher
+    return student, fake, teacher, average, base.view(*below) if stage1 is not None else None
+
+
+def _discriminator(recipe: Recipe, family: Family) -> nn.Module | None:
     if recipe.gan.kind == "none":
         return None
-    device = next(fake.parameters()).device
     if recipe.gan.kind == "latent":
-        width = fake.config.block_out_channels[-1]  # type: ignore[index,union-attr]
-        return LatentDiscriminator(width).to(device)  # type: ignore[arg-type]
-    return PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=precision).to(device)
+        return LatentDiscriminator(family.tap_widths).to(family.device)
+    return PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=family.precision).to(family.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from flashdmd_cli.core import losses
 from flashdmd_cli.core.grid import Grid
 from flashdmd_cli.core.rollout import at, rollout
-from flashdmd_cli.core.schedules import add_noise, signal_weight
+from flashdmd_cli.core.schedules import add_noise, output_of, signal_weight
 from flashdmd_cli.data.shards import Batch
-from flashdmd_cli.models.discriminator import mid_block_features
-from flashdmd_cli.models.family import Conditioning, Family
+from flashdmd_cli.models.conditioning import Conditioning
+from flashdmd_cli.models.denoiser import Denoiser
+from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
@@ -78,17 +79,17 @@ class Objective:
 
         And sizes: the pictures' own where the batch has them (`model.micro_conditioning: data`), else a whole square's.
         """
-        cond = self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(*batch.text)
-        return cond if batch.sizes is None else replace(cond, time_ids=batch.sizes.to(cond.time_ids.device))
+        cond = self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(batch.text)
+        return cond if batch.sizes is None else self.family.sized(cond, batch.sizes)
 
     # -- the student's way down the grid ------------------------------------------------------------------------------
 
-    def walk(self, student: nn.Module, x: Tensor, cond: Conditioning, draws: Draws, start: int, stop: int | None,
+    def simulate(self, student: Denoiser, x: Tensor, cond: Conditioning, draws: Draws, start: int, stop: int | None,
              role: str) -> Tensor:  # fmt: skip
         """Backward simulation B without gradient: from the noisy state at `start` to that at `stop` (None: x0)."""
         with torch.no_grad():
             return rollout(
-                lambda x_t, t: self.family.predict_x0(student, x_t, t, cond),
+                lambda x_t, t: student.x0(x_t, t, cond),
                 self.family.schedule,
                 self.grid.timesteps,
                 x,
@@ -97,11 +98,11 @@ class Objective:
                 stop,
             )
 
-    def student_x0(self, student: nn.Module, x_t: Tensor, index: int, cond: Conditioning) -> Tensor:
+    def student_x0(self, student: Denoiser, x_t: Tensor, index: int, cond: Conditioning) -> Tensor:
         """The student's answer at grid step `index`."""
-        return self.family.predict_x0(student, x_t, at(self.grid.timesteps[index], x_t), cond)
+        return student.x0(x_t, at(self.grid.timesteps[index], x_t), cond)
 
-    def adversarial_state(self, student: nn.Module, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
+    def adversarial_state(self, student: Denoiser, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
         """Noisy state of the last step, where the GAN acts, from the student's x0 `x` at step `index`.
 
         `last_step`: the state that inference meets, from an earlier step. `renoise`: a finished x0 noised again
@@ -112,20 +113,20 @@ class Objective:
         if index < last:
             x = add_noise(schedule, x, draws.normal("carry", x.shape), at(timesteps[index + 1], x))
             if self.recipe.gan.input == "last_step":
-                return self.walk(student, x, cond, draws, index + 1, last, "carry")
-            x = self.walk(student, x, cond, draws, index + 1, None, "carry")
+                return self.simulate(student, x, cond, draws, index + 1, last, "carry")
+            x = self.simulate(student, x, cond, draws, index + 1, None, "carry")
         return add_noise(schedule, x, draws.normal("renoise", x.shape), at(timesteps[last], x))
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
-    def dm_loss(self, x: Tensor, teacher: nn.Module, fake: nn.Module, cond: Conditioning, draws: Draws) -> Tensor:
-        """Distribution matching of `x` (B, C, h, w): both scores at one noised copy, in x0 space (Eq. 4)."""
+    def dm_loss(self, x: Tensor, teacher: Denoiser, fake: Denoiser, cond: Conditioning, draws: Draws) -> Tensor:
+        """Distribution matching of `x` (B, ...): both scores at one noised copy, in x0 space (Eq. 4)."""
         low, high = self.recipe.dm.renoise_range
         t = draws.timesteps("dm/t", len(x), low, high)
         with torch.no_grad():
             x_t = add_noise(self.family.schedule, x, draws.normal("dm/noise", x.shape), t)
-            x0_real = self.family.guided_x0(teacher, x_t, t, cond, self.recipe.dm.guidance)
-            x0_fake = self.family.predict_x0(fake, x_t, t, cond)
+            x0_real = teacher.guided_x0(x_t, t, cond, self.recipe.dm.guidance)
+            x0_fake = fake.x0(x_t, t, cond)
         return losses.distribution_matching_loss(x, x0_real, x0_fake)
 
     def generator_loss(self, logits: list[Tensor], index: int) -> Tensor:
@@ -142,11 +143,16 @@ class Objective:
         weight = signal_weight(self.family.schedule, t)[0]
         return weight if self.recipe.gan.soft_weights else torch.ones_like(weight)
 
-    def fake_loss(self, fake: nn.Module, x: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
-        """The fake score's own denoising loss on the student's detached output (Eq. 6), t uniform over all steps."""
-        t = draws.timesteps("fake/t", len(x), 0, 999)
-        prediction, target = self.family.fake_prediction(fake, x.detach(), draws.normal("fake/noise", x.shape), t, cond)
-        return losses.denoising_loss(prediction, target)
+    def fake_loss(self, fake: Denoiser, x: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
+        """The fake score's own denoising loss on the student's detached output (Eq. 6), t over all of the schedule.
+
+        In the network's own words (noise, velocity or x0), as its teacher was trained and as DMD2 does for noise. A
+        velocity model's error in noise would weigh nothing at zero terminal SNR, where the student begins.
+        """
+        x, schedule = x.detach(), self.family.schedule
+        t, noise = draws.timesteps("fake/t", len(x), 0, 999), draws.normal("fake/noise", x.shape)
+        output = fake.output(add_noise(schedule, x, noise, t), t, cond)
+        return losses.denoising_loss(output, output_of(schedule, self.family.prediction, x, noise, t))
 
     # -- what a discriminator looks at --------------------------------------------------------------------------------
 
@@ -185,9 +191,9 @@ class Objective:
         return pictures[..., top : top + side, left : left + side]
 
     def latent_logits(
-        self, heads: nn.Module, fake: nn.Module, x: Tensor, cond: Conditioning, draws: Draws, role: str
+        self, heads: nn.Module, fake: Denoiser, x: Tensor, cond: Conditioning, draws: Draws, role: str
     ) -> list[Tensor]:
-        """DMD2's discriminator: heads on the fake score's middle block, which sees `x` diffused to a random t."""
+        """DMD2's discriminator: heads on inner features of the fake score, which sees `x` diffused to a random t."""
         t = draws.timesteps(f"{role}/t", len(x), 0, 999)
         x_t = add_noise(self.family.schedule, x, draws.normal(f"{role}/noise", x.shape), t)
-        return heads(mid_block_features(fake, lambda: self.family.predict_x0(fake, x_t, t, cond)))
+        return heads(fake.features(x_t, t, cond))

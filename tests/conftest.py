@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test asks a real hub
 
@@ -17,6 +18,7 @@ from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs import device
+from flashdmd_cli.runs.tracking import read_metrics
 
 torch.set_num_threads(1)
 _SECONDS: dict[str, float] = defaultdict(float)
@@ -88,12 +90,20 @@ def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_native_bf16", lambda name: False)
 
 
+def repeatable(out: Path) -> list[dict[str, Any]]:
+    """The logged rows of a run in `out` without what the machine's load decides; every row has to have that."""
+    rows = read_metrics(out)
+    for row in rows:
+        assert row.pop("seconds_per_kimg") > 0 and row.pop("memory_gb") > 0
+    return rows
+
+
 class RandomData:
     """Noise with captions: enough for a loop that is tested for its arithmetic."""
 
-    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch:
-        pixels = torch.rand((batch, 3, 32, 32), generator=torch.Generator().manual_seed(step)) * 2 - 1
-        return Batch(pixels, ["a plain red circle above a striped blue ring"] * batch)
+    def batch(self, positions: range, seed: int = 0) -> Batch:
+        rows = [torch.rand((3, 32, 32), generator=torch.Generator().manual_seed(place)) for place in positions]
+        return Batch(torch.stack(rows) * 2 - 1, ["a plain red circle above a striped blue ring"] * len(positions))
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ import torch
 from torch import nn
 
 from flashdmd_cli.core.transitions import log_density
-from flashdmd_cli.models.family import Conditioning
+from flashdmd_cli.models.base import View
+from flashdmd_cli.models.conditioning import Conditioning
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, RewardText
 from flashdmd_cli.models.reward_files import new_reward
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
@@ -21,11 +20,14 @@ from flashdmd_cli.runs.tracking import read_metrics
 from flashdmd_cli.training.align import align, distillation_turns, margins, preference_step
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
-from flashdmd_cli.training.stage1 import load_stage1
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.networks import Stage1
 from flashdmd_cli.training.pairs import Pairs, PairSampler, rank_candidates
-from flashdmd_cli.training.state import Stage1, State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.stage1 import load_stage1
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Objective
 
+from .conftest import repeatable
 from .test_distill import QUIET, changed, sam_folder, seeing, weights  # noqa: F401
 
 SMALL = {
@@ -91,9 +93,9 @@ class Chosen:
         return latents.mean((1, 2, 3)) * self.scale
 
 
-def drawn(r: Recipe, o: Objective, student: nn.Module, chosen: Chosen, batch: int = 3):
+def drawn(r: Recipe, o: Objective, student: View, chosen: Chosen, batch: int = 3):
     cond = o.family.encode(["a plain red circle above a striped blue ring"] * batch)
-    draws = Draws(0, 0, 0, 0, o.family.device)
+    draws = Draws(0, 0, range(batch), o.family.device)
     return PairSampler(o, chosen).draw(student, [""] * batch, cond, draws)  # type: ignore[arg-type]
 
 
@@ -104,12 +106,12 @@ def test_candidates_of_a_step_are_scored_in_one_batch_at_their_own_noise_level(p
     r = recipe()
     o, state, *_ = parts(r)
     chosen = Chosen()
-    pool, figures = drawn(r, o, state.student.net, chosen)
+    pool, metrics = drawn(r, o, state.student.net, chosen)
     assert chosen.asked == [(749, 12), (499, 12)]
     assert [pairs.index for pairs in pool] == [0, 1]
     for pairs in pool:
         assert (pairs.winner.mean((1, 2, 3)) > pairs.loser.mean((1, 2, 3))).all() and len(pairs) == 3
-    assert figures["kept_pairs"] == 1.0
+    assert metrics["kept_pairs"] == 1.0
     # What the next step starts from is one of the candidates, not always the best.
     assert not torch.equal(pool[1].x_t, pool[0].winner)
 
@@ -140,7 +142,8 @@ def test_pairs_come_from_the_density_of_the_step(parts):
     for pairs in pool:
         t_next = torch.full((2,), o.grid.timesteps[pairs.index + 1])
         x0 = o.student_x0(state.student.net, pairs.x_t, pairs.index, pairs.cond).detach()
-        best = log_density(o.family.schedule, o.family.schedule.alpha(t_next) * x0, x0, t_next)
+        mode = o.family.schedule.alpha(t_next).view(-1, 1, 1, 1) * x0
+        best = log_density(o.family.schedule, mode, x0, t_next)
         num = pairs.winner[0].numel()
         for z in (pairs.winner, pairs.loser):
             # Minus twice the log-density, less its constant, is chi-squared with `num` degrees of freedom.
@@ -153,8 +156,8 @@ def test_threshold_grows_with_noise_and_drops_close_calls(parts):
     o, state, _, sampler = parts(r)
     assert 0.45 < sampler.least_gap(249) < sampler.least_gap(499) < sampler.least_gap(749) < 0.60
     assert sampler.least_gap(749) == pytest.approx(0.45 + 0.15 * 0.9713, abs=1e-4)
-    none, figures = drawn(r, o, state.student.net, Chosen(scale=1e-3))
-    assert sum(map(len, none)) == 0 and figures["kept_pairs"] == 0
+    none, metrics = drawn(r, o, state.student.net, Chosen(scale=1e-3))
+    assert sum(map(len, none)) == 0 and metrics["kept_pairs"] == 0
     every, _ = drawn(r, o, state.student.net, Chosen(scale=1e4))
     assert sum(map(len, every)) == 6
 
@@ -171,15 +174,15 @@ def test_both_sides_of_a_pair_are_of_its_own_prompt(kind, parts, monkeypatch):
             return super().score(latents, t, text) * text.pooled[:, 0]
 
     def level(self, net, x_t, index, cond):  # a prediction that tells whose it is
-        return cond.time_ids[:, :1, None, None].expand_as(x_t)
+        return cond["time_ids"][:, :1, None, None].expand_as(x_t)
 
     o, state, *_ = parts(recipe(align__pairs=kind))
     monkeypatch.setattr(Objective, "student_x0", level)
     levels = torch.tensor([[0.0], [100.0], [200.0]]).expand(3, 6)
-    cond, draws = replace(o.family.encode([""] * 3), time_ids=levels), Draws(0, 0, 0, 0, o.family.device)
+    cond, draws = o.family.encode([""] * 3).replace(time_ids=levels), Draws(0, 0, range(3), o.family.device)
     pool, _ = PairSampler(o, Numbered()).draw(state.student.net, [""] * 3, cond, draws)  # type: ignore[arg-type]
     for pairs in pool:
-        assert pairs.cond.time_ids[:, 0].tolist() == [100.0, 200.0]
+        assert pairs.cond["time_ids"][:, 0].tolist() == [100.0, 200.0]
         drawn_at = {pairs.index + 1: (pairs.winner, pairs.loser), pairs.index: (pairs.x_t,)}
         for index, states in drawn_at.items():
             alpha = o.family.schedule.alpha(torch.tensor([o.grid.timesteps[index]])).item() if index else 0.0
@@ -202,26 +205,26 @@ def test_one_forward_with_gradient_and_one_of_the_reference_per_pair(parts, rand
     r = recipe()
     o, state, reference, sampler = parts(r)
     calls = {"gradient": 0, "reference": 0}
-    original = o.family.predict_x0
+    original = View.x0
 
-    def spy(net, x_t, t, cond):
+    def spy(view, x_t, t, cond):
         calls["gradient"] += len(x_t) * torch.is_grad_enabled()
-        calls["reference"] += len(x_t) * (net is reference.copy)
-        return original(net, x_t, t, cond)
+        calls["reference"] += len(x_t) * (view == reference)
+        return original(view, x_t, t, cond)
 
-    monkeypatch.setattr(o.family, "predict_x0", spy)
-    figures = preference_step(r, o, sampler, state, reference, random_data, origin)
-    assert figures["pairs"] == 4  # two prompts, two steps
+    monkeypatch.setattr(View, "x0", spy)
+    metrics = preference_step(r, o, sampler, state, random_data, origin)
+    assert metrics["pairs"] == 4  # two prompts, two steps
     assert calls == {"gradient": 4, "reference": 4}
 
 
 def test_first_preference_step_is_at_ln_2_and_the_next_prefers_the_winner(parts, random_data, origin):
     r = recipe(align__lr=3e-4)
-    o, state, reference, sampler = parts(r)
-    first = preference_step(r, o, sampler, state, reference, random_data, origin)
+    o, state, _, sampler = parts(r)
+    first = preference_step(r, o, sampler, state, random_data, origin)
     assert first["preference"] == pytest.approx(math.log(2)) and first["margin"] == first["kl"] == 0
     # The same pool again, since neither data nor noise moved: now the winners are more likely than under the reference.
-    again = preference_step(r, o, sampler, state, reference, random_data, origin)
+    again = preference_step(r, o, sampler, state, random_data, origin)
     assert again["preference"] < math.log(2) and again["margin"] > 0 and again["kl"] > 0 and again["accuracy"] == 1
 
 
@@ -230,7 +233,7 @@ def log_ratio_of_winners(o, student, reference, pairs: Pairs) -> torch.Tensor:
     t_next = torch.full((len(pairs),), o.grid.timesteps[pairs.index + 1])
     total = torch.zeros(len(pairs))
     for z, side in ((pairs.winner, 1), (pairs.loser, -1)):
-        for net, sign in ((student, 1), (reference.copy, -1)):
+        for net, sign in ((student, 1), (reference, -1)):
             x0 = o.student_x0(net, pairs.x_t, pairs.index, pairs.cond).detach()
             total += side * sign * log_density(o.family.schedule, z, x0, t_next)
     return total
@@ -252,10 +255,10 @@ def test_margin_is_that_of_the_densities(parts):
 @pytest.mark.parametrize("form", ["full", "lora"])
 def test_only_the_student_moves_in_a_preference_step(form, parts, random_data, origin, tiny_family):
     r = recipe(model__form=form, model__lora_rank=4)
-    o, state, reference, sampler = parts(r)
+    o, state, _, sampler = parts(r)
     nets = [state.fake.net, state.discriminator.net, tiny_family.teacher, sampler.reward, origin.student]
     before, student = [weights(net) for net in nets], weights(state.student.net)
-    preference_step(r, o, sampler, state, reference, random_data, origin)
+    preference_step(r, o, sampler, state, random_data, origin)
     assert [changed(b, net) for b, net in zip(before, nets, strict=True)] == [False] * 5
     assert changed(student, state.student.net)
     assert not any(p.grad is not None for role in state.roles for p in role.parameters)
@@ -263,26 +266,26 @@ def test_only_the_student_moves_in_a_preference_step(form, parts, random_data, o
 
 def test_an_empty_pool_updates_nothing(parts, random_data, origin):
     r = recipe(align__threshold=[1.0, 1.0])
-    o, state, reference, sampler = parts(r)
+    o, state, _, sampler = parts(r)
     before = weights(state.student.net)
-    figures = preference_step(r, o, sampler, state, reference, random_data, origin)
-    assert figures["pairs"] == 0 and "preference" not in figures and not changed(before, state.student.net)
+    metrics = preference_step(r, o, sampler, state, random_data, origin)
+    assert metrics["pairs"] == 0 and "preference" not in metrics and not changed(before, state.student.net)
     assert state.updates["preference"] == 0
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])
 def test_reference_is_the_stage_1_student_whatever_training_does(form, parts, random_data, origin):
     r = recipe(model__form=form, model__lora_rank=4, align__lr=1e-3)
-    o, state, reference, sampler = parts(r)
+    o, state, _, sampler = parts(r)
     for _ in range(2):
-        preference_step(r, o, sampler, state, reference, random_data, origin)
+        preference_step(r, o, sampler, state, random_data, origin)
     cond = o.family.encode(["a plain red circle above a striped blue ring"])
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     expected = o.student_x0(origin.student, x, 0, cond)
-    with reference.network() as frozen:
-        torch.testing.assert_close(o.student_x0(frozen, x, 0, cond), expected)
+    torch.testing.assert_close(o.student_x0(state.reference, x, 0, cond), expected)
     assert (o.student_x0(state.student.net, x, 0, cond) - expected).abs().max() > 1e-4
-    assert (reference.copy is None) == (form == "lora")
+    # No weights of its own: those below the student's adapter, or stage 1's as they came.
+    assert state.reference.base is (state.student.net.base if form == "lora" else origin.student.base)
 
 
 def test_clean_pairs_have_the_margin_of_both_trajectories(parts):
@@ -301,7 +304,7 @@ def test_clean_pairs_have_the_margin_of_both_trajectories(parts):
     t_next = torch.full((len(pairs),), 499)
     sides = []
     for z, x_t in ((pairs.winner, pairs.x_t), (pairs.loser, pairs.x_t_loser)):
-        for net, sign in ((state.student.net, 1), (reference.copy, -1)):
+        for net, sign in ((state.student.net, 1), (reference, -1)):
             x0 = o.student_x0(net, x_t, 1, pairs.cond)
             sides.append(sign * log_density(o.family.schedule, z, x0, t_next))
     expected = sides[0] + sides[1] - sides[2] - sides[3]
@@ -309,11 +312,12 @@ def test_clean_pairs_have_the_margin_of_both_trajectories(parts):
 
 
 def test_split_covers_every_pair():
-    cond = Conditioning(torch.arange(5.0)[:, None, None], torch.zeros(5, 1), torch.zeros(5, 6))
+    cond = Conditioning({"context": torch.arange(5.0)[:, None, None]})
     z = torch.arange(5.0)[:, None, None, None]
     parts = list(Pairs(1, z, z + 1, z + 2, cond, z + 3).split(2))
     assert [len(part) for part in parts] == [2, 2, 1]
     assert torch.equal(torch.cat([part.x_t_loser for part in parts]), z + 3)
+    assert torch.equal(Conditioning.cat([part.cond for part in parts])["context"], cond["context"])
 
 
 # -- the joint loop -----------------------------------------------------------------------------------------------
@@ -356,7 +360,7 @@ def test_iterations_of_stage_1_are_spread_over_preference_steps(ratio, ttur, bef
     assert [list(distillation_turns(r, step, before)) for step in range(6)] == turns
 
 
-def test_figures_of_an_iteration_are_those_of_its_first_turn_of_stage_1(
+def test_metrics_of_an_iteration_are_those_of_its_first_turn_of_stage_1(
     tiny_family, sam_folder, reward, origin, random_data, tmp_path, monkeypatch  # noqa: F811
 ):  # fmt: skip
     monkeypatch.setattr("flashdmd_cli.training.align.distill.iteration", lambda *args: {"fake": float(args[-1])})
@@ -398,23 +402,37 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(
     for one, two in zip(whole.roles, rest.roles, strict=True):
         a, b = one.tensors(), two.tensors()
         assert a.keys() == b.keys() and [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+    assert repeatable(tmp_path / "a") == repeatable(tmp_path / "b")
     assert whole.probe == rest.probe
 
 
 # -- where it starts ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["full", "lora"])
-def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
-    flags = SMALL | {"model.form": form, "model.lora_rank": 4, "train.iterations": 2, "optim.lr_fake": 1e-3}
+def answer(view: View) -> torch.Tensor:
+    """What a network sees in one noisy state."""
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    cond = view.base.calls.encode(["a plain red circle above a striped blue ring"])
+    return view.x0(x, torch.tensor([749.0]), cond).detach()
+
+
+@pytest.fixture(params=["full", "lora"])
+def left(request, tiny_family, sam_folder, random_data, tmp_path):  # noqa: F811
+    """A run of stage 1 in one form or the other: its recipe and its last state, with the student in `tmp_path`."""
+    flags = SMALL | {"model.form": request.param, "model.lora_rank": 4, "train.iterations": 2, "optim.lr_fake": 1e-3,
+                     "optim.lr_student": 1e-3}  # fmt: skip
     stage1 = load_recipe("sdxl-4step", flags={k: v for k, v in flags.items() if not k.startswith("align")})
     state = distill(seeing(sam_folder, stage1), tiny_family, random_data, tmp_path, QUIET, StopFlag())
-    tiny_family.save_network(state.shipped_student(), tmp_path / "student")
+    tiny_family.save_network(state.shipped.merged(), tmp_path / "student")
+    return stage1, state
+
+
+def test_stage_1_is_what_it_left(left, tiny_family, sam_folder, tmp_path):  # noqa: F811
+    stage1, state = left
     r = recipe()
     found = load_stage1(tmp_path, 2, stage1, r, tiny_family)
-    assert not changed(weights(state.shipped_student()), found.student) and found.iteration == 2
-    assert not changed(weights(merge_lora(copy.deepcopy(state.fake.net))), found.fake)
+    assert not changed(weights(state.shipped.merged()), found.student) and found.iteration == 2
+    assert not changed(weights(state.fake.net.merged()), found.fake)
     new = State.new(seeing(sam_folder, r), tiny_family, found)
     assert not changed(weights(state.discriminator.net), new.discriminator.net)
     assert not changed(weights(found.student), new.student.net) and not changed(weights(found.fake), new.fake.net)
@@ -422,20 +440,45 @@ def test_origin_is_what_stage_1_left(form, tiny_family, sam_folder, random_data,
     assert other.heads is None
     # A checkpoint that was copied without its state: the fake score begins as the student.
     gone = load_stage1(tmp_path, 3, stage1, r, tiny_family)
-    assert gone.fake is gone.student and gone.heads is None
+    assert gone.fake is None and gone.heads is None
+    new = State.new(seeing(sam_folder, r), tiny_family, gone)
+    assert not changed(weights(gone.student), new.fake.net) and not changed(weights(gone.student), new.student.net)
+
+
+def test_adapters_go_on_top_of_what_stage_1_left(left, tiny_family, sam_folder, tmp_path):  # noqa: F811
+    """Its networks, or frozen below the new ones its adapters on the teacher, which all roles then share."""
+    stage1, state = left
+    r = seeing(sam_folder, recipe(model__form="lora", model__lora_rank=2, train__average_images=20))
+    new = State.new(r, tiny_family, load_stage1(tmp_path, 2, stage1, r, tiny_family))
+    for view, before in ((new.student.net, state.student.net), (new.average, state.student.net),
+                         (new.reference, state.student.net), (new.fake.net, state.fake.net),
+                         (new.teacher, tiny_family.teacher)):  # fmt: skip
+        torch.testing.assert_close(answer(view), answer(before), rtol=1e-5, atol=1e-5)
+    assert (answer(new.student.net) - answer(new.teacher)).abs().max() > 1e-3
+    assert (answer(new.student.net) - answer(new.fake.net)).abs().max() > 1e-3
+    own = {id(p) for role in (new.student, new.fake) for p in role.parameters} | {id(p) for p in new.average.parameters}
+    assert len(own) == 3 * len(new.student.parameters)
+    for view in (new.student.net, new.fake.net):
+        learns = {id(p) for p in view.base.net.parameters() if p.requires_grad}
+        assert learns <= own and {id(p) for p in view.parameters} <= learns
+    shared = {id(view.base) for view in (new.teacher, new.student.net, new.fake.net, new.average, new.reference)}
+    assert len(shared) == (1 if stage1.model.form == "lora" else 3)
 
 
 def test_adapters_go_on_top_of_stage_1s_own_fake_score(tiny_family, sam_folder, origin):  # noqa: F811
     state = State.new(seeing(sam_folder, recipe(model__form="lora", model__lora_rank=4)), tiny_family, origin)
-    for net, plain in ((state.student.net, origin.student), (state.fake.net, origin.fake)):
-        merged = merge_lora(copy.deepcopy(net)).state_dict()
-        assert all(torch.equal(merged[key], value) for key, value in plain.state_dict().items())
+    for view, plain in ((state.student.net, origin.student), (state.fake.net, origin.fake)):
+        merged = view.merged().state_dict()
+        assert all(torch.equal(merged[key], value) for key, value in plain.weights().items())
 
 
-def test_reference_of_an_adapter_is_the_network_below_it(tiny_family):
-    net = add_lora(copy.deepcopy(tiny_family.teacher), 4, 4)
-    reference = Reference(net)
-    trainable = [p for p in net.parameters() if p.requires_grad]
-    with reference.network() as frozen:
-        assert frozen is net
-    assert [p for p in net.parameters() if p.requires_grad] == trainable
+def test_reference_of_an_adapter_is_the_network_below_it(tiny_family, origin):
+    state = State.new(recipe(model__form="lora", gan__kind="none"), tiny_family, origin)
+    with torch.no_grad():
+        for p in state.student.parameters:
+            p.add_(0.1)
+    learns = [p for p in state.student.net.base.net.parameters() if p.requires_grad]
+    assert state.reference.base is state.student.net.base and state.reference.adapters == ()
+    assert torch.equal(answer(state.reference), answer(origin.student))
+    assert (answer(state.student.net) - answer(state.reference)).abs().max() > 1e-3
+    assert [p for p in state.student.net.base.net.parameters() if p.requires_grad] == learns == state.student.parameters

@@ -186,18 +186,16 @@ class ShardDataset:
             self._cache.popitem(last=False)
         return sample
 
-    def indices(self, step: int, rank: int, world: int, batch: int, seed: int) -> list[int]:
-        """Which samples rank `rank` of `world` reads in step `step`, `batch` of them: a function of its arguments.
+    def indices(self, positions: range, seed: int = 0) -> list[int]:
+        """Which samples lie at `positions` of an endless stream: a function of its arguments.
 
-        Epoch after epoch the samples come in a fresh permutation drawn from (seed, epoch). A step of all ranks reads
-        `world * batch` consecutive places of that sequence, so the ranks together read the same whatever `world` is.
+        Epoch after epoch the samples come in a fresh permutation drawn from (seed, epoch).
         """
-        start = (step * world + rank) * batch
-        return [self._at(position, seed) for position in range(start, start + batch)]
+        return [self._at(position, seed) for position in positions]
 
-    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch:
-        """The pictures and captions of `indices`; `batch` is the number of pictures on this rank."""
-        chosen = self.indices(step, rank, world, batch, seed)
+    def batch(self, positions: range, seed: int = 0) -> Batch:
+        """The pictures and captions at `positions` of the shuffled stream that `indices` describes."""
+        chosen = self.indices(positions, seed)
         samples = [self.sample(index) for index in chosen]
         pixels = torch.stack([sample.picture for sample in samples]).float() / 127.5 - 1
         latents = text = None

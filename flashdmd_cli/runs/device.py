@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,3 +109,13 @@ def read_note(folder: Path) -> Place | None:
 def write_note(folder: Path, place: Place) -> None:
     """Remember in a run's folder where it began."""
     write_text_atomically(folder / NOTE, json.dumps(asdict(place)) + "\n")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has had in use at most: of the accelerator's memory, or of main memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    # Kilobytes, but on macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -7,11 +7,11 @@ import hashlib
 import torch
 
 
-def generator(seed: int, rank: int, step: int, role: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but (seed, rank, step, role).
+def generator(seed: int, row: int, step: int, purpose: str) -> torch.Generator:
+    """A CPU generator that depends on nothing but (seed, row, step, purpose).
 
     Draw on the CPU and move the result: then the numbers are the same on every device.
     Torch's CPU generator keeps 32 bits of a seed, so two of 10,000 such generators coincide with a chance of about 1%.
     """
-    digest = hashlib.sha256(f"{seed}/{rank}/{step}/{role}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{row}/{step}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from flashdmd_cli.runs.files import write_text_atomically, writing
 
@@ -20,7 +20,12 @@ class Tracker:
     a crash, are dropped when the tracker opens, so a resumed run leaves the same file as an uninterrupted one.
     """
 
-    def __init__(self, folder: Path, start: int = 0) -> None:
+    def __init__(self, folder: Path, start: int = 0, writes: bool = True) -> None:
+        """`writes` is false in a process that leaves it to another."""
+        self._stream: TextIO | None = None
+        self._board: Any = None
+        if not writes:
+            return
         self.path = folder / METRICS
         kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] < start]
         write_text_atomically(self.path, "".join(kept))
@@ -30,6 +35,8 @@ class Tracker:
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Write the figures of `step`. A figure that is not finite is written as null, for JSON knows no NaN."""
+        if self._stream is None:
+            return
         row = {"step": step} | {key: value if math.isfinite(value) else None for key, value in figures.items()}
         with writing(self.path):
             self._stream.write(json.dumps(row) + "\n")
@@ -40,7 +47,8 @@ class Tracker:
 
     def close(self) -> None:
         """Close both files; closing twice is allowed."""
-        self._stream.close()
+        if self._stream is not None:
+            self._stream.close()
         if self._board is not None:
             self._board.close()
             self._board = None

@@ -15,13 +15,16 @@ from flashdmd_cli.models.family import Family
 from flashdmd_cli.models.reward import LatentRewardModel
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.training import distill
 from flashdmd_cli.training.collapse import CollapseProbe
-from flashdmd_cli.training.figures import Figures
+from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.loop import Data, Watch, run
+from flashdmd_cli.training.metrics import StepMetrics
+from flashdmd_cli.training.networks import Stage1
 from flashdmd_cli.training.pairs import Pairs, PairSampler
-from flashdmd_cli.training.state import Stage1, State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Objective
 
 
 def align(
@@ -34,22 +37,23 @@ def align(
     watch: Watch,
     stop: StopFlag,
     collapse: CollapseProbe | None = None,
+    world: World | None = None,
 ) -> State:
-    """Align a distilled student; `out` takes states and figures. The same call continues from the newest state.
+    """Align a distilled student; `out` takes states and metrics. The same call continues from the newest state.
 
     Returns the state, short of `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
     """
-    state = State.new(recipe, family, stage1)
+    state = State.new(recipe, family, stage1, world)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     sampler = PairSampler(objective, reward)
 
     def iteration() -> dict[str, float]:
         # The reading that the paper's GPU hours fit: every iteration prefers, and in every `rl_ratio`-th the student
         # learns from stage 1 as well.
-        figures: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for number in distillation_turns(recipe, state.iteration, stage1.iteration):
-            figures = distill.iteration(recipe, objective, state, data, number) | figures
-        return figures | preference_step(recipe, objective, sampler, state, data, stage1)
+            metrics = distill.iteration(recipe, objective, state, data, number) | metrics
+        return metrics | preference_step(recipe, objective, sampler, state, data, stage1)
 
     return run(recipe, state, iteration, out, watch, stop, collapse)
 
@@ -80,34 +84,36 @@ def preference_step(
 ) -> dict[str, float]:
     """Sample a pool, and move the student towards the winners in it (lines 28-31)."""
     assert recipe.align is not None and state.reference is not None
-    train, figures, student = recipe.train, Figures(), state.student.net
+    train, metrics, student, world = recipe.train, StepMetrics(state.world), state.student.net, state.world
     pool: list[Pairs] = []
     step = stage1.iteration + state.iteration
-    for micro in range(train.accumulation):
-        draws = Draws(train.seed, 0, step, micro, o.family.device)
-        batch = data.batch(step * train.accumulation + micro, batch=train.micro_batch, seed=train.seed)
+    parts = list(distill.micro_batches(train, world))
+    for rows in parts:
+        draws = Draws(train.seed, step, rows, o.family.device)
+        batch = data.batch(distill.positions(step, rows, train), train.seed)
         cond = o.conditioning(batch)
         drawn, told = sampler.draw(student, batch.captions, cond, draws)
         pool += drawn
         for name, value in told.items():
-            figures.add(name, value, train.accumulation)
-    num_pairs = sum(map(len, pool))
+            metrics.add(name, value, len(parts))
+    num_pairs = sum(world.gather(sum(map(len, pool))))
     for pairs in (part for whole in pool for part in whole.split(train.micro_batch)):
-        share = len(pairs) / num_pairs
+        # Gradients and metrics are means over processes, which may have kept different numbers of pairs.
+        share = len(pairs) / num_pairs * world.size
         margin, kl = margins(o, student, state.reference, pairs)
         num_dimensions = pairs.winner[0].numel()
         loss = preference_loss(margin, recipe.align.beta, num_dimensions)
         (loss * share).backward()
-        figures.add("preference", loss, 1 / share)
-        figures.add("margin", margin.mean() / num_dimensions, 1 / share)
-        figures.add("accuracy", margin.sign().mean() / 2 + 0.5, 1 / share)
-        figures.add("kl", kl.mean() / num_dimensions, 1 / share)
-    figures.values["pairs"] = float(num_pairs)
+        metrics.add("preference", loss, 1 / share)
+        metrics.add("margin", margin.mean() / num_dimensions, 1 / share)
+        metrics.add("accuracy", margin.sign().mean() / 2 + 0.5, 1 / share)
+        metrics.add("kl", kl.mean() / num_dimensions, 1 / share)
+    metrics.whole["pairs"] = float(num_pairs)
     if num_pairs:
         role = state.preference or state.student
         factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
-        figures.values["grad_norm/preference"] = role.update(factor)
-    return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
+        metrics.whole["grad_norm/preference"] = role.update(factor, world)
+    return metrics.values() | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 
 def margins(o: Objective, student: Denoiser, reference: Denoiser, pairs: Pairs) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from flashdmd_cli.core.pictures import STATISTICS, relative_change, spread
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.state import State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.steps import Objective
 
 ONLY_A_FALL_COUNTS = ("diversity", "held_out")
 
@@ -57,7 +58,7 @@ class CollapseProbe:
         if self.table.every is not None:
             state.probe["before"] = {name: values.tolist() for name, values in self._measure(state).items()}
 
-    def look(self, state: State) -> tuple[dict[str, float], str | None]:
+    def check(self, state: State) -> tuple[dict[str, float], str | None]:
         """Figures of the student now, and a warning if one of them has collapsed that had not before.
 
         A figure is outside when the whole 95% interval of its change lies beyond its band, or when it is not a number;
@@ -114,10 +115,11 @@ class CollapseProbe:
         rows: dict[str, list[Tensor]] = {}
         for index, caption in enumerate(self.captions):
             # Neither iteration nor seed of the data enters: always the same noise for the same prompt.
-            draws = Draws(recipe.train.seed, 0, 0, index, family.device)
+            places = range(index * num_seeds, (index + 1) * num_seeds)
+            draws = Draws(recipe.train.seed, 0, places, family.device)
             texts = [caption] * num_seeds
             cond = family.encode(texts)
-            z = draws.normal("probe/z", (num_seeds, *family.latent_shape))
+            z = draws.normal("probe/z", family.latent_shape)
             latents = self.objective.simulate(student, z, cond, draws, 0, None, "probe")
             # Statistics are in float64, which not every accelerator has.
             pictures = family.decode(latents).float().clamp(-1, 1).cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from flashdmd_cli.models.denoiser import Denoiser
 from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.recipe_schema import Train
 from flashdmd_cli.runs.signals import StopFlag
-from flashdmd_cli.training.figures import Figures
+from flashdmd_cli.runs.world import World
+from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.loop import Data, Watch, run
+from flashdmd_cli.training.metrics import StepMetrics
 from flashdmd_cli.training.state import State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.steps import Objective
 
 
 @dataclass
@@ -34,14 +38,28 @@ class StudentOutput:
     features: list[Tensor] | None = None  # what SAM sees in the student's picture
 
 
-def distill(recipe: Recipe, family: Family, data: Data, out: Path, watch: Watch, stop: StopFlag) -> State:
-    """Train a student; `out` takes states and figures. The same call continues from the newest state.
+def distill(
+    recipe: Recipe, family: Family, data: Data, out: Path, watch: Watch, stop: StopFlag, world: World | None = None
+) -> State:  # fmt: skip
+    """Train a student; `out` takes states and metrics. The same call continues from the newest state.
 
     Returns the state, short of `recipe.train.iterations` if `stop` was requested; it is saved either way.
     """
-    state = State.new(recipe, family)
+    state = State.new(recipe, family, world=world)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     return run(recipe, state, lambda: iteration(recipe, objective, state, data), out, watch, stop)
+
+
+def micro_batches(train: Train, world: World) -> Iterator[range]:
+    """This process's rows of an iteration's batch, `micro_batch` at a time."""
+    rows = world.rows(train.batch)
+    for start in range(rows.start, rows.stop, train.micro_batch):
+        yield range(start, start + train.micro_batch)
+
+
+def positions(number: int, rows: range, train: Train) -> range:
+    """Where in the endless shuffled stream of pictures the rows of iteration `number` are."""
+    return range(number * train.batch + rows.start, number * train.batch + rows.stop)
 
 
 def iteration(
@@ -52,7 +70,9 @@ def iteration(
     Its `number`, the state's own if not given, decides whose turn it is and what is drawn.
     """
     number = state.iteration if number is None else number
-    train, n, figures = recipe.train, recipe.train.accumulation, Figures()
+    train, metrics = recipe.train, StepMetrics(state.world)
+    parts = list(micro_batches(train, state.world))
+    n = len(parts)
     student, fake = state.student, state.fake
     # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
     step_draw = generator(train.seed, 0, number, "grid step")
@@ -64,11 +84,11 @@ def iteration(
     students_turn = number % recipe.ttur == 0
     kept: list[StudentOutput] = []
 
-    for micro in range(n):
-        draws = Draws(train.seed, 0, number, micro, o.family.device)
-        batch = data.batch(number * n + micro, batch=train.micro_batch, seed=train.seed)
+    for rows in parts:
+        draws = Draws(train.seed, number, rows, o.family.device)
+        batch = data.batch(positions(number, rows, train), train.seed)
         cond = o.conditioning(batch)
-        z = draws.normal("z", (train.micro_batch, *o.family.latent_shape))
+        z = draws.normal("z", o.family.latent_shape)
         x_t = o.simulate(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
         with torch.set_grad_enabled(students_turn):
             x = o.student_x0(student.net, x_t, index, cond)  # line 10
@@ -79,9 +99,9 @@ def iteration(
         grad = torch.zeros_like(leaf)
         if students_turn:
             dm = o.dm_loss(leaf, state.teacher, fake.net, cond, draws)  # lines 13-14
-            grad = figures.gradient("dm", dm, recipe.dm.weight, leaf, n)
+            grad = metrics.gradient("dm", dm, recipe.dm.weight, leaf, n)
         if state.discriminator is not None and meets_here:
-            grad = grad + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)
+            grad = grad + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, metrics, n)
         if students_turn:
             x.backward(grad)
         if state.discriminator is not None and not meets_here:
@@ -90,32 +110,32 @@ def iteration(
             with torch.set_grad_enabled(students_turn):
                 x = o.student_x0(student.net, x_hat, gan_index, cond)
             leaf = x.detach().clone().requires_grad_(students_turn)
-            grad = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, figures)  # line 15
+            grad = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, metrics, n)  # line 15
             if students_turn:
                 x.backward(grad)
 
     factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
     if students_turn:
-        figures.values["grad_norm/student"] = student.update(factor)  # line 17
+        metrics.whole["grad_norm/student"] = student.update(factor, state.world)  # line 17
         state.follow(recipe)  # line 18, Eq. 11
 
     for k in kept:  # lines 20-24: the fake score on the same, detached x
         loss = o.fake_loss(fake.net, k.x, k.cond, k.draws)
-        figures.add("fake", loss, n)
+        metrics.add("fake", loss, n)
         (loss / n).backward()
         if state.discriminator is not None:  # lines 25-26
-            d_loss = discriminator_loss(recipe, o, state.discriminator.net, fake.net, k, gan_index, figures)
+            d_loss = discriminator_loss(recipe, o, state.discriminator.net, fake.net, k, gan_index, metrics, n)
             weight = recipe.gan.fake_weight if recipe.gan.kind == "latent" else 1.0
             (weight * d_loss / n).backward()
-    figures.values["grad_norm/fake"] = fake.update(factor)
+    metrics.whole["grad_norm/fake"] = fake.update(factor, state.world)
     if state.discriminator is not None:
-        figures.values["grad_norm/discriminator"] = state.discriminator.update(factor)
-    return figures.values | {f"updates/{name}": float(count) for name, count in state.updates.items()}
+        metrics.whole["grad_norm/discriminator"] = state.discriminator.update(factor, state.world)
+    return metrics.values() | {f"updates/{name}": float(count) for name, count in state.updates.items()}
 
 
 def adversarial(
     recipe: Recipe, o: Objective, state: State, k: StudentOutput, leaf: Tensor, index: int, students_turn: bool,
-    figures: Figures,
+    metrics: StepMetrics, n: int,
 ) -> Tensor:  # fmt: skip
     """Gradient of the student's weighted adversarial loss at its output `leaf` (line 15), zero out of its turn.
 
@@ -135,11 +155,11 @@ def adversarial(
     else:
         logits = o.latent_logits(heads, state.fake.net, leaf, k.cond, k.draws, "gan")
     loss = o.generator_loss(logits, index)
-    return figures.gradient("gan", loss, recipe.gan.weight, leaf, recipe.train.accumulation)
+    return metrics.gradient("gan", loss, recipe.gan.weight, leaf, n)
 
 
 def discriminator_loss(
-    recipe: Recipe, o: Objective, heads: Any, fake: Denoiser, k: StudentOutput, index: int, figures: Figures
+    recipe: Recipe, o: Objective, heads: Any, fake: Denoiser, k: StudentOutput, index: int, metrics: StepMetrics, n: int
 ) -> Tensor:
     """Real pictures against the student's detached ones, which it made at grid step `index`."""
     if recipe.gan.kind == "pixel":
@@ -148,13 +168,13 @@ def discriminator_loss(
         with torch.no_grad():
             real_features = heads.extract_features(real_view)
         real, made = heads(real_features), heads(k.features)
-        figures.add("brightness/real", real_view.mean(), recipe.train.accumulation)
-        figures.add("brightness/student", k.brightness, recipe.train.accumulation)
+        metrics.add("brightness/real", real_view.mean(), n)
+        metrics.add("brightness/student", k.brightness, n)
     else:
         x_real = o.real_latents(k.pictures, k.latents)
         real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")
         made = o.latent_logits(heads, fake, k.x, k.cond, k.draws, "made")
     loss = o.discriminator_loss(real, made)
     # Noted without its soft weight: the tripwire asks whether the discriminator tells everything apart.
-    figures.add("discriminator", loss, recipe.train.accumulation)
+    metrics.add("discriminator", loss, n)
     return o.soft_weight(index) * loss

@@ -16,6 +16,7 @@ from torch import Tensor
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.models.base import View
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
+from flashdmd_cli.runs.device import peak_memory
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
@@ -25,14 +26,15 @@ from flashdmd_cli.training.state import State
 
 
 class Data(Protocol):
-    """Captioned pictures in an order that is a function of (seed, step)."""
+    """Captioned pictures in an endless shuffled stream."""
 
-    def batch(self, step: int, rank: int = 0, world: int = 1, batch: int = 1, seed: int = 0) -> Batch: ...
+    def batch(self, positions: range, seed: int = 0) -> Batch:
+        """The pictures at `positions` of the stream, a function of (position, seed)."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run tells the outside: figures, a warning, a student to preview with all warnings so far."""
+    """What a run tells the outside: metrics, a warning, a student to preview with all warnings so far."""
 
     progress: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
@@ -56,16 +58,20 @@ class Undo:
         stop: StopFlag,
         contents: Callable[[], tuple[dict[str, Tensor], dict[str, Any]]],
         take: Callable[[dict[str, Tensor], dict[str, Any]], None],
+        alone: bool = True,
     ) -> None:
-        """`contents` gives the live tensors and JSON-able counters of a run, `take` makes it what they say."""
-        self.stop, self.contents, self.take = stop, contents, take
+        """`contents` gives the live tensors and JSON-able counters of a run, `take` makes it what they say.
+
+        A process that is not `alone` finishes its round, for the others would wait for it.
+        """
+        self.stop, self.contents, self.take, self.alone = stop, contents, take, alone
         self.kept: dict[str, Tensor] = {}
 
     @contextmanager
     def round(self) -> Iterator[None]:
         """One round, inside `stop.postponed()`; on `StopSignal` the run is again what it was before."""
         tensors, meta = self.contents()
-        copied = on_cpu(tensors)
+        copied = self.alone and on_cpu(tensors)
         if copied:
             # The optimizers have no moments before their first step.
             self.kept = {name: self.kept.get(name, torch.empty_like(tensor)) for name, tensor in tensors.items()}
@@ -89,7 +95,7 @@ def run(
     stop: StopFlag,
     collapse: CollapseProbe | None = None,
 ) -> State:
-    """Repeat `iteration`, which changes `state` and returns figures, until the recipe's number of them is done.
+    """Repeat `iteration`, which changes `state` and returns metrics, until the recipe's number of them is done.
 
     Begins where the newest state in `out` ends. Returns early, with the state saved (unless it is still the first), if
     `stop` was requested or a collapse is to end the run. The state's random draws depend on its counters alone, so
@@ -98,52 +104,61 @@ def run(
     saved = latest_state(out / "state")
     if saved is not None:
         state.load(saved)
-    train, began, seconds = recipe.train, time.monotonic(), state.seconds
+    train, world, began, seconds = recipe.train, state.world, time.monotonic(), state.seconds
 
     def ended() -> bool:
         collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
-        return state.iteration >= train.iterations or stop.requested is not None or collapsed
+        return state.iteration >= train.iterations or world.any(stop.requested is not None) or collapsed
+
+    def save() -> None:
+        if world.is_main:
+            state.save(state_folder(out / "state", state.iteration))
 
     def preview() -> None:
-        with stop.answering():
+        if not world.is_main:
+            return
+        with stop.answering(world.size == 1):
             watch.preview(state.shipped, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations
 
-    with Tracker(out, start=state.iteration) as tracker, stop.postponed(), suppress(StopSignal):
+    with Tracker(out, state.iteration, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
         if preview_is_due():  # at the beginning, and where a run was interrupted in its preview
             preview()
         if state.iteration == 0 and collapse is not None:
             with stop.answering():
                 collapse.begin(state)
-        probe, undo = Probe(state.probe, recipe.bands), Undo(stop, state.contents, state.take)
+        probe, undo = Probe(state.probe, recipe.bands), Undo(stop, state.contents, state.take, world.size == 1)
         while not ended():
             with undo.round():
-                figures = iteration()
+                metrics = iteration()
                 state.follow_average(recipe)
                 state.iteration += 1
                 state.images_seen += train.batch
-                state.seconds = seconds + time.monotonic() - began
-                warnings = probe.check(figures)
+                before, state.seconds = state.seconds, seconds + time.monotonic() - began
+                metrics["seconds_per_kimg"] = (state.seconds - before) / train.batch * 1000
+                metrics["memory_gb"] = peak_memory(state.student.net.base.device) / 1e9
+                warnings = probe.check(metrics)
                 probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
                 if collapse is not None and probed:
-                    told, warning = collapse.look(state)
-                    figures |= told
+                    told, warning = collapse.check(state)
+                    metrics |= told
                     warnings += [warning] if warning else []
-            for warning in warnings:
+            for warning in warnings if world.is_main else ():
                 watch.warn(warning)
             # Counted from the first iteration, which is a student's turn whatever the TTUR.
             if probed or (state.iteration - 1) % train.log_every == 0:
-                tracker.log(state.iteration - 1, figures)
-            watch.progress(state.iteration, figures)
+                tracker.log(state.iteration - 1, metrics)
+            if world.is_main:
+                watch.progress(state.iteration, metrics)
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
-                state.save(state_folder(out / "state", state.iteration))
+                save()
             if preview_is_due():
                 preview()
     if 0 < state.iteration < train.iterations:
         with stop.postponed():
-            state.save(state_folder(out / "state", state.iteration))
+            save()
         if stop.requested is None:
             # A collapse: what one wants to see now.
             preview()

@@ -18,7 +18,8 @@ from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.models.conditioning import Conditioning
 from flashdmd_cli.models.denoiser import Denoiser
 from flashdmd_cli.models.reward import LatentRewardModel, RewardText
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.steps import Objective
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class PairSampler:
     def draw(
         self, student: Denoiser, captions: Sequence[str], cond: Conditioning, draws: Draws
     ) -> tuple[list[Pairs], dict[str, Tensor]]:
-        """The pairs that pass the threshold, by grid step, and figures of everything that was drawn."""
+        """The pairs that pass the threshold, by grid step, and metrics of everything that was drawn."""
         with torch.no_grad():
             text = self.reward.encode(captions).repeat(self.table.candidates)
             drawn = self._noisy if self.table.pairs == "noisy" else self._clean
@@ -106,12 +107,12 @@ class PairSampler:
     ) -> tuple[list[Pairs], dict[str, Tensor]]:
         """At each high-noise step, k states drawn from one prediction; a random one of them goes on."""
         k, schedule, timesteps = self.table.candidates, self.o.family.schedule, self.o.grid.timesteps
-        x_t = draws.normal("preference/z", (cond.batch, *self.o.family.latent_shape))
+        x_t = draws.normal("preference/z", self.o.family.latent_shape)
         rows = torch.arange(cond.batch, device=x_t.device)
         pool, verdicts = [], []
         for index in self.o.recipe.preference_step_indices:
             x0 = self.o.student_x0(student, x_t, index, cond)
-            noise = draws.normal(f"preference/eps/{index}", (cond.batch * k, *x_t.shape[1:]))
+            noise = draws.normal(f"preference/eps/{index}", (k, *x_t.shape[1:])).flatten(0, 1)
             t_next = at(timesteps[index + 1], noise)
             drawn = add_noise(schedule, x0.repeat_interleave(k, 0), noise, t_next)
             verdict = rank_candidates(self.score(drawn, self.reward_timestep(index), text).view(-1, k))
@@ -120,8 +121,8 @@ class PairSampler:
             winner, loser = candidates[rows, verdict.best], candidates[rows, verdict.worst]
             keep = verdict.gap > self.least_gap(timesteps[index + 1])
             pool.append(Pairs(index, x_t[keep], winner[keep], loser[keep], cond.rows(keep)))
-            x_t = candidates[rows, draws.choice(f"preference/next/{index}", cond.batch, k)]
-        return pool, _figures(pool, verdicts)
+            x_t = candidates[rows, draws.choice(f"preference/next/{index}", k)]
+        return pool, _metrics(pool, verdicts)
 
     def _clean(
         self, student: Denoiser, text: RewardText, cond: Conditioning, draws: Draws
@@ -133,16 +134,17 @@ class PairSampler:
         """
         k, schedule, timesteps = self.table.candidates, self.o.family.schedule, self.o.grid.timesteps
         many = Conditioning.cat([cond.rows(slice(i, i + 1)) for i in range(cond.batch) for _ in range(k)])
-        z = draws.normal("preference/z", (cond.batch, *self.o.family.latent_shape)).repeat_interleave(k, 0)
+        z = draws.normal("preference/z", self.o.family.latent_shape).repeat_interleave(k, 0)
         path = [z]
         for index in range(len(timesteps)):
             x0 = self.o.student_x0(student, path[-1], index, many)
             if index + 1 == len(timesteps):
                 break
-            noise = draws.normal(f"preference/eps/{index}", x0.shape)
+            noise = draws.normal(f"preference/eps/{index}", (k, *x0.shape[1:])).flatten(0, 1)
             path.append(add_noise(schedule, x0, noise, at(timesteps[index + 1], x0)))
         ((lowest, _),) = self.levels()
-        last = add_noise(schedule, x0, draws.normal("preference/last", x0.shape), at(lowest, x0))
+        noise = draws.normal("preference/last", (k, *x0.shape[1:])).flatten(0, 1)
+        last = add_noise(schedule, x0, noise, at(lowest, x0))
         verdict = rank_candidates(self.score(last, lowest, text).view(-1, k))
         keep = verdict.gap > self.least_gap(lowest)
         base = torch.arange(cond.batch, device=z.device) * k
@@ -151,10 +153,10 @@ class PairSampler:
             Pairs(i, path[i][best], path[i + 1][best], path[i + 1][worst], cond.rows(keep), path[i][worst])
             for i in range(len(path) - 1)
         ]
-        return pool, _figures(pool[:1], [verdict])
+        return pool, _metrics(pool[:1], [verdict])
 
 
-def _figures(pool: list[Pairs], verdicts: list[Verdict]) -> dict[str, Tensor]:
+def _metrics(pool: list[Pairs], verdicts: list[Verdict]) -> dict[str, Tensor]:
     num = sum(len(verdict.gap) for verdict in verdicts)
     scores = torch.cat([verdict.scores for verdict in verdicts])
     return {

@@ -23,9 +23,10 @@ from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
-from flashdmd_cli.training.figures import Figures
 from flashdmd_cli.training.loop import Undo, Watch
-from flashdmd_cli.training.state import Role, check_state
+from flashdmd_cli.training.metrics import StepMetrics
+from flashdmd_cli.training.roles import Role
+from flashdmd_cli.training.state import check_state
 
 CACHE_BYTES = 512 * 2**20
 """Latents kept in memory; a smaller set of pairs is encoded once."""
@@ -83,7 +84,7 @@ def train_reward(
     recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
 ) -> tuple[int, float]:  # fmt: skip
-    """Train `model` in place; `out` takes states and figures. The same call continues from the newest state.
+    """Train `model` in place; `out` takes states and metrics. The same call continues from the newest state.
 
     Returns the iterations done, short of the recipe's if `stop` was requested, and the seconds they took.
 
@@ -123,13 +124,13 @@ def train_reward(
         while done < train.iterations and stop.requested is None:
             due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
             with undo.round():
-                figures = _step(recipe, family, model, role, learned, done)
+                metrics = _step(recipe, family, model, role, learned, done)
                 if due and measured.pairs:
-                    figures |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
+                    metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
             done += 1
             if due or (done - 1) % train.log_every == 0:
-                tracker.log(done - 1, figures)
-            watch.progress(done, figures)
+                tracker.log(done - 1, metrics)
+            watch.progress(done, metrics)
             if due:
                 save()
     if stop.requested is not None and done:
@@ -142,7 +143,7 @@ def _step(
     recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
 ) -> dict[str, float]:
     """One update on `train.batch` pairs, all drawn anew: which pairs, their timesteps, the noise of each side."""
-    train, figures, levels = recipe.train, Figures(), torch.tensor(recipe.pairs.timesteps)
+    train, metrics, levels = recipe.train, StepMetrics(), torch.tensor(recipe.pairs.timesteps)
     draw = generator(train.seed, 0, step, "reward/pairs")
     indices = torch.randint(len(data.pairs), (train.batch,), generator=draw)
     weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
@@ -159,15 +160,15 @@ def _step(
         # Weights are normalised over the whole batch, as the loss does within a part of it.
         share = (weights[rows].sum() / weights.sum()).item()
         (loss * share).backward()
-        figures.add("loss", loss, 1 / share)
+        metrics.add("loss", loss, 1 / share)
         decided = labels != 0.5
         num_right += int(((scores[1] > scores[0]) == (labels > 0.5))[decided].sum())
         num_decided += int(decided.sum())
     if num_decided:
-        figures.values["accuracy"] = num_right / num_decided
-    figures.values["grad_norm"] = role.update(recipe.rate_factor(step))
-    figures.values["logit_scale"] = model.logit_scale.exp().item()
-    return figures.values
+        metrics.whole["accuracy"] = num_right / num_decided
+    metrics.whole["grad_norm"] = role.update(recipe.rate_factor(step))
+    metrics.whole["logit_scale"] = model.logit_scale.exp().item()
+    return metrics.values()
 
 
 @torch.no_grad()

@@ -11,7 +11,8 @@ from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, state_folder, unfit
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe
-from flashdmd_cli.training.state import Stage1, Stage1Adapters, fill
+from flashdmd_cli.training.networks import Stage1, Stage1Adapters
+from flashdmd_cli.training.roles import fill
 
 STUDENT, AVERAGE, FAKE, HEADS = "student.net.", "average.net.", "fake.net.", "discriminator.net."
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flashdmd_cli.core import losses
-from flashdmd_cli.core.grid import Grid
+from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, signal_weight
 from flashdmd_cli.data.shards import Batch
@@ -17,45 +17,14 @@ from flashdmd_cli.models.conditioning import Conditioning
 from flashdmd_cli.models.denoiser import Denoiser
 from flashdmd_cli.models.family import Family
 from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.training.draws import Draws
 
+ALL_TIMES = (0, NUM_TRAIN_TIMESTEPS - 1)
 GAN_LOSSES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "hinge": (losses.hinge_generator_loss, losses.hinge_discriminator_loss),
     "softplus": (losses.softplus_generator_loss, losses.softplus_discriminator_loss),
 }
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Random numbers of one micro-batch: a function of (seed, rank, iteration, micro-batch, purpose)."""
-
-    seed: int
-    rank: int
-    iteration: int
-    micro: int
-    device: torch.device
-
-    def generator(self, role: str) -> torch.Generator:
-        return generator(self.seed, self.rank, self.iteration, f"{role}/{self.micro}")
-
-    def normal(self, role: str, shape: torch.Size | tuple[int, ...]) -> Tensor:
-        """Standard normal noise."""
-        return torch.randn(shape, generator=self.generator(role)).to(self.device)
-
-    def timesteps(self, role: str, num: int, low: int, high: int) -> Tensor:
-        """`num` timesteps, uniform on [low, high], both included."""
-        return torch.randint(low, high + 1, (num,), generator=self.generator(role)).to(self.device)
-
-    def choice(self, role: str, num: int, high: int) -> Tensor:
-        """`num` numbers, uniform on [0, high), long."""
-        return torch.randint(high, (num,), generator=self.generator(role)).to(self.device)
-
-    def corner(self, role: str, x: Tensor, side: int) -> tuple[int, int]:
-        """Top and left of a square crop of `side` from `x` (B, C, H, W), uniform over all places."""
-        room = torch.tensor([x.shape[-2] - side, x.shape[-1] - side])
-        top, left = (torch.rand(2, generator=self.generator(role)) * (room + 1)).long().tolist()
-        return top, left
 
 
 @dataclass(frozen=True)
@@ -93,7 +62,7 @@ class Objective:
                 self.family.schedule,
                 self.grid.timesteps,
                 x,
-                lambda index: draws.normal(f"{role}/{index}", x.shape),
+                lambda index: draws.normal(f"{role}/{index}", x.shape[1:]),
                 start,
                 stop,
             )
@@ -111,20 +80,20 @@ class Objective:
         last = len(self.grid) - 1
         schedule, timesteps = self.family.schedule, self.grid.timesteps
         if index < last:
-            x = add_noise(schedule, x, draws.normal("carry", x.shape), at(timesteps[index + 1], x))
+            x = add_noise(schedule, x, draws.normal("carry", x.shape[1:]), at(timesteps[index + 1], x))
             if self.recipe.gan.input == "last_step":
                 return self.simulate(student, x, cond, draws, index + 1, last, "carry")
             x = self.simulate(student, x, cond, draws, index + 1, None, "carry")
-        return add_noise(schedule, x, draws.normal("renoise", x.shape), at(timesteps[last], x))
+        return add_noise(schedule, x, draws.normal("renoise", x.shape[1:]), at(timesteps[last], x))
 
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def dm_loss(self, x: Tensor, teacher: Denoiser, fake: Denoiser, cond: Conditioning, draws: Draws) -> Tensor:
         """Distribution matching of `x` (B, ...): both scores at one noised copy, in x0 space (Eq. 4)."""
         low, high = self.recipe.dm.renoise_range
-        t = draws.timesteps("dm/t", len(x), low, high)
+        t = self.family.schedule.sample(draws.uniform("dm/t"), low, high)
         with torch.no_grad():
-            x_t = add_noise(self.family.schedule, x, draws.normal("dm/noise", x.shape), t)
+            x_t = add_noise(self.family.schedule, x, draws.normal("dm/noise", x.shape[1:]), t)
             x0_real = teacher.guided_x0(x_t, t, cond, self.recipe.dm.guidance)
             x0_fake = fake.x0(x_t, t, cond)
         return losses.distribution_matching_loss(x, x0_real, x0_fake)
@@ -150,26 +119,28 @@ class Objective:
         velocity model's error in noise would weigh nothing at zero terminal SNR, where the student begins.
         """
         x, schedule = x.detach(), self.family.schedule
-        t, noise = draws.timesteps("fake/t", len(x), 0, 999), draws.normal("fake/noise", x.shape)
+        t, noise = schedule.sample(draws.uniform("fake/t"), *ALL_TIMES), draws.normal("fake/noise", x.shape[1:])
         output = fake.output(add_noise(schedule, x, noise, t), t, cond)
         return losses.denoising_loss(output, output_of(schedule, self.family.prediction, x, noise, t))
 
     # -- what a discriminator looks at --------------------------------------------------------------------------------
 
     def view(self, latents: Tensor, draws: Draws) -> Tensor:
-        """Decoded pictures, or a random crop of them: only the latents around the crop are decoded."""
+        """Decoded pictures, or a random crop of each: only the latents around the crop are decoded."""
         gan = self.recipe.gan
         if gan.decode == "full":
             return self._decode(latents)
         scale = self.family.resolution // self.family.latent_shape[-1]
-        side, margin = gan.crop_px // scale, gan.crop_margin_latents
-        top, left = draws.corner("crop", latents, side)
-        # The decoder's middle block attends over all it is given, so a crop is an approximation; the margin takes the
-        # padding's trace away from the edge.
-        up, back = max(0, top - margin), max(0, left - margin)
-        around = latents[..., up : top + side + margin, back : left + side + margin]
-        y, x = (top - up) * scale, (left - back) * scale
-        return self._decode(around)[..., y : y + gan.crop_px, x : x + gan.crop_px]
+        side, (height, width) = gan.crop_px // scale, latents.shape[-2:]
+        # The decoder's middle block attends over all it is given, so a crop is an approximation; what is decoded around
+        # it, and cut away, takes the padding's trace away from the edge.
+        tall, wide = (min(side + 2 * gan.crop_margin_latents, room) for room in (height, width))
+        corners = draws.corners("crop", height - side, width - side)
+        around = [(_around(top, side, tall, height), _around(left, side, wide, width)) for top, left in corners]
+        decoded = self._decode(_crops(latents, around, tall, wide))
+        inner = [((top - up) * scale, (left - back) * scale)
+                 for (top, left), (up, back) in zip(corners, around, strict=True)]  # fmt: skip
+        return _crops(decoded, inner, gan.crop_px, gan.crop_px)
 
     def _decode(self, latents: Tensor) -> Tensor:
         with self.family.autocast():
@@ -187,13 +158,25 @@ class Objective:
         if self.recipe.gan.decode == "full":
             return pictures
         side = self.recipe.gan.crop_px
-        top, left = draws.corner("real crop", pictures, side)
-        return pictures[..., top : top + side, left : left + side]
+        corners = draws.corners("real crop", pictures.shape[-2] - side, pictures.shape[-1] - side)
+        return _crops(pictures, corners, side, side)
 
     def latent_logits(
         self, heads: nn.Module, fake: Denoiser, x: Tensor, cond: Conditioning, draws: Draws, role: str
     ) -> list[Tensor]:
         """DMD2's discriminator: heads on inner features of the fake score, which sees `x` diffused to a random t."""
-        t = draws.timesteps(f"{role}/t", len(x), 0, 999)
-        x_t = add_noise(self.family.schedule, x, draws.normal(f"{role}/noise", x.shape), t)
+        schedule = self.family.schedule
+        t = schedule.sample(draws.uniform(f"{role}/t"), *ALL_TIMES)
+        x_t = add_noise(schedule, x, draws.normal(f"{role}/noise", x.shape[1:]), t)
         return heads(fake.features(x_t, t, cond))
+
+
+def _around(start: int, side: int, length: int, room: int) -> int:
+    """Where `length` of `room` places begin that have `side` places from `start` in their middle, as far as room is."""
+    return min(max(0, start - (length - side) // 2), room - length)
+
+
+def _crops(x: Tensor, corners: Sequence[tuple[int, int]], height: int, width: int) -> Tensor:
+    """From each row of `x` (B, C, H, W) what begins at its corner (top, left): (B, C, height, width)."""
+    return torch.stack([row[:, top : top + height, left : left + width]
+                        for row, (top, left) in zip(x, corners, strict=True)])  # fmt: skip

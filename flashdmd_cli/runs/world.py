@@ -1,0 +1,62 @@
+"""The processes that train one run together, each on its own rows of every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes, of which this is number `rank`. With one process nothing is sent."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> World:
+        """What `torch.distributed` was initialised with; one process where it was not."""
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        return cls()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and reports."""
+        return self.rank == 0
+
+    def rows(self, batch: int) -> range:
+        """This process's rows of a batch, which `size` divides."""
+        share = batch // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of the same shapes on every process by their mean over processes, in place."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def gather(self, value: Any) -> list[Any]:
+        """A picklable value of every process, by rank, on every process."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` holds on any process."""
+        return any(self.gather(bool(flag)))
+
+    def wait(self) -> None:
+        """Until every process has come this far."""
+        self.gather(None)

@@ -1,0 +1,44 @@
+"""Random numbers of a training step, a function of (seed, iteration, row of the batch, purpose).
+
+A row draws the same numbers whichever process holds it and whatever the micro-batch is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashdmd_cli.runs.randomness import generator
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The numbers of `rows` of one iteration's batch. They are drawn on the CPU, so every device has the same."""
+
+    seed: int
+    iteration: int
+    rows: range
+    device: torch.device
+
+    def _generators(self, purpose: str) -> list[torch.Generator]:
+        return [generator(self.seed, row, self.iteration, purpose) for row in self.rows]
+
+    def normal(self, purpose: str, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise (B, *shape)."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self._generators(purpose)]).to(self.device)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """Numbers (B,) on [0, 1)."""
+        return torch.cat([torch.rand(1, generator=g) for g in self._generators(purpose)]).to(self.device)
+
+    def choice(self, purpose: str, high: int) -> Tensor:
+        """Whole numbers (B,) long, uniform on [0, high)."""
+        return torch.cat([torch.randint(high, (1,), generator=g) for g in self._generators(purpose)]).to(self.device)
+
+    def corners(self, purpose: str, height: int, width: int) -> list[tuple[int, int]]:
+        """Top and left of B places, uniform on [0, height] x [0, width]."""
+        room = torch.tensor([height + 1, width + 1])
+        pairs = ((torch.rand(2, generator=g) * room).long().tolist() for g in self._generators(purpose))
+        return [(top, left) for top, left in pairs]

@@ -1,0 +1,124 @@
+"""The networks of a run at iteration 0: which are copies, which are views on one, and what stage 1 left for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flashdmd_cli.models.base import Base, View
+from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
+from flashdmd_cli.models.family import Family
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.training.roles import assign, fill
+
+
+@dataclass(frozen=True)
+class Stage1Adapters:
+    """What stage 1 trained on the teacher, where it trained adapters."""
+
+    student: dict[str, Tensor]
+    fake: dict[str, Tensor]
+    rank: int
+    alpha: float
+
+    def put_on(self, base: Base, student: str, fake: str) -> None:
+        """Put both on `base` under these names, frozen."""
+        for name, values in ((student, self.student), (fake, self.fake)):
+            with torch.random.fork_rng(devices=[]):
+                view = base.add_adapter(name, self.rank, self.alpha)
+            assign(view.weights(), values)
+            for parameter in view.parameters:
+                parameter.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """Stage-1 networks that initialise stage 2, frozen, on the CPU."""
+
+    student: View
+    fake: View | None
+    """None where stage 1's state is gone: the fake score begins as the student."""
+    heads: dict[str, Tensor] | None
+    """The discriminator's, where stage 1's can be used on."""
+    iteration: int
+    """Iterations of stage 1, so that noise drawn in stage 2 goes on from there; data are read again."""
+    adapters: Stage1Adapters | None = None
+    """Student's and fake score's, where stage 1 trained adapters on this teacher and its state is there."""
+    state: Path = Path("state")
+    """Where fake score and heads were read, for messages."""
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The denoisers of a run."""
+
+    student: View
+    fake: View
+    teacher: View
+    average: View | None
+    """Begins as the student, where the recipe averages it."""
+    reference: View | None
+    """Stage 2: the student before its first update."""
+
+
+def new_networks(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+    """Student and fake score as the teacher is, or in stage 2 as stage 1 left them."""
+    return (_adapters if recipe.model.form == "lora" else _full)(recipe, family, stage1)
+
+
+def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+    """Full fine-tuning: every role has a network of its own."""
+    student = family.base if stage1 is None else stage1.student.base.to(family.device)
+    fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
+    average = student.copy(trainable=False).view() if recipe.train.average_images else None
+    reference = student.view() if stage1 is not None else None
+    return Networks(student.copy().view(), fake.copy().view(), family.teacher, average, reference)
+
+
+def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+    """Adapters: teacher, student, fake score, average and reference share one network.
+
+    In stage 2 stage 1's adapters lie frozen below the roles' own. Where stage 1 trained all weights, or its state is
+    gone, its student and its fake score are the networks that adapters go on.
+    """
+    rank, alpha = recipe.model.lora_rank, recipe.model.lora_alpha
+    base = fake_base = family.base.twin()
+    below: tuple[str, ...] = ()
+    fake_below: tuple[str, ...] = ()
+    if stage1 is not None and stage1.adapters is not None:
+        below, fake_below = ("stage1_student",), ("stage1_fake",)
+        stage1.adapters.put_on(base, *below, *fake_below)
+    elif stage1 is not None:
+        base, fake_base = (
+            each.base.to(family.device).twin() for each in (stage1.student, stage1.fake or stage1.student)
+        )
+
+    def like_students(base: Base, name: str, below: tuple[str, ...]) -> View:
+        """A new adapter with the values of the student's, since Eq. 11 averages tensor by tensor."""
+        with torch.random.fork_rng(devices=[]):
+            view = base.add_adapter(name, rank, alpha, below)
+        assign(view.weights(), student.weights())
+        return view
+
+    student = base.add_adapter("student", rank, alpha, below)
+    fake = like_students(fake_base, "fake", fake_below)
+    average = like_students(base, "average", below) if recipe.train.average_images else None
+    teacher = base.view() if stage1 is None or stage1.adapters is not None else family.teacher
+    return Networks(student, fake, teacher, average, base.view(*below) if stage1 is not None else None)
+
+
+def new_discriminator(recipe: Recipe, family: Family, stage1: Stage1 | None) -> nn.Module | None:
+    """The discriminator that the recipe asks for, with stage 1's heads where they can be used on."""
+    heads: nn.Module
+    if recipe.gan.kind == "none":
+        return None
+    if recipe.gan.kind == "latent":
+        heads = LatentDiscriminator(family.tap_widths)
+    else:
+        heads = PixelDiscriminator(load_sam_encoder(recipe.gan.sam), precision=family.precision)
+    if stage1 is not None and stage1.heads is not None:
+        fill(heads, stage1.heads, stage1.state)
+    return heads.to(family.device)

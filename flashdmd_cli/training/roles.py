@@ -1,0 +1,130 @@
+"""One role of a run: its network with optimizer, clipping and update counter, and what a state keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from flashdmd_cli.models.base import View
+from flashdmd_cli.runs.checkpoint import difference, kinds, unfit
+from flashdmd_cli.runs.errors import NumericalError
+from flashdmd_cli.runs.tables import AdamW
+from flashdmd_cli.runs.world import World
+
+Net = TypeVar("Net", View, nn.Module)
+MAX_BAD_UPDATES = 10
+"""Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
+
+
+class Role(Generic[Net]):
+    """A network with its optimizer, clipping and update counter."""
+
+    def __init__(self, name: str, net: Net, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True) -> None:
+        """`lr_key` names the recipe's field of `lr`; `owner` is false where another role saves the weights."""
+        self.net: Net = net
+        self.name, self.lr, self.optim, self.owner = name, lr, optim, owner
+        self.lr_key = lr_key or f"optim.lr_{name}"
+        self.parameters = parameters_of(net)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=lr, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+        self.updates = 0
+        self.bad_updates = 0
+
+    def update(self, factor: float = 1.0, world: World | None = None) -> float:
+        """One optimizer step at `factor` of the learning rate on the accumulated gradients, their mean over processes.
+
+        Returns the gradients' norm before clipping.
+
+        A gradient that is not finite is dropped and counted; `NumericalError` after `MAX_BAD_UPDATES` in a row.
+        """
+        if world is not None and world.size > 1:
+            for parameter in self.parameters:
+                # A process that has kept no pair has no gradient, and the others wait for it.
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            world.mean_([p.grad for p in self.parameters if p.grad is not None])
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+        if torch.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr * factor
+            self.optimizer.step()
+            self.updates += 1
+            self.bad_updates = 0
+        else:
+            self.bad_updates += 1
+            if self.bad_updates >= MAX_BAD_UPDATES:
+                raise NumericalError(
+                    f"{self.lr_key}: {MAX_BAD_UPDATES} gradients in a row were not finite",
+                    hint="a lower one, or model.precision=fp32 where it is bf16, in another --out",
+                )
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm.item()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Trainable parameters, buffers and optimizer moments, by dotted name."""
+        moments = {
+            f"{self.name}.optimizer.{index}.{key}": value
+            for index, slots in self.optimizer.state_dict()["state"].items()
+            for key, value in slots.items()
+        }
+        return self._weights() | moments
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {f"{self.name}.net.{key}": v for key, v in trained(self.net).items()} if self.owner else {}
+
+    def wanted(self, found: Iterable[str], updates: int) -> dict[str, str]:
+        """Names and kinds of the tensors that a state after `updates` updates must have.
+
+        A parameter that no loss reaches has no moments, so the names that were `found` say whose are there.
+        """
+        moments: dict[int, dict[str, str]] = {}
+        for index, p in enumerate(self.parameters):
+            slots = {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
+            moments[index] = kinds({f"{self.name}.optimizer.{index}.{slot}": v for slot, v in slots.items()})
+        names = set(found)
+        reached = [rows for rows in moments.values() if not names.isdisjoint(rows)] or list(moments.values())
+        return kinds(self._weights()) | {k: v for rows in reached if updates for k, v in rows.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave, after `check_state` has found it whole."""
+        if self.owner:
+            assign(trained(self.net), {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)})
+        state: dict[int, dict[str, Tensor]] = {}
+        prefix = f"{self.name}.optimizer."
+        for key, value in tensors.items():
+            if key.startswith(prefix):
+                index, slot = key.removeprefix(prefix).split(".")
+                state.setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def parameters_of(net: View | nn.Module) -> list[nn.Parameter]:
+    """What an optimizer moves: a denoiser's own parameters, or a discriminator's that are not frozen."""
+    return net.parameters if isinstance(net, View) else [p for p in net.parameters() if p.requires_grad]
+
+
+def trained(net: View | nn.Module) -> dict[str, Tensor]:
+    """What a state keeps of `net`: all but its frozen weights, which come from elsewhere. The live tensors."""
+    if isinstance(net, View):
+        return net.weights()
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in net.state_dict().items() if name not in frozen}
+
+
+@torch.no_grad()
+def assign(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    """Copy `values` into the tensors of the same names."""
+    for name, tensor in live.items():
+        tensor.copy_(values[name])
+
+
+def fill(net: View | nn.Module, values: dict[str, Tensor], state: Path) -> None:
+    """Give `net` everything that a state keeps of it; InputError for a tensor too few, too many, or of another kind."""
+    live = trained(net)
+    if told := difference(kinds(values), kinds(live)):
+        raise unfit(state, told, "--from")
+    assign(live, values)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from flashdmd_cli.cli import prepare_caches
 from flashdmd_cli.cli.prepare_caches import encoders_hash, forecast, size
-from flashdmd_cli.cli.run_folder import open_data
 from flashdmd_cli.models.dimensions import SDXL, read_dimensions
 from flashdmd_cli.runs.manifest import read_manifest, verify
+from flashdmd_cli.runs.resume import open_data
 from flashdmd_cli.runs.tracking import read_metrics
 
 from .messy import encoded, picture

@@ -8,9 +8,9 @@ import pytest
 
 from flashdmd_cli.cli import demo_time
 from flashdmd_cli.cli.demo import remember
-from flashdmd_cli.cli.demo_time import FIXED_SECONDS, LONG_SECONDS, Pace, forecast, measure_pace
 from flashdmd_cli.runs.checkpoint import save_state, state_folder
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.workflows.demo.forecast import FIXED_SECONDS, LONG_SECONDS, Pace, forecast, measure_pace
 
 PACE = Pace(forward=0.02, decode=0.06)
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashdmd_cli.cli.align_run import reward_judge
-from flashdmd_cli.cli.preview import Preview
 from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
+from flashdmd_cli.evaluation.preview import Preview
 from flashdmd_cli.models.adapters import Reference
 from flashdmd_cli.models.discriminator import load_sam_encoder
 from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
@@ -41,6 +40,7 @@ from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
 from flashdmd_cli.training.state import Origin, Role, State
 from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.workflows.align import reward_judge
 
 from .test_align import recipe as aligned
 from .test_distill import recipe, sam_folder  # noqa: F401

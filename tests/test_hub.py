@@ -22,13 +22,12 @@ import huggingface_hub.constants
 import pytest
 
 from flashdmd_cli.cli import sam_source
-from flashdmd_cli.cli.reward_source import LRM, find_reward, reward_files
-from flashdmd_cli.cli.sources import SDXL_ID, find_teacher
-from flashdmd_cli.cli.teachers import _autoencoder, _configurations
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.hub import NETWORKS, files_below, parse_id, pipeline_files
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.workflows.inputs.reward_models import LRM, find_reward, reward_files
+from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, _autoencoder, _configurations, find_teacher
 
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -75,7 +74,7 @@ def command(
     }  # fmt: skip
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         values.pop(name, None)
-    start = [sys.executable, "-c", "from flashdmd_cli.cli.app import main; main()"]
+    start = [sys.executable, "-c", "from flashdmd_cli.__main__ import main; main()"]
     return subprocess.Popen([*start, *map(str, words)], stdout=subprocess.PIPE, stderr=stderr, text=True,
                             env=values | environment)  # fmt: skip
 

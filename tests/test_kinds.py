@@ -14,13 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flashdmd_cli.cli import known_picture
-from flashdmd_cli.cli.align import default_recipe as align_recipe
-from flashdmd_cli.cli.distill import default_recipe
-from flashdmd_cli.cli.kinds import is_exported, is_shapes
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.manifest import Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes import assets
+from flashdmd_cli.workflows.inputs.kinds import is_exported, is_shapes
 from tests.original import original, write_original
 from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
 from tests.test_cli_runs import SMALL

@@ -33,7 +33,7 @@ from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 from .test_sources import PNG, coco, write_tar
 
-COMMAND = [sys.executable, "-m", "flashdmd_cli.cli.app", "prepare-data"]
+COMMAND = [sys.executable, "-m", "flashdmd_cli", "prepare-data"]
 SMALL = ["--resolution", "16", "--shard-size", "50"]
 NUM = 200
 

@@ -23,7 +23,6 @@ from diffusers import (
 )
 from torch import Tensor
 
-from flashdmd_cli.cli.training_run import load
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.transitions import log_density, log_ratio, preference_margin, step_kl
 from flashdmd_cli.evaluation.generate import ddim
@@ -35,6 +34,7 @@ from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.workflows.training import load
 
 from .test_distill import recipe
 from .test_sdxl import CAPTIONS, draw, unlike_teacher

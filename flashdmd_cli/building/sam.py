@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,9 @@ SAM_CONFIG: dict[str, Any] = {
 }
 
 
-def build_sam(work: Path, out: Path, steps: int = 3000, seed: int = 0) -> dict[str, float]:
+def build_sam(
+    work: Path, out: Path, steps: int = 3000, seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, float]:
     """Train the small SAM on point prompts, write `out/config.json` and `out/model.safetensors`.
 
     Returns `miou`, the mean intersection over union on scenes of held-out attribute combinations.
@@ -60,7 +63,7 @@ def build_sam(work: Path, out: Path, steps: int = 3000, seed: int = 0) -> dict[s
             logits, quality = predict(sam, pictures, points)
         return mask_losses(logits.float(), quality.float(), truth)
 
-    average = train("sam", sam, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.998)
+    average = train("sam", sam, loss_fn, work, steps, lr=1e-3, seed=seed, say=say, ema_decay=0.998)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(SAM_CONFIG, indent=2) + "\n")
     save_file({key: value.contiguous() for key, value in average.state_dict().items()}, out / "model.safetensors")

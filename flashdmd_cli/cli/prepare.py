@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flashdmd_cli.cli.kinds import SHAPES
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, TeacherConfig, Vae, Yes
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.prepare_options import Options
-from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.workflows.inputs.kinds import SHAPES
+from flashdmd_cli.workflows.inputs.teachers import Parts
 
 if TYPE_CHECKING:
     from flashdmd_cli.cli.prepare_workers import Share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.cli.prepare_workers import Stop, Tick, run_tasks
-from flashdmd_cli.cli.teachers import Parts, find_source
 from flashdmd_cli.data.chunks import Stopped
-from flashdmd_cli.models.dimensions import ENCODERS, Dimensions, read_dimensions
+from flashdmd_cli.models.dimensions import Dimensions, read_dimensions
 from flashdmd_cli.models.layout import Source
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import sha256_file, size, write_text_atomically
+from flashdmd_cli.runs.files import size, write_text_atomically
 from flashdmd_cli.runs.manifest import (
     CacheRecord,
     FileRecord,
     Manifest,
-    hash_folder,
     read_manifest,
     write_manifest,
 )
+from flashdmd_cli.workflows.encoders import encoders_hash
+from flashdmd_cli.workflows.inputs.teachers import Parts, find_source
 
 if TYPE_CHECKING:
     from flashdmd_cli.cli.prepare_run import Preparation
@@ -32,20 +31,6 @@ KINDS = ("latents", "text")
 USES = "uses.json"
 BF16 = 2
 """Bytes of a number."""
-
-
-def encoders_hash(teacher: Path | Source) -> str:
-    """Content hash of the parts of a teacher that a cache stands in for."""
-    source = teacher if isinstance(teacher, Source) else Source(teacher)
-    total, hashes = hashlib.sha256(), {}
-    for part in ENCODERS:
-        # Of a single file, all of it stands for each network in it, with the configuration from elsewhere.
-        alone = [source.vae] if part == "vae" and source.vae else [source.weights] if source.config else []
-        for place in [*alone, *([source.folder / part] if source.config or not alone else [])]:
-            if place not in hashes:
-                hashes[place] = sha256_file(place) if place.is_file() else hash_folder(place)
-            total.update(f"{part} {hashes[place]}\n".encode())
-    return total.hexdigest()
 
 
 def forecast(dimensions: Dimensions, pictures: int, prompts: int, what: tuple[str, ...]) -> int:
@@ -90,13 +75,12 @@ class CacheJob:
         """Load the teacher on accelerator `number`, round robin."""
         import torch
 
-        from flashdmd_cli.cli.training_run import load
         from flashdmd_cli.data.caches import Encoders
-        from flashdmd_cli.models.sdxl import SDXLFamily
+        from flashdmd_cli.workflows.inputs.families import load_family
 
         if torch.cuda.is_available():
             torch.cuda.set_device(number % torch.cuda.device_count())
-        family = load(SDXLFamily, self.teacher)
+        family = load_family(self.teacher)
 
         def text(prompts: Any) -> Any:
             cond = family.encode(prompts)

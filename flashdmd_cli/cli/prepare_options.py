@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.sources import SDXL_ID
-from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, Parts
 
 if TYPE_CHECKING:
     from flashdmd_cli.data.chunks import Settings

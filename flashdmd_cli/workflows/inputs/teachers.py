@@ -1,24 +1,32 @@
-"""What a teacher is read from: its weights, the configurations of a single file, and perhaps another VAE."""
+"""What a teacher is read from: where its weights are, the configurations of a single file, and perhaps another VAE.
+
+A teacher is named as the embedded one, a path, or an id on the hub; what is on the hub alone is downloaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.kinds import SHAPES, is_exported
-from flashdmd_cli.cli.output import current
-from flashdmd_cli.cli.sources import SDXL_ID, find_teacher, hub_id
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.models.layout import NETWORKS, SETTINGS, Source, refuse_vae
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id
+from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
+from flashdmd_cli.workflows.inputs.kinds import SHAPES, check_teacher, is_exported
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe_schema import Model
+
+SDXL, SDXL_ID = "sdxl", "stabilityai/stable-diffusion-xl-base-1.0"
+SDXL_SIZE = "6.9 GB in float16"
+LICENSES = {SHAPES: "Apache-2.0", SDXL_ID: "openrail++"}
+"""Of a teacher, and so of what is distilled from it."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +48,17 @@ def absolute(name: str | None) -> str | None:
     return str(place.absolute())
 
 
-def find_source(teacher: str, parts: Parts | Model | None = None) -> Source:
-    """What a teacher is read from. InputError for what is missing, or for a student in its place."""
-    place = find_teacher(teacher)
+def find_source(teacher: str, parts: Parts | Model | None = None, reporter: Reporter | None = None) -> Source:
+    """What a teacher is read from, downloaded where it is not here, which `reporter` hears of.
+
+    InputError for what is missing, or for a student in its place.
+    """
+    place = find_teacher(teacher, reporter=reporter)
     if place.is_dir() and is_exported(place):
         raise InputError(
             f"--teacher {teacher}: is a student that flashdmd export wrote", hint="name the teacher it was made from"
         )
-    return with_parts(place, parts or Parts())
+    return with_parts(place, parts or Parts(), reporter)
 
 
 def teacher_record(name: str, teacher: Source | Path) -> TeacherRecord:
@@ -57,7 +68,13 @@ def teacher_record(name: str, teacher: Source | Path) -> TeacherRecord:
     return record(name, source.weights, asked[0] if asked is not None else None, beside)
 
 
-def find_source_again(before: TeacherRecord, model: Model, of: str, parts: Parts | None = None) -> Source:
+def find_source_again(
+    before: TeacherRecord,
+    model: Model,
+    of: str,
+    parts: Parts | None = None,
+    reporter: Reporter | None = None,
+) -> Source:
     """The teacher of a result, from whatever directory; InputError when it is gone, or another one lies in its place.
 
     `of` is what a line about it begins with, `--from runs/student`; `model` is the result's recipe. `parts` replace
@@ -74,12 +91,12 @@ def find_source_again(before: TeacherRecord, model: Model, of: str, parts: Parts
     problem: InputError | None = None
     for place in places:
         try:
-            found = with_parts(find_teacher(place, f"{of}: its teacher", hint), model)
+            found = with_parts(find_teacher(place, f"{of}: its teacher", hint, reporter), model, reporter)
         except InputError as error:
             problem = problem or error
             continue
         if not (differs := difference(before, teacher_record(place, found))):
-            return with_parts(found.weights, (parts or Parts()).before(model))
+            return with_parts(found.weights, (parts or Parts()).before(model), reporter)
         problem = InputError(
             f"{of}: its teacher {place} is another one now: {differs} {'differ' if ' and ' in differs else 'differs'}",
             hint="put back the one that it was distilled from, or distil anew",
@@ -88,22 +105,22 @@ def find_source_again(before: TeacherRecord, model: Model, of: str, parts: Parts
     raise problem
 
 
-def with_parts(place: Path, parts: Parts | Model) -> Source:
+def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = None) -> Source:
     """A teacher's folder or file with the VAE and the configurations that go with it."""
     source = Source(place)
     if place.is_file():
-        source = replace(source, config=find_config(parts.teacher_config or SDXL_ID))
-    return source if parts.vae is None else replace(source, vae=find_vae(parts.vae))
+        source = replace(source, config=find_config(parts.teacher_config or SDXL_ID, reporter))
+    return source if parts.vae is None else replace(source, vae=find_vae(parts.vae, reporter))
 
 
-def find_config(name: str) -> Path:
+def find_config(name: str, reporter: Reporter | None = None) -> Path:
     """The folder with configurations and tokenizers for a single-file teacher; of a hub id no weights are fetched."""
     said = f"--teacher-config {name}"
     if name == SHAPES:
         return find_teacher(name, "--teacher-config")
     folder = expanded(name)
     if not folder.exists() and (asked := parse_id(name)) is not None:
-        folder = _fetch(said, asked, _configurations, "--teacher-config PATH takes a local folder")
+        folder = _fetch(said, asked, _configurations, "--teacher-config PATH takes a local folder", reporter)
     if lacking := _configurations(files_below(folder))[1]:
         raise InputError(
             f"{said}: has no {lacking[0]}",
@@ -112,13 +129,13 @@ def find_config(name: str) -> Path:
     return folder
 
 
-def find_vae(name: str) -> Path:
+def find_vae(name: str, reporter: Reporter | None = None) -> Path:
     """The folder or file of an autoencoder; InputError when there is none."""
     said, place = f"--vae {name}", expanded(name)
     if not place.exists():
         if (asked := parse_id(name)) is None:
             raise InputError(f"{said}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
-        place = _fetch(said, asked, _autoencoder, "--vae PATH takes a local folder or file")
+        place = _fetch(said, asked, _autoencoder, "--vae PATH takes a local folder or file", reporter)
     try:
         refuse_vae(place)
     except Unfit as error:
@@ -146,7 +163,46 @@ def _autoencoder(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return chosen, lacking + ([] if weights else [f"{root}diffusion_pytorch_model.safetensors"])
 
 
-def _fetch(said: str, asked: tuple[str, str | None], choose: Choose, hint: str) -> Path:
+def _fetch(said: str, asked: tuple[str, str | None], choose: Choose, hint: str, reporter: Reporter | None) -> Path:
     """The snapshot of a hub repository with the files that `choose` names; fetched where they are not here."""
-    output = current()
-    return fetch(Wanted(said, *asked, hint=hint, or_path=True), choose, output.say, output.draws_bars)
+    reporter = reporter or SilentReporter()
+    return fetch(Wanted(said, *asked, hint=hint, or_path=True), choose, reporter.say, reporter.draws_bars)
+
+
+def hub_id(teacher: str) -> tuple[str, str | None] | None:
+    """(`owner/name`, revision) of a teacher on the hub; None for one that ships, or that is a path here."""
+    if teacher == SDXL or teacher.startswith(f"{SDXL}@"):
+        return parse_id(SDXL_ID + teacher.removeprefix(SDXL))
+    return None if teacher == SHAPES or expanded(teacher).exists() else parse_id(teacher)
+
+
+def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
+    """The pipeline folder or checkpoint file behind `shapes-sdxl`, `sdxl`, a hub id or a path.
+
+    InputError when it cannot be had, or is something else.
+
+    What is on the hub and not on this machine is downloaded. `hint` takes the place of the advice to name another
+    teacher with `flag`.
+    """
+    if name == SHAPES:
+        from flashdmd_cli.shapes.assets import asset
+
+        try:
+            return asset(SHAPES)
+        except FileNotFoundError as error:
+            raise InputError(f"{flag} {SHAPES}: {error}") from None
+    if (asked := hub_id(name)) is not None:
+        local = (
+            hint
+            if hint is not None
+            else f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small one that ships"
+        )
+        known = SDXL_SIZE if asked[0] == SDXL_ID else ""
+        reporter = reporter or SilentReporter()
+        wanted = Wanted(f"{flag} {name}", *asked, size=known, hint=local, or_path=asked[0] != SDXL_ID)
+        folder = fetch(wanted, partial(pipeline_files, half_first=True), reporter.say, reporter.draws_bars)
+    elif not (folder := expanded(name)).exists():
+        told = f"{flag} takes {SDXL}, {SHAPES}, a hub id (owner/name[@revision]) or a pipeline folder or file"
+        raise InputError(f"{flag} {name}: no such folder", hint=hint or told)
+    check_teacher(folder, f"{flag} {name}", hint or "")
+    return folder

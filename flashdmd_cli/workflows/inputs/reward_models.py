@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.checkpoints import whole_folder
-from flashdmd_cli.cli.output import current
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.results import whole_folder
 
 if TYPE_CHECKING:
     from flashdmd_cli.models.reward import LatentRewardModel
@@ -51,7 +51,7 @@ def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return files, [] if weights else [f"{root}unet/*.safetensors"]
 
 
-def find_reward(name: str) -> Path:
+def find_reward(name: str, reporter: Reporter | None = None) -> Path:
     """The folder of a reward model, downloaded if it is on the hub; InputError when it cannot be had, or is not
     what its manifest says."""
     from flashdmd_cli.runs.manifest import MANIFEST
@@ -69,10 +69,10 @@ def find_reward(name: str) -> Path:
     folder = expanded(name)
     asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)
     if asked is not None:
-        output = current()
+        reporter = reporter or SilentReporter()
         local = f"--reward PATH takes the folder of one; {HINT}"
         wanted = Wanted(f"--reward {name}", *asked, hint=local, or_path=name != LRM_SDXL)
-        snapshot = fetch(wanted, reward_files, output.say, output.draws_bars)
+        snapshot = fetch(wanted, reward_files, reporter.say, reporter.draws_bars)
         folder = snapshot / (reward_root(files_below(snapshot)) or "")
     if not folder.is_dir():
         raise InputError(f"--reward {name}: no such folder", hint=f"--reward {LRM_SDXL} is {LRM} on the hub; {HINT}")

@@ -18,9 +18,9 @@ other captions, or a text encoder of random weights, are beyond 0.1."""
 
 def draw_known(teacher: Path) -> Tensor:
     """The embedded teacher's picture (3, 64, 64) of one caption on [-1, 1], in float32 on the CPU, from fixed noise."""
-    from flashdmd_cli.cli.training_run import hush
     from flashdmd_cli.evaluation.generate import generate
     from flashdmd_cli.models.sdxl import SDXLFamily
+    from flashdmd_cli.workflows.inputs.families import hush
 
     hush()
     family = SDXLFamily.load(teacher)
@@ -38,8 +38,8 @@ def save_known(teacher: Path, folder: Path) -> Path:
 
 def check_picture() -> tuple[str, bool, str]:
     """(what, fine, said): whether the embedded teacher draws on this machine what it drew where it was made."""
-    from flashdmd_cli.cli.kinds import SHAPES
     from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
     try:
         stored = asset(ASSET) / "picture.png"

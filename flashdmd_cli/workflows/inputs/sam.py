@@ -9,9 +9,9 @@ import urllib.error
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.output import current
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded, reason
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
@@ -28,7 +28,7 @@ TIMEOUT = 10.0
 """Seconds without a byte after which a connection counts as broken."""
 
 
-def find_sam(recipe: Recipe) -> str | Path:
+def find_sam(recipe: Recipe, reporter: Reporter | None = None) -> str | Path:
     """What the discriminator's encoder is loaded from; InputError when its weights cannot be had."""
     sam = recipe.gan.sam
     if recipe.gan.kind != "pixel":
@@ -45,10 +45,10 @@ def find_sam(recipe: Recipe) -> str | Path:
         return path
     if sam not in SAM_FILES:
         raise InputError(f"gan.sam: no file {sam}", hint=f"a path, embedded, or one of {', '.join(SAM_FILES)}")
-    return official_sam(sam)
+    return official_sam(sam, reporter or SilentReporter())
 
 
-def official_sam(model: str) -> Path:
+def official_sam(model: str, reporter: Reporter) -> Path:
     """The file of segment-anything's weights in torch.hub's folder, downloaded where it is not there."""
     import torch
 
@@ -64,9 +64,8 @@ def official_sam(model: str) -> Path:
 
     if HF_HUB_OFFLINE:
         raise InputError(f"{what}, and HF_HUB_OFFLINE forbids to fetch it", hint=HINT)
-    output = current()
     url = f"{SAM_URL}/{name}"
-    output.say(f"downloading {url} ({size}) to {folder}")
+    reporter.say(f"downloading {url} ({size}) to {folder}")
     prefix = re.search(r"_([0-9a-f]+)\.pth$", name)
     assert prefix is not None
     before = socket.getdefaulttimeout()
@@ -74,7 +73,7 @@ def official_sam(model: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Written beside its place and moved there when its hash is right.
-        torch.hub.download_url_to_file(url, str(at), hash_prefix=prefix[1], progress=output.draws_bars)
+        torch.hub.download_url_to_file(url, str(at), hash_prefix=prefix[1], progress=reporter.draws_bars)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         why = getattr(error, "reason", None) or error
         raise InputError(f"{what}, and {url} cannot be reached: {why}", hint=HINT) from error
@@ -90,9 +89,9 @@ def official_sam(model: str) -> Path:
     return at
 
 
-def with_sam(recipe: Recipe) -> Recipe:
+def with_sam(recipe: Recipe, reporter: Reporter | None = None) -> Recipe:
     """The recipe that training follows: `gan.sam` is where the encoder lies on this machine, not how it was asked for.
 
     What is written beside the run keeps what was asked for, so that it can go on elsewhere.
     """
-    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(find_sam(recipe))})})
+    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(find_sam(recipe, reporter))})})

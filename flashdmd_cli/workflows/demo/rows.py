@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flashdmd_cli.cli.output import Progress, plain
-from flashdmd_cli.cli.sources import find_teacher
+from flashdmd_cli.runs.files import plain, write_text_atomically, writing
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.workflows.inputs.drawers import Drawer, as_teacher, student_drawer
+from flashdmd_cli.workflows.inputs.families import load_family
+from flashdmd_cli.workflows.inputs.teachers import find_teacher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.cli.drawing import Drawer
     from flashdmd_cli.evaluation.suites import Reference, Suite
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.recipe import Recipe
@@ -66,7 +68,6 @@ def captions_to_draw() -> Suite:
 
 def load_teacher(recipe: Recipe, at: Stages) -> SDXLFamily:
     """The teacher where the student of this demo trains, or will."""
-    from flashdmd_cli.cli.drawing import load_family
     from flashdmd_cli.runs.device import read_note, resolve
 
     began = read_note(at.student)
@@ -74,14 +75,12 @@ def load_teacher(recipe: Recipe, at: Stages) -> SDXLFamily:
     return load_family(find_teacher(recipe.teacher), resolve(recipe.model.device, precision))
 
 
-def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
+def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
     """Draw all captions and keep the pictures, as the 8 bits of a file."""
     from safetensors.torch import save
 
-    from flashdmd_cli.runs.files import writing
-
-    observer.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
-    pictures = drawer.draw(captions, seed, observer)
+    reporter.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
+    pictures = drawer.draw(captions, seed, reporter)
     path = at.pictures(row)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,10 +96,8 @@ def kept_pictures(row: str, at: Stages) -> Tensor:
     return load_file(at.pictures(row))["pictures"].float() / 127.5 - 1
 
 
-def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observer: Progress) -> None:
+def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
     """Pictures of every row that is not there yet."""
-    from flashdmd_cli.cli.drawing import as_teacher, student_drawer
-
     missing = [row for row in ROWS if not at.pictures(row).is_file()]
     if not missing:
         return
@@ -110,13 +107,12 @@ def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, observ
             drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
         else:
             drawer = student_drawer(at.student, family=family)
-        draw(row, drawer, captions, seed, at, observer)
+        draw(row, drawer, captions, seed, at, reporter)
 
 
 def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
     """The figures of a row, or of a second set of real pictures, measured once."""
     from flashdmd_cli.evaluation.suites import evaluate
-    from flashdmd_cli.runs.files import write_text_atomically
 
     path = at.figures(row)
     if not path.is_file():

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.cli.demo_rows import NUM_SHOWN, ROWS, TEACHER_ROWS, Stages, captions_to_draw, load_teacher
-from flashdmd_cli.cli.output import duration
+from flashdmd_cli.runs.reporter import duration
+from flashdmd_cli.workflows.demo.rows import NUM_SHOWN, ROWS, TEACHER_ROWS, Stages, captions_to_draw, load_teacher
 
 if TYPE_CHECKING:
     from torch import Tensor

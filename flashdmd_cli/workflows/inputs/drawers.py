@@ -7,20 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from flashdmd_cli.cli.distill import default_recipe
-from flashdmd_cli.cli.kinds import is_exported
-from flashdmd_cli.cli.output import Progress
-from flashdmd_cli.cli.sources import find_teacher
-from flashdmd_cli.cli.teachers import Parts, find_source, find_source_again, teacher_record, with_parts
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.results import recipe_of, whole_folder
+from flashdmd_cli.workflows.inputs.families import drawing_place, load_family
+from flashdmd_cli.workflows.inputs.kinds import is_exported
+from flashdmd_cli.workflows.inputs.teachers import (
+    Parts,
+    find_source,
+    find_source_again,
+    find_teacher,
+    teacher_record,
+    with_parts,
+)
+from flashdmd_cli.workflows.recipes import default_distill_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flashdmd_cli.evaluation.generate import Sampler
-    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.models.sdxl import SDXLFamily
     from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
@@ -57,11 +64,12 @@ class Drawer:
 
         return Place(self.family.device.type, self.family.precision)
 
-    def draw(self, captions: Sequence[str], seed: int, observer: Progress, batch: int = 32) -> Tensor:
+    def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None, batch: int = 32) -> Tensor:
         """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
         from flashdmd_cli.evaluation.generate import generate
 
-        observer.progress(0, len(captions))
+        reporter = reporter or SilentReporter()
+        reporter.progress(0, len(captions))
         return generate(
             self.family,
             self.net,
@@ -71,7 +79,7 @@ class Drawer:
             self.steps,
             self.guidance,
             batch=batch,
-            progress=observer.progress,
+            progress=reporter.progress,
         )
 
     def facts(self) -> dict[str, object]:
@@ -85,21 +93,6 @@ class Drawer:
         }
 
 
-def drawing_place(device: str | None) -> Place:
-    """Where pictures are drawn and measured: on `--device`, in float32, so that machines agree on figures."""
-    from flashdmd_cli.runs.device import resolve
-
-    return resolve(device or "auto", "fp32")
-
-
-def load_family(source: Path | Source, place: Place | None = None) -> SDXLFamily:
-    """The family behind a teacher at `place` (default: `drawing_place`); InputError when it cannot be read."""
-    from flashdmd_cli.cli.training_run import load
-    from flashdmd_cli.models.sdxl import SDXLFamily
-
-    return load(SDXLFamily, source, place)
-
-
 def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
     """Whose student an exported pipeline holds and for how many steps, from the manifest beside it, where there is one.
 
@@ -109,8 +102,6 @@ def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
 
     if not (folder / MANIFEST).is_file():
         return teacher_record(str(folder), folder), None
-    from flashdmd_cli.cli.checkpoints import whole_folder
-
     manifest = whole_folder(folder, ("export",), "--from", "flashdmd export")
     return manifest.teacher or teacher_record(str(folder), folder), int(manifest.recipe["grid"]["steps"])
 
@@ -122,10 +113,11 @@ def pipeline_drawer(
     guidance: float | None = None,
     parts: Parts | None = None,
     place: Place | None = None,
+    reporter: Reporter | None = None,
 ) -> Drawer:
     """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
-    folder = find_teacher(name, "--from")
-    source = with_parts(folder, parts or Parts())
+    folder = find_teacher(name, "--from", reporter=reporter)
+    source = with_parts(folder, parts or Parts(), reporter)
     if is_exported(folder):
         if sampler not in (None, "few_step"):
             raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
@@ -155,24 +147,38 @@ def as_teacher(
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
     check_steps(sampler, steps)
-    weight = load_recipe(default_recipe(folder, None)).dm.guidance if guidance is None else guidance
+    weight = load_recipe(default_distill_recipe(folder)).dm.guidance if guidance is None else guidance
     title = f"{Path(name).name.removesuffix('.safetensors')}-{sampler}-{steps}"
     record = record or teacher_record(name, folder)
     return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record)
 
 
 def load_drawer(
-    source: str | None, sampler_name: str | None = None, steps: int | None = None, guidance: float | None = None,
+    source: str | Path | None,
+    sampler_name: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
     parts: Parts | None = None,
     device: str | None = None,
-) -> Drawer:  # fmt: skip
-    """A checkpoint (default: the newest) or a teacher; UsageError for an option that the other of the two takes."""
+    reporter: Reporter | None = None,
+) -> Drawer:
+    """A checkpoint (default: the newest under ./runs), an exported student or a teacher, loaded to draw with.
+
+    UsageError for an option that the other of student and teacher takes, InputError for what cannot be read.
+    """
+    reporter = reporter or SilentReporter()
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
     sampler, place = cast("Sampler | None", sampler_name), drawing_place(device)
-    if source is not None and not is_checkpoint(expanded(source)):
-        return pipeline_drawer(source, sampler, steps, guidance, parts, place)
-    return student_drawer(find_run(source), sampler, steps, guidance, parts=parts, place=place)
+    name = None if source is None else str(source)
+    if name is not None and not is_checkpoint(expanded(name)):
+        drawer = pipeline_drawer(name, sampler, steps, guidance, parts, place, reporter)
+    else:
+        drawer = student_drawer(find_run(name), sampler, steps, guidance, None, parts, place, reporter)
+    if name is None:
+        reporter.say(f"from {drawer.folder}")
+    reporter.say(str(drawer.place))
+    return drawer
 
 
 def student_drawer(
@@ -183,12 +189,12 @@ def student_drawer(
     family: SDXLFamily | None = None,
     parts: Parts | None = None,
     place: Place | None = None,
+    reporter: Reporter | None = None,
 ) -> Drawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
     Its files are held against the manifest first: a figure or a picture of damaged weights would look like a result.
     """
-    from flashdmd_cli.cli.checkpoints import recipe_of, whole_folder
     from flashdmd_cli.runs.manifest import CHECKPOINTS
 
     manifest = whole_folder(folder, CHECKPOINTS, "--from", "flashdmd distill")
@@ -199,8 +205,9 @@ def student_drawer(
     recipe = recipe_of(manifest, f"--from {folder}")
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
-    record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model))
-    family = family or load_family(find_source_again(record, recipe.model, f"--from {folder}", parts), place)
+    record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
+    if family is None:
+        family = load_family(find_source_again(record, recipe.model, f"--from {folder}", parts, reporter), place)
     try:
         net = family.load_network(folder / "student").to(family.device)
     except (OSError, ValueError) as error:
@@ -217,18 +224,3 @@ def check_steps(sampler: Sampler, steps: int) -> None:
             raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
     elif steps not in VP_STEPS:
         raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
-
-
-def beyond_words(captions: Sequence[str]) -> str | None:
-    """A warning when the embedded world, whose every word is known, cannot say one of `captions`."""
-    from flashdmd_cli.shapes.captions import parse
-
-    for text in captions:
-        try:
-            parse(text)
-        except ValueError:
-            return (
-                f"warning: the embedded teacher knows its own captions alone, two objects and where they are "
-                f"(`a striped red ring above a plain blue square`), and cannot read {text!r}"
-            )
-    return None

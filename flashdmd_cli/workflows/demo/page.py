@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.output import duration
+from flashdmd_cli.runs.reporter import duration
 
 if TYPE_CHECKING:
     from torch import Tensor

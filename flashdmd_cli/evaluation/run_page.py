@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.preview import PREVIEW
+from flashdmd_cli.evaluation.preview import PREVIEW
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe

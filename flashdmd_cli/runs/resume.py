@@ -1,4 +1,4 @@
-"""The folder of a run: whose recipe and inputs it was started with, whether it is done, and the data it reads."""
+"""The folder of a run: which recipe and inputs it was started with, whether it goes on, whether it is done."""
 
 from __future__ import annotations
 
@@ -7,16 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.prepare_caches import encoders_hash
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
 
 if TYPE_CHECKING:
-    from flashdmd_cli.data.shards import ShardDataset
-    from flashdmd_cli.models.layout import Source
     from flashdmd_cli.runs.device import Place
-    from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.teacher import TeacherRecord
 
 RECIPE, TEACHER = "recipe.yaml", "teacher.json"
@@ -191,33 +187,3 @@ def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
         return True
     (out / MANIFEST).unlink()
     return False
-
-
-def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
-    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made.
-
-    `sized`: batches bring the pictures' sizes along.
-    """
-    from flashdmd_cli.data.shards import ShardDataset
-    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
-
-    if not (folder / MANIFEST).is_file():
-        hint = f"flashdmd prepare-data {folder} --out DIR makes data of pictures with captions"
-        raise InputError(f"--data {folder}: has no {MANIFEST}, so it is not what prepare-data leaves", hint=hint)
-    manifest = read_manifest(folder)
-    if manifest.kind != "data":
-        raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")
-    cache = manifest.collection.cache if manifest.collection is not None else None
-    # A cache of other encoders would train a student on what its teacher never says.
-    fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
-    cached = cache.what if cache is not None and fits else ()
-    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached, sized), manifest
-
-
-def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:
-    """One line that says whether the cache of `data` is read; None when it has none."""
-    if manifest.collection is None or manifest.collection.cache is None:
-        return None
-    if shards.caches.latents or shards.caches.text:
-        return f"reading {' and '.join(manifest.collection.cache.what)} from the cache of {data}"
-    return f"not the teacher's, so it is left alone: the cache of {data}"

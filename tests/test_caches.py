@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from flashdmd_cli.cli import prepare_caches
-from flashdmd_cli.cli.prepare_caches import encoders_hash, forecast, size
+from flashdmd_cli.cli.prepare_caches import forecast, size
 from flashdmd_cli.models.dimensions import SDXL, read_dimensions
 from flashdmd_cli.runs.manifest import read_manifest, verify
-from flashdmd_cli.runs.resume import open_data
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.workflows.encoders import encoders_hash
+from flashdmd_cli.workflows.inputs.shards import open_data
 
 from .messy import encoded, picture
 from .test_cli import run, shipped, world  # noqa: F401

@@ -28,7 +28,7 @@ from flashdmd_cli.runs.checkpoint import latest_state
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import add_object, sample_scenes
-from flashdmd_cli.workflows.align import held_out_judge
+from flashdmd_cli.workflows.judges import held_out_judge
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import distilled

@@ -40,7 +40,7 @@ from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
 from flashdmd_cli.training.state import Origin, Role, State
 from flashdmd_cli.training.steps import Draws, Objective
-from flashdmd_cli.workflows.align import reward_judge
+from flashdmd_cli.workflows.judges import reward_judge
 
 from .test_align import recipe as aligned
 from .test_distill import recipe, sam_folder  # noqa: F401

@@ -24,7 +24,7 @@ from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.steps import Objective
-from flashdmd_cli.workflows.align import reward_judge
+from flashdmd_cli.workflows.judges import reward_judge
 
 from .test_align import origin, recipe  # noqa: F401
 from .test_distill import QUIET, sam_folder, seeing  # noqa: F401

@@ -34,7 +34,7 @@ from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
-from flashdmd_cli.workflows.training import load
+from flashdmd_cli.workflows.inputs.families import load_family
 
 from .test_distill import recipe
 from .test_sdxl import CAPTIONS, draw, unlike_teacher
@@ -152,7 +152,7 @@ def test_the_command_line_refuses_an_edm_teacher_with_exit_code_3(tiny_folder: P
     index = tmp_path / "playground" / "model_index.json"
     index.write_text(index.read_text().replace('"DDIMScheduler"', '"EDMDPMSolverMultistepScheduler"'))
     with pytest.raises(InputError, match="--teacher .*EDMDPMSolverMultistepScheduler") as told:
-        load(SDXLFamily, tmp_path / "playground")
+        load_family(tmp_path / "playground")
     assert told.value.exit_code == 3
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flashdmd_cli.runs.checkpoint import latest_state, load_state
 from flashdmd_cli.runs.manifest import Weights, read_manifest, write_manifest
-from flashdmd_cli.workflows.inputs.drawers import load_family
+from flashdmd_cli.workflows.inputs.families import load_family
 from flashdmd_cli.workflows.inputs.teachers import find_teacher
 
 

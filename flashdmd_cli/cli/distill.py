@@ -9,6 +9,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
 
 if TYPE_CHECKING:
@@ -72,6 +73,10 @@ def distill(
         if dry_run:
             print_recipe(resolved, output)
             return
+        if resolved.align is not None:
+            raise UsageError(
+                f"--recipe {resolved.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe}"
+            )
         from flashdmd_cli.workflows.distill import distill as run_distill
 
         folder = out or RUNS / resolved.name

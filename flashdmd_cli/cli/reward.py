@@ -115,6 +115,15 @@ def score(
             lines = found_lines(found, decided, "pairs with a winner")
             output.result({"decided": decided, "accuracy": found}, lines, lines[1:])
             return
-        scores = score_pictures(reward, images or [], str(prompt), at_timestep=at_timestep, teacher=teacher, seed=seed, device=device, reporter=observer)
+        scores = score_pictures(
+            reward,
+            images or [],
+            str(prompt),
+            at_timestep=at_timestep,
+            teacher=teacher,
+            seed=seed,
+            device=device,
+            reporter=observer,
+        )
         rows = [{"image": str(image), "score": value} for image, value in zip(images or [], scores, strict=True)]
         output.result(rows, [f"{row['score']:9.4f}  {row['image']}" for row in rows], [str(v) for v in scores])

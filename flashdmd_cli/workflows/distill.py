@@ -31,9 +31,7 @@ def distill(recipe: Recipe, data: Path | None, out: Path, *, reporter: Reporter 
     holds another run, `InputError` for what cannot be read.
     """
     if recipe.align is not None:
-        raise UsageError(
-            f"--recipe {recipe.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe.name}"
-        )
+        raise UsageError(f"--recipe {recipe.name}: aligns a student", hint="it is a recipe of `align`")
     reporter = reporter or SilentReporter()
     shards_at = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
     teacher = find_source(recipe.teacher, recipe.model, reporter)

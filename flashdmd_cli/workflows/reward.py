@@ -150,7 +150,7 @@ def measure_reward(
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[dict[int, float], int]:
-    """The share of the pairs with a winner in which the reward model finds it, by timestep; and how many pairs those are."""
+    """The share of the pairs with a winner in which the reward model finds it, by timestep; and their number."""
     from flashdmd_cli.data.pairs import num_decided, read_pairs
     from flashdmd_cli.training.reward import PairLatents, accuracy
 

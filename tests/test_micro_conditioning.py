@@ -127,8 +127,8 @@ def test_both_stages_ask_the_data_for_sizes(
         lambda: align_workflow.align(
             two,
             SimpleNamespace(manifest=SimpleNamespace(teacher=None), folder=tmp_path),
-            tmp_path,
             tmp_path / "out",
+            data=tmp_path,
         ),
     ):
         with pytest.raises(Opened) as asked:

@@ -82,5 +82,5 @@ def align(
 
         folder = out or RUNS / resolved.name
         with Progress(output) as observer:
-            manifest = run_align(resolved, student, data, folder, reporter=observer)
+            manifest = run_align(resolved, student, folder, data=data, reporter=observer)
         finish(folder, manifest, output)

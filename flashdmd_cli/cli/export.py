@@ -8,7 +8,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Yes
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.workflows.export import FORMATS
+from flashdmd_cli.export import FORMATS
 
 
 def export(

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from flashdmd_cli.building import PARTS
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.workflows.shapes import PARTS
 
 shapes_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

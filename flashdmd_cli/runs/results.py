@@ -51,8 +51,9 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
     return manifest
 
 
-def stage1_checkpoint(folder: Path, flag: str = "--from") -> Checkpoint:
+def stage1_checkpoint(folder: Path | str, flag: str = "--from") -> Checkpoint:
     """The distilled student in `folder`; InputError when it is anything else, unfinished or damaged."""
+    folder = Path(folder)
     manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
     return Checkpoint(folder, manifest, recipe_of(manifest, f"{flag} {folder}"))
 

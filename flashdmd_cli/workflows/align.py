@@ -24,7 +24,12 @@ SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
 
 
 def align(
-    recipe: Recipe, student: Checkpoint, data: Path | None, out: Path, *, reporter: Reporter | None = None
+    recipe: Recipe,
+    student: Checkpoint,
+    out: Path | str,
+    *,
+    data: Path | str | None = None,
+    reporter: Reporter | None = None,
 ) -> Manifest:
     """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
 
@@ -40,7 +45,7 @@ def align(
         raise UsageError(
             f"--recipe {recipe.name}: has no table `align`", hint="`flashdmd recipes list` shows align/..."
         )
-    reporter = reporter or SilentReporter()
+    reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = data_of(student) if data is None else find_run(str(data), "data", flag="--data")
     if data is None:
         reporter.say(f"data: {shards_at}")

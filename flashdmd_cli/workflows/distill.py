@@ -20,7 +20,7 @@ from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_c
 SHOWN = ("dm", "fake", "gan", "discriminator")
 
 
-def distill(recipe: Recipe, data: Path | None, out: Path, *, reporter: Reporter | None = None) -> Manifest:
+def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporter: Reporter | None = None) -> Manifest:
     """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
 
     Reads the shards in `data`, a folder of prepare-data (None: the newest under ./runs), the teacher and the
@@ -32,7 +32,7 @@ def distill(recipe: Recipe, data: Path | None, out: Path, *, reporter: Reporter 
     """
     if recipe.align is not None:
         raise UsageError(f"--recipe {recipe.name}: aligns a student", hint="it is a recipe of `align`")
-    reporter = reporter or SilentReporter()
+    reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
     teacher = find_source(recipe.teacher, recipe.model, reporter)
     placed = with_sam(recipe, reporter)

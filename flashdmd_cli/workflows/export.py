@@ -6,14 +6,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashdmd_cli.export import FORMATS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import saving_weights
 from flashdmd_cli.runs.folder import RUNS, claim, find_run
 from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.inputs.drawers import student_drawer
-
-FORMATS = ("diffusers",)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ def export(
     replace: bool = False,
     reporter: Reporter | None = None,
 ) -> Export:
-    """Write the student in the folder `student` to `out` as a stock pipeline (`form`: one of `FORMATS`).
+    """Write the student in the folder `student` to `out` as a stock pipeline (`form`: one of `export.FORMATS`).
 
     Reads the student's network (None: the newest under ./runs) and, for everything else of the pipeline, its teacher,
     which is downloaded where it is not on this machine. `out` is ./runs/export-NAME by default; `replace` empties one

@@ -28,7 +28,7 @@ SHOWN: tuple[str, ...] = ("loss", "accuracy")
 
 
 def train_reward(
-    recipe: RewardRecipe, pairs: Path, out: Path, *, half: bool = False, reporter: Reporter | None = None
+    recipe: RewardRecipe, pairs: Path | str, out: Path | str, *, half: bool = False, reporter: Reporter | None = None
 ) -> Manifest:
     """Train, or go on training, then write the reward model, its accuracy on held-out pairs and the manifest to `out`.
 
@@ -41,7 +41,7 @@ def train_reward(
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
 
-    reporter = reporter or SilentReporter()
+    reporter, pairs, out = reporter or SilentReporter(), Path(pairs), Path(out)
     teacher = find_source(recipe.teacher, reporter=reporter)
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip

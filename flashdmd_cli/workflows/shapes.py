@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.building import PARTS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
 from flashdmd_cli.runs.lock import hold
@@ -18,8 +19,6 @@ from flashdmd_cli.workflows.inputs.kinds import SHAPES
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture")
-"""In the order in which they are built: each may need those before it."""
 TEACHER_STEPS = 4
 """Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
@@ -33,7 +32,7 @@ def build_part(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
-    """Train one of `PARTS` and write it to `out`; returns what was measured of it.
+    """Train one of `building.PARTS` and write it to `out`; returns what was measured of it.
 
     Checkpoints and logs go to `work`, which all parts share; the same call again goes on. `steps` is the length of the
     training (None: the part's own). Raises `UsageError` for an unknown part, or while another process builds in `work`.

@@ -32,6 +32,7 @@ from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, _autoencoder, _confi
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
+from .test_workflows import Listener
 
 UNET, HALF = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"
 ROOT = Path(sam.__file__).parents[3]
@@ -270,7 +271,9 @@ def test_sam_is_downloaded_once_and_checked(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(InputError, match="gan.sam: .*did not bring what its name says"):
             sam.find_sam(recipe)
         (tmp_path / "at" / name).write_bytes(weights)
-        at = Path(sam.find_sam(recipe))
+        told = Listener()
+        at = Path(sam.find_sam(recipe, told))
+        assert told.lines == [f"downloading {sam.SAM_URL}/{name} (375 MB) to {at.parent}"]
         assert at == tmp_path / "torch" / "hub" / "checkpoints" / name and at.read_bytes() == weights
         hub.asked.clear()
         assert sam.find_sam(recipe) == at and hub.asked == [] and list(at.parent.iterdir()) == [at]

@@ -86,14 +86,14 @@ def remember(out: Path, request: dict[str, Any]) -> float:
 def run(recipe: Recipe, seed: int, at: Stages, observer: Progress) -> dict[str, Any]:
     """All four parts; returns the metrics of every row with their intervals."""
     from flashdmd_cli.cli.distill_run import run_distill
-    from flashdmd_cli.cli.prepare import prepare
     from flashdmd_cli.evaluation.suites import Reference
     from flashdmd_cli.shapes.assets import asset
     from flashdmd_cli.shapes.inspector import load_inspector
+    from flashdmd_cli.workflows.prepare import prepare_shapes
 
     say = observer.output.say
     say(WHY_DATA)
-    prepare("shapes", at.data, NUM_PICTURES, seed, observer)
+    prepare_shapes(at.data, num=NUM_PICTURES, seed=seed, reporter=observer)
     say(WHY_DISTILL)
     run_distill(recipe, at.data, at.student, observer)
     say(WHY_SAMPLE)

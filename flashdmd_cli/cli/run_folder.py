@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.cli.prepare_caches import encoders_hash
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe
+from flashdmd_cli.workflows.encoders import encoders_hash
 
 if TYPE_CHECKING:
     from flashdmd_cli.data.shards import ShardDataset

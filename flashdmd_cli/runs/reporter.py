@@ -14,8 +14,9 @@ class Reporter(Protocol):
     stop: StopFlag
     """Asked before and between steps whether to end; `StopFlag.request` ends a workflow from another thread."""
 
-    draws_bars: bool
-    """Whether libraries (downloads) may draw progress bars of their own."""
+    @property
+    def draws_bars(self) -> bool:
+        """Whether libraries (downloads) may draw progress bars of their own."""
 
     def say(self, text: str) -> None:
         """One line of text about something that has happened."""

@@ -91,10 +91,8 @@ def prepare(
         "seed": seed if caption == "random" else None,
     }
     parts = Parts(vae, teacher_config)
-    request = make_request(
-        Options(
-            Path(source), reading, filters, resolution, encoding, duplicates, teacher, cache, shard_size, num, parts
-        )
+    given = Options(
+        Path(source), reading, filters, resolution, encoding, duplicates, teacher, cache, shard_size, num, parts
     )
     workplace = Workplace(Path(out), share, num_processes, reporter or SilentReporter())
-    return Preparation(request, workplace).run(replace)
+    return Preparation(make_request(given, workplace.reporter), workplace).run(replace)

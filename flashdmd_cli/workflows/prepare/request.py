@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flashdmd_cli.cli.sources import SDXL_ID
 from flashdmd_cli.cli.teachers import Parts, find_source
+from flashdmd_cli.data.chunks import MAX_SHARD_SIZE, Settings
+from flashdmd_cli.data.filters import Filter
+from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
+from flashdmd_cli.data.sources import FORMATS, Reading, detect
+from flashdmd_cli.data.sources.coco import SUITES
 from flashdmd_cli.models.dimensions import SDXL, Dimensions, read_dimensions
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.reporter import Reporter
-
-if TYPE_CHECKING:
-    from flashdmd_cli.data.chunks import Settings
-    from flashdmd_cli.data.filters import Filter
-    from flashdmd_cli.data.sources import Reading
 
 ENCODINGS = ("png", "jpg", "webp")
 DUPLICATES = ("exact", "near", "keep")
@@ -79,9 +79,6 @@ def make_request(given: Options, reporter: Reporter) -> Request:
 
     `reporter` is told when a teacher is downloaded for its resolution.
     """
-    from flashdmd_cli.data.chunks import Settings
-    from flashdmd_cli.data.sources import Reading
-
     check(given)
     format_ = check_format(given)
     suite = given.reading.get("suite")
@@ -95,17 +92,12 @@ def make_request(given: Options, reporter: Reporter) -> Request:
         keep_prompts=bool(suite) or format_ == "prompts",
     )
     check_cache(given, side, reporter)
-    return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, tuple(given.cache), given.teacher,
-                   given.parts)  # fmt: skip
+    reading, cache = Reading(**given.reading), tuple(given.cache)
+    return Request(given.source, reading, settings, given.shard_size, given.num, cache, given.teacher, given.parts)
 
 
 def check(given: Options) -> None:
     """Hold every value against those that are known."""
-    from flashdmd_cli.data.chunks import MAX_SHARD_SIZE
-    from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
-    from flashdmd_cli.data.sources import FORMATS
-    from flashdmd_cli.data.sources.coco import SUITES
-
     for flag, value, known in (
         ("--format", given.reading.get("format"), FORMATS),
         ("--suite", given.reading.get("suite"), tuple(SUITES)),
@@ -154,8 +146,6 @@ def dimensions_of(asked: Options | Request, reporter: Reporter) -> Dimensions:
 
 def parse_filters(texts: Sequence[str], side: int, suite: str | None) -> tuple[Filter, ...]:
     """The filters of the command line. Unless one of them says otherwise, nothing is enlarged: `min_side>=side`."""
-    from flashdmd_cli.data.filters import Filter
-
     filters = []
     for text in texts:
         try:
@@ -169,8 +159,6 @@ def parse_filters(texts: Sequence[str], side: int, suite: str | None) -> tuple[F
 
 def check_format(given: Options) -> str:
     """What kind of source it is; UsageError for an option that does nothing there."""
-    from flashdmd_cli.data.sources import detect
-
     suite = given.reading.get("suite")
     format_ = given.reading.get("format") or ("coco" if suite else detect(given.source))
     for key, (flag, takers) in TAKERS.items():

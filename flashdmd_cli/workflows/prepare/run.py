@@ -2,60 +2,54 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from flashdmd_cli.cli.output import PLAIN_LINE_SECONDS, Progress
-from flashdmd_cli.cli.prepare_advice import advice, told
-from flashdmd_cli.cli.prepare_caches import add_caches, dimensions_of, refuse_too_big, size
-from flashdmd_cli.cli.prepare_options import Request
-from flashdmd_cli.cli.prepare_workers import ChunkJob, Share, run_tasks
 from flashdmd_cli.data.assemble import PROMPTS, REJECTED, assemble
-from flashdmd_cli.data.chunks import record_path
+from flashdmd_cli.data.chunks import ChunkJob, record_path
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import require_columns
 from flashdmd_cli.data.items import Row, Source
 from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
-from flashdmd_cli.runs.files import write_text_atomically
+from flashdmd_cli.runs.files import size, write_text_atomically
 from flashdmd_cli.runs.folder import claim
-from flashdmd_cli.runs.lock import LOCK, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopSignal
+from flashdmd_cli.runs.workers import run_tasks
+from flashdmd_cli.workflows.prepare.advice import advice, told
+from flashdmd_cli.workflows.prepare.caches import add_caches, refuse_too_big
+from flashdmd_cli.workflows.prepare.page import write_report
+from flashdmd_cli.workflows.prepare.request import Request, dimensions_of
+from flashdmd_cli.workflows.prepare.workplace import Workplace
 
-WORK, REQUEST, PLAN = ".work", "request.json", "plan.jsonl"
+REQUEST, PLAN = "request.json", "plan.jsonl"
 REPORT = "report.html"
 PEEK = 50
 """Rows looked at to learn which columns a source has."""
+TELL_SECONDS = 5.0
+"""How often a long listing says how far it is."""
 MEMBERS = {"txt": "caption, UTF-8", "json": "source, original_size, crop_top_left, target_size, columns"}
 
 
 @dataclass
 class Preparation:
-    """One call of the command: where it works, and who watches."""
+    """One call: what is asked for, and where it works."""
 
     request: Request
-    out: Path
-    share: Share
-    num_processes: int
-    observer: Progress
+    at: Workplace
     began: float = field(default_factory=time.monotonic)
-    complete: bool = False
-    """Everything that was asked for is there, also what other shares do."""
 
     @property
-    def work(self) -> Path:
-        return self.out / WORK
+    def out(self) -> Path:
+        return self.at.out
 
     def run(self, yes: bool = False) -> Manifest | None:
         """Prepare, or go on preparing. None when other shares still have work to do.
@@ -68,7 +62,7 @@ class Preparation:
             raise Interrupted(
                 f"interrupted; what is finished in {self.out} stays",
                 hint="run the same command again to go on",
-                signal_number=self.observer.output.stop.requested or signal.SIGINT,
+                signal_number=self.at.reporter.stop.requested or signal.SIGINT,
             ) from None
 
     def _run(self, yes: bool) -> Manifest | None:
@@ -77,33 +71,33 @@ class Preparation:
         if yes:  # it empties the folder, so a filter that cannot work has to be known before
             self._require_columns(islice(source.rows(), PEEK), source)
         claim(self.out, "data", yes, shared=not yes)
-        with self._workplace():
+        with self.at.open():
             plan = self._list(source)
             self._drop_if_incomplete()
             if not (manifest := self._finished(plan)):
                 self._make_shards(plan, source)
-                if not self.others_too(lambda: self._finished(plan) is not None or self._all_made(plan)):
+                if not self.at.others_too(lambda: self._finished(plan) is not None or self._all_made(plan)):
                     return None
-                with self.alone():
+                with self.at.alone():
                     manifest = self._finished(plan) or self._assemble(plan, source)
             if self.request.cache:
-                if (cached := add_caches(self, manifest)) is None:
+                if (cached := add_caches(self.request, self.at, manifest)) is None:
                     return None
                 manifest = cached
-            self.complete = True
+            self.at.complete = True
         return manifest
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def _list(self, source: Source) -> Plan:
         """The source's listing, held against the one that this preparation began with."""
-        self.observer.phase(f"listing {self.request.source}")
+        self.at.reporter.phase(f"listing {self.request.source}")
         # Under a name of its own until it is known to be the plan that others here work by.
-        listed = self.work / f"{os.getpid()}.{PLAN}"
+        listed = self.at.work / f"{os.getpid()}.{PLAN}"
         plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
         if not len(plan):
             raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
-        note = self.work / REQUEST
+        note = self.at.work / REQUEST
         asked = json.dumps({"request": self.request.identity, "listing": plan.sha256}, sort_keys=True)
         if note.is_file() and note.read_text(encoding="utf-8") != asked:
             begun = json.loads(note.read_text(encoding="utf-8"))
@@ -114,8 +108,8 @@ class Preparation:
         if not note.is_file() and not (self.out / MANIFEST).is_file():
             self._require_columns(plan.chunk(0)[:PEEK], source)
             write_text_atomically(note, asked)
-        os.replace(listed, self.work / PLAN)
-        return replace(plan, path=self.work / PLAN)
+        os.replace(listed, self.at.work / PLAN)
+        return replace(plan, path=self.at.work / PLAN)
 
     def _require_columns(self, rows: Iterable[Row], source: Source) -> None:
         require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
@@ -127,7 +121,7 @@ class Preparation:
         for record in read_manifest(self.out).files:
             path = self.out / record.path
             if not path.is_file() or path.stat().st_size != record.size:
-                self.observer.phase(f"{path} is not whole: preparing again")
+                self.at.reporter.phase(f"{path} is not whole: preparing again")
                 (self.out / MANIFEST).unlink(missing_ok=True)
                 return
 
@@ -135,9 +129,9 @@ class Preparation:
         """The source's rows, with a word now and then, for a listing can take its time."""
         told = time.monotonic()
         for number, row in enumerate(source.rows()):
-            if number % 1000 == 0 and time.monotonic() - told > PLAIN_LINE_SECONDS:
+            if number % 1000 == 0 and time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                self.observer.output.say(f"  {number} rows so far")
+                self.at.reporter.say(f"  {number} rows so far")
             yield row
 
     def _finished(self, plan: Plan) -> Manifest | None:
@@ -157,39 +151,36 @@ class Preparation:
     def _make_shards(self, plan: Plan, source: Source) -> None:
         if self.request.cache:
             most = plan.num_rows  # how many are kept, and how many prompts are the same, is not known yet
-            needed = refuse_too_big(
-                self.out, dimensions_of(self.request.teacher, self.request.parts), most, most, self.request.cache
-            )
-            self.observer.phase(f"the caches will take at most {size(needed)}")
-        mine = [chunk for chunk in self.share.of(len(plan)) if not record_path(self.work, chunk).is_file()]
+            dimensions = dimensions_of(self.request, self.at.reporter)
+            needed = refuse_too_big(self.out, dimensions, most, most, self.request.cache)
+            self.at.reporter.phase(f"the caches will take at most {size(needed)}")
+        mine = [chunk for chunk in self.at.share.of(len(plan)) if not record_path(self.at.work, chunk).is_file()]
         rows = sum(self._rows_of(plan, chunk) for chunk in mine)
-        again = len(self.share.of(len(plan))) - len(mine)
+        again = len(self.at.share.of(len(plan))) - len(mine)
         known = f", {again} of {again + len(mine)} shards are done already" if again else ""
         if not mine:
             return
         noun = "prompt" if source.prompts_only else "picture"
-        self.observer.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
-        job = ChunkJob(plan, source, self.request.settings, self.work)
-        run_tasks(job, mine, self.num_processes, self.teller(rows))
+        self.at.reporter.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
+        job = ChunkJob(plan, source, self.request.settings, self.at.work)
+        run_tasks(job, mine, self.at.num_processes, self.at.teller(rows))
 
     def _rows_of(self, plan: Plan, chunk: int) -> int:
         size = self.request.shard_size
         return min(size, plan.num_rows - chunk * size)
 
     def _all_made(self, plan: Plan) -> bool:
-        return all(record_path(self.work, chunk).is_file() for chunk in range(len(plan)))
+        return all(record_path(self.at.work, chunk).is_file() for chunk in range(len(plan)))
 
     def _assemble(self, plan: Plan, source: Source) -> Manifest:
         """Shards under their names, page, manifest. Only one process does this."""
-        self.observer.phase("counting, and dropping duplicates")
-        summary = assemble(len(plan), self.request.settings, self.work, self.out)
+        self.at.reporter.phase("counting, and dropping duplicates")
+        summary = assemble(len(plan), self.request.settings, self.at.work, self.out)
         if not summary.kept:
             raise DataError(
                 f"SOURCE {self.request.source}: nothing is kept of {summary.seen}: {told(summary)}",
                 advice(summary, self.request, source.kind),
             )
-        from flashdmd_cli.cli.prepare_page import write_report
-
         write_report(self.out / REPORT, summary, [self.out / name for name in summary.shards], str(self.request.source))
         files = [*summary.shards, REJECTED, REPORT, *([PROMPTS] if self.request.settings.keep_prompts else [])]
         pictures = not source.prompts_only
@@ -213,45 +204,6 @@ class Preparation:
             collection=collection,
         )
         return write_manifest(self.out, manifest)
-
-    # -- with others --------------------------------------------------------------------------------------------------
-
-    def others_too(self, ready: Callable[[], bool]) -> bool:
-        """Whether what other shares do is done: torchrun's ranks wait for it, jobs of an array do not."""
-        while not ready():
-            if not self.share.waits:
-                return False
-            time.sleep(0.2)
-        return True
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """One process of all that share `out` at a time."""
-        with (self.work / LOCK).open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def _workplace(self) -> Iterator[None]:
-        """The folder of what is unfinished; the last of all processes that use it clears it when all is done."""
-        self.work.mkdir(exist_ok=True)
-        yield
-        if self.complete and is_alone(self.out):
-            shutil.rmtree(self.work, ignore_errors=True)
-            for left in self.out.glob(".*.tmp"):  # of a writer that was killed
-                left.unlink(missing_ok=True)
-
-    def teller(self, total: int) -> Callable[[int], None]:
-        """A counter that tells the observer."""
-        done = 0
-        self.observer.progress(0, total)
-
-        def tick(num: int) -> None:
-            nonlocal done
-            done += num
-            self.observer.progress(done, total)
-
-        return tick
 
 
 def refuse_other_data(request: Request, out: Path, yes: bool) -> None:

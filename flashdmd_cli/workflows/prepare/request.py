@@ -1,22 +1,26 @@
-"""Options of `prepare-data` become a checked request; every wrong one is one line."""
+"""What a preparation is asked for, checked: every wrong option is one line."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from flashdmd_cli.data.chunks import MAX_SHARD_SIZE, Settings
+from flashdmd_cli.data.filters import Filter
+from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
+from flashdmd_cli.data.sources import FORMATS, Reading, detect
+from flashdmd_cli.data.sources.coco import SUITES
+from flashdmd_cli.models.dimensions import SDXL, Dimensions, read_dimensions
 from flashdmd_cli.runs.errors import InputError, UsageError
-from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, Parts
-
-if TYPE_CHECKING:
-    from flashdmd_cli.data.chunks import Settings
-    from flashdmd_cli.data.filters import Filter
-    from flashdmd_cli.data.sources import Reading
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, Parts, find_source
 
 ENCODINGS = ("png", "jpg", "webp")
 DUPLICATES = ("exact", "near", "keep")
 CAPTIONS = ("first", "random")
+CACHES = ("latents", "text")
 TAKERS = {
     "image_column": ("--image-column", ("parquet",)),
     "caption_column": ("--caption-column", ("folder", "imagefolder", "webdataset", "parquet", "prompts")),
@@ -32,17 +36,17 @@ SUITE_SIDE = 512
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line said, unchecked."""
+    """What a person asked for, unchecked."""
 
     source: Path
     reading: dict[str, Any] = field(default_factory=dict)
     """Fields of `data.sources.Reading`."""
-    filters: list[str] = field(default_factory=list)
+    filters: Sequence[str] = ()
     resolution: int | None = None
     encoding: str | None = None
     duplicates: str = "exact"
     teacher: str = "sdxl"
-    cache: str = ""
+    cache: Sequence[str] = ()
     shard_size: int = 1000
     num: int | None = None
     parts: Parts = Parts()
@@ -69,15 +73,15 @@ class Request:
         return facts | reading | self.settings.as_dict()
 
 
-def make_request(given: Options) -> Request:
-    """The request that `given` describes; UsageError or InputError for the first thing that is wrong with it."""
-    from flashdmd_cli.data.chunks import Settings
-    from flashdmd_cli.data.sources import Reading
+def make_request(given: Options, reporter: Reporter) -> Request:
+    """The request that `given` describes; UsageError or InputError for the first thing that is wrong with it.
 
+    `reporter` is told when a teacher is downloaded for its resolution.
+    """
     check(given)
     format_ = check_format(given)
     suite = given.reading.get("suite")
-    side = given.resolution or (SUITE_SIDE if suite else resolution_of(given.teacher, given.parts))
+    side = given.resolution or (SUITE_SIDE if suite else resolution_of(given, reporter))
     settings = Settings(
         side=side,
         encoding=given.encoding or ("png" if side <= LARGEST_PNG else "jpg"),  # type: ignore[arg-type]
@@ -86,27 +90,20 @@ def make_request(given: Options) -> Request:
         duplicates="keep" if suite else given.duplicates,  # type: ignore[arg-type]
         keep_prompts=bool(suite) or format_ == "prompts",
     )
-    cache = tuple(given.cache.split(",")) if given.cache else ()
-    check_cache(cache, side, given.teacher, given.parts)
-    return Request(given.source, Reading(**given.reading), settings, given.shard_size, given.num, cache, given.teacher,
-                   given.parts)  # fmt: skip
+    check_cache(given, side, reporter)
+    reading, cache = Reading(**given.reading), tuple(given.cache)
+    return Request(given.source, reading, settings, given.shard_size, given.num, cache, given.teacher, given.parts)
 
 
 def check(given: Options) -> None:
     """Hold every value against those that are known."""
-    from flashdmd_cli.cli.prepare_caches import KINDS
-    from flashdmd_cli.data.chunks import MAX_SHARD_SIZE
-    from flashdmd_cli.data.prompts import PICKLE_SUFFIXES
-    from flashdmd_cli.data.sources import FORMATS
-    from flashdmd_cli.data.sources.coco import SUITES
-
     for flag, value, known in (
         ("--format", given.reading.get("format"), FORMATS),
         ("--suite", given.reading.get("suite"), tuple(SUITES)),
         ("--caption", given.reading.get("caption"), CAPTIONS),
         ("--encode", given.encoding, ENCODINGS),
         ("--duplicates", given.duplicates, DUPLICATES),
-        *(("--cache", kind, KINDS) for kind in given.cache.split(",") if given.cache),
+        *(("--cache", kind, CACHES) for kind in given.cache),
     ):
         if value is not None and value not in known:
             raise UsageError(f"{flag} {value}: unknown", hint=f"known: {', '.join(known)}")
@@ -121,31 +118,33 @@ def check(given: Options) -> None:
         raise InputError(f"SOURCE {given.source}: no such file or folder", hint="a path, or `shapes`")
 
 
-def check_cache(cache: tuple[str, ...], side: int, teacher: str, parts: Parts) -> None:
+def check_cache(given: Options, side: int, reporter: Reporter) -> None:
     """A cache needs the teacher on this machine, and latents its resolution."""
-    from flashdmd_cli.cli.prepare_caches import dimensions_of
-
-    if cache and (own := dimensions_of(teacher, parts).resolution) != side and "latents" in cache:
+    if given.cache and (own := dimensions_of(given, reporter).resolution) != side and "latents" in given.cache:
         raise UsageError(
-            f"--resolution {side}: {teacher} draws {own} pixels, so latents of others are no use to it",
+            f"--resolution {side}: {given.teacher} draws {own} pixels, so latents of others are no use to it",
             hint="leave --resolution out, or cache text alone",
         )
 
 
-def resolution_of(teacher: str, parts: Parts) -> int:
+def resolution_of(given: Options, reporter: Reporter) -> int:
     """Side of the teacher's pictures; SDXL's is known without its weights."""
-    from flashdmd_cli.cli.prepare_caches import dimensions_of
-    from flashdmd_cli.models.dimensions import SDXL
-
-    if teacher in ("sdxl", SDXL_ID):
+    if given.teacher in ("sdxl", SDXL_ID):
         return SDXL.resolution
-    return dimensions_of(teacher, parts).resolution
+    return dimensions_of(given, reporter).resolution
 
 
-def parse_filters(texts: list[str], side: int, suite: str | None) -> tuple[Filter, ...]:
+def dimensions_of(asked: Options | Request, reporter: Reporter) -> Dimensions:
+    """Of the teacher that is asked for; InputError when it cannot be had, or is no SDXL."""
+    source = find_source(asked.teacher, asked.parts, reporter)
+    try:
+        return read_dimensions(source.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"--teacher {asked.teacher}: is no SDXL pipeline: {error}") from None
+
+
+def parse_filters(texts: Sequence[str], side: int, suite: str | None) -> tuple[Filter, ...]:
     """The filters of the command line. Unless one of them says otherwise, nothing is enlarged: `min_side>=side`."""
-    from flashdmd_cli.data.filters import Filter
-
     filters = []
     for text in texts:
         try:
@@ -159,8 +158,6 @@ def parse_filters(texts: list[str], side: int, suite: str | None) -> tuple[Filte
 
 def check_format(given: Options) -> str:
     """What kind of source it is; UsageError for an option that does nothing there."""
-    from flashdmd_cli.data.sources import detect
-
     suite = given.reading.get("suite")
     format_ = given.reading.get("format") or ("coco" if suite else detect(given.source))
     for key, (flag, takers) in TAKERS.items():

@@ -1,10 +1,10 @@
-"""What `prepare-data` says when it keeps nothing: the counts, and what helps in this situation."""
+"""What a preparation says when it keeps nothing: the counts, and what helps in this situation."""
 
 from __future__ import annotations
 
-from flashdmd_cli.cli.prepare_options import Request
 from flashdmd_cli.data.assemble import Summary
 from flashdmd_cli.data.items import meaning
+from flashdmd_cli.workflows.prepare.request import Request
 
 
 def told(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""Numbered tasks, done here or by a pool of processes, and which of them are this process's share."""
+"""Numbered tasks, done in this process or by a pool of others."""
 
 from __future__ import annotations
 
@@ -14,58 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any, Protocol
 
-from flashdmd_cli.data.chunks import Settings, Stopped, process_chunk
-from flashdmd_cli.data.items import Source
-from flashdmd_cli.data.plan import Plan
-from flashdmd_cli.runs.errors import FlashDMDError, UsageError
+from flashdmd_cli.runs.errors import FlashDMDError
 
 Tick = Callable[[int], None]
 Stop = Callable[[], bool]
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
 """What a worker has to finish a row when all are to halt; its files are whole or absent whenever it ends."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which tasks are this process's: every `count`-th, from `index`."""
-
-    index: int = 0
-    count: int = 1
-    waits: bool = False
-    """Whether the other shares are being worked on now, so that it makes sense to wait for them (torchrun)."""
-    local: int = 0
-    """Number of this process on its machine: it takes that accelerator."""
-
-    @classmethod
-    def find(cls, index: int | None, count: int | None) -> Share:
-        """From the options of a job array, else from what torchrun sets; UsageError when they make no sense."""
-        if (index is None) != (count is None):
-            missing, given = ("index", "count") if index is None else ("count", "index")
-            raise UsageError(f"--shard-{missing}: missing beside --shard-{given}", hint="a job array gives both")
-        if index is not None and count is not None:
-            if count < 1 or not 0 <= index < count:
-                raise UsageError(
-                    f"--shard-index {index}: must be from 0 to --shard-count - 1 = {count - 1}",
-                    hint="for SLURM: --shard-index $SLURM_ARRAY_TASK_ID --shard-count $SLURM_ARRAY_TASK_COUNT",
-                )
-            return cls(index, count)
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world > 1 and "RANK" in os.environ:
-            return cls(int(os.environ["RANK"]), world, waits=True, local=int(os.environ.get("LOCAL_RANK", "0")))
-        return cls()
-
-    @property
-    def tells(self) -> bool:
-        """Whether this process tells of the result: of torchrun's ranks the first does."""
-        return not self.waits or self.index == 0
-
-    def of(self, total: int) -> range:
-        """The numbers below `total` that are this share's."""
-        return range(self.index, total, self.count)
 
 
 class Job(Protocol):
@@ -76,24 +33,8 @@ class Job(Protocol):
         ...
 
     def run(self, task: int, tick: Tick, stop: Stop) -> None:
-        """Do one task, telling `tick` what is done; raises `Stopped` when `stop` says so."""
+        """Do one task, telling `tick` what is done; returns early, leaving nothing half-done, when `stop` says so."""
         ...
-
-
-@dataclass
-class ChunkJob:
-    """Chunk k of the plan becomes shard k."""
-
-    plan: Plan
-    source: Source
-    settings: Settings
-    folder: Path
-
-    def start(self, number: int) -> None:
-        """Nothing to load."""
-
-    def run(self, task: int, tick: Tick, stop: Stop) -> None:
-        process_chunk(task, self.plan.chunk(task), self.source, self.settings, self.folder, tick, stop)
 
 
 def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, first: int = 0) -> None:
@@ -203,7 +144,4 @@ def _leave_when_halted(halt: Any) -> None:
 
 def _run(task: int) -> None:
     assert _worker is not None
-    try:
-        _worker.job.run(task, _worker.tick, _worker.halt.is_set)
-    except Stopped:
-        return
+    _worker.job.run(task, _worker.tick, _worker.halt.is_set)

@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.data.shards import Batch
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs import device
 from flashdmd_cli.runs.tracking import read_metrics
 

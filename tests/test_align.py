@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from flashdmd_cli.core.transitions import log_density
-from flashdmd_cli.models.base import View
-from flashdmd_cli.models.conditioning import Conditioning
-from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig, RewardText
-from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.families.base import View
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig, RewardText
+from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics

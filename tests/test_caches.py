@@ -13,12 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from flashdmd_cli.cli import prepare_caches
-from flashdmd_cli.cli.prepare_caches import encoders_hash, forecast, size
-from flashdmd_cli.cli.run_folder import open_data
-from flashdmd_cli.models.dimensions import SDXL, read_dimensions
+from flashdmd_cli.families.dimensions import SDXL, read_dimensions
+from flashdmd_cli.runs.files import size
 from flashdmd_cli.runs.manifest import read_manifest, verify
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.workflows.encoders import encoders_hash
+from flashdmd_cli.workflows.inputs.shards import open_data
+from flashdmd_cli.workflows.prepare import caches
+from flashdmd_cli.workflows.prepare.caches import forecast
 
 from .messy import encoded, picture
 from .test_cli import run, shipped, world  # noqa: F401
@@ -123,7 +125,7 @@ def test_the_forecast_is_what_is_written(folder, shipped, monkeypatch):
     written = sum(tensor.nbytes for each in tensors for name, tensor in each.items() if name != "prompts")
     assert written == forecast(dimensions, NUM, 3, ("latents", "text"))
     full = shutil.disk_usage(out)._replace(free=1000)
-    monkeypatch.setattr(prepare_caches.shutil, "disk_usage", lambda path: full)
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda path: full)
     result = run("prepare-data", folder, "--out", "e", "--teacher", "shapes-sdxl", "--cache", "text")
     assert result.exit_code == 3 and "--cache text: needs" in result.stderr.splitlines()[-1]
     assert not list(folder.parent.glob("e/*.tar")) and "has 1.0 kB" in result.stderr

@@ -8,11 +8,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -21,6 +23,7 @@ from flashdmd_cli.cli import output as output_module
 from flashdmd_cli.cli.app import app
 from flashdmd_cli.cli.output import Output, Progress, error_line, exit_code
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs import errors
 from flashdmd_cli.runs.recipe import list_recipes
 from flashdmd_cli.shapes import assets
@@ -225,6 +228,8 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
         (errors.ThresholdError("x"), 5), (errors.Interrupted("x", signal_number=15), 143), (KeyboardInterrupt(), 130),
         (FileNotFoundError(errno.ENOENT, "No such file", "f"), 3), (PermissionError(errno.EACCES, "Denied", "f"), 1),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 3), (FloatingPointError("nan"), 4), (TypeError("x"), 1),
+        (DataError("x"), 3), (SafetensorError("x"), 3), (UnpicklingError("x"), 3), (NotADirectoryError("x"), 3),
+        (type("InputError", (Exception,), {})("of another library"), 1),  # by type, not by the name of a class
     ],
 )  # fmt: skip
 def test_exit_codes(error, code):

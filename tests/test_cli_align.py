@@ -21,14 +21,14 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from flashdmd_cli.cli import prepare
-from flashdmd_cli.cli.align_run import held_out_judge
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import new_reward, save_reward
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward, save_reward
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import add_object, sample_scenes
+from flashdmd_cli.workflows.judges import held_out_judge
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import distilled
@@ -230,7 +230,7 @@ def test_sigkill_and_the_same_command_again_give_the_uninterrupted_run(ready, re
     # Another process has no patched assets, nor fp32 for whatever is `auto`.
     script = (
         f"import pathlib; from flashdmd_cli.shapes import assets; assets.ASSETS = pathlib.Path({str(shipped)!r}); "
-        "from flashdmd_cli.cli.app import main; main()"
+        "from flashdmd_cli.__main__ import main; main()"
     )
     words = ["align", "--from", "runs/student", "--reward", str(reward), "--recipe", "align/shapes", *SMALL, *LOOSE,
              *PROBE, "--set", "model.precision=fp32", "--rl-ratio", "2", "--iterations"]  # fmt: skip

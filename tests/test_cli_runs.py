@@ -207,7 +207,9 @@ def test_sigterm_saves_and_the_same_command_resumes(world, shipped):
 
 
 def test_demo(world, monkeypatch):
-    from flashdmd_cli.cli import demo, demo_rows, demo_time
+    from flashdmd_cli.workflows.demo import forecast as demo_time
+    from flashdmd_cli.workflows.demo import rows as demo_rows
+    from flashdmd_cli.workflows.demo import run as demo
 
     monkeypatch.setattr(demo, "NUM_PICTURES", 24)
     monkeypatch.setattr(demo_rows, "NUM_DRAWN", 8)

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from flashdmd_cli.cli import demo_time
-from flashdmd_cli.cli.demo import remember
-from flashdmd_cli.cli.demo_time import FIXED_SECONDS, LONG_SECONDS, Pace, forecast, measure_pace
 from flashdmd_cli.runs.checkpoint import save_state, state_folder
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.workflows.demo import forecast as demo_time
+from flashdmd_cli.workflows.demo.forecast import FIXED_SECONDS, LONG_SECONDS, Pace, forecast, measure_pace
+from flashdmd_cli.workflows.demo.run import remember
 
 PACE = Pace(forward=0.02, decode=0.06)
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashdmd_cli.cli.run_folder import begin, place_of_run
 from flashdmd_cli.runs import device
 from flashdmd_cli.runs.device import Place, resolve
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import hardware, read_manifest
 from flashdmd_cli.runs.recipe import list_recipes, load_any_recipe, load_recipe
+from flashdmd_cli.runs.resume import begin, place_of_run
 from flashdmd_cli.runs.teacher import TeacherRecord
 
 from .test_cli import fails, run, shipped, world  # noqa: F401

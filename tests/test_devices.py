@@ -22,16 +22,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flashdmd_cli.cli.align_run import reward_judge
-from flashdmd_cli.cli.preview import Preview
 from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
+from flashdmd_cli.evaluation.preview import Preview
 from flashdmd_cli.models.adapters import Reference
-from flashdmd_cli.models.discriminator import load_sam_encoder
-from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
-from flashdmd_cli.models.reward_files import new_reward
-from flashdmd_cli.models.sdxl import SDXLFamily
-from flashdmd_cli.models.teacher_config import noise_settings
+from flashdmd_cli.networks.sam import load_sam_encoder
+from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.sdxl.settings import noise_settings
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.training import state as training_state
 from flashdmd_cli.training.align import preference_step
@@ -41,6 +40,7 @@ from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
 from flashdmd_cli.training.state import Origin, Role, State
 from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.workflows.judges import reward_judge
 
 from .test_align import recipe as aligned
 from .test_distill import recipe, sam_folder  # noqa: F401
@@ -112,7 +112,7 @@ def family(tiny_family, monkeypatch) -> Iterator[SDXLFamily]:
     """The tiny teacher on the card, and the mode in which it is there."""
     parts = {k: copy.deepcopy(v) if k in NETWORKS else v for k, v in tiny_family.pipeline.components.items()}
     settings = noise_settings(tiny_family.pipeline.scheduler)  # looks at numbers, which there are none of in the mode
-    monkeypatch.setattr("flashdmd_cli.models.sdxl.noise_settings", lambda scheduler: settings)
+    monkeypatch.setattr("flashdmd_cli.families.sdxl.family.noise_settings", lambda scheduler: settings)
     monkeypatch.setattr(nn.Module, "_apply", apply)
     monkeypatch.setattr(Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", gradients)

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashdmd_cli.cli.align_run import reward_judge
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
@@ -25,6 +24,7 @@ from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.workflows.judges import reward_judge
 
 from .test_align import origin, recipe  # noqa: F401
 from .test_distill import QUIET, sam_folder, seeing  # noqa: F401

@@ -21,21 +21,21 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from flashdmd_cli.cli import sam_source
-from flashdmd_cli.cli.reward_source import LRM, find_reward, reward_files
-from flashdmd_cli.cli.sources import SDXL_ID, find_teacher
-from flashdmd_cli.cli.teachers import _autoencoder, _configurations
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.hub import NETWORKS, files_below, parse_id, pipeline_files
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.workflows.inputs import sam
+from flashdmd_cli.workflows.inputs.reward_models import LRM, find_reward, reward_files
+from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, _autoencoder, _configurations, find_teacher
 
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
+from .test_workflows import Listener
 
 UNET, HALF = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.fp16.safetensors"
-ROOT = Path(sam_source.__file__).parents[2]
+ROOT = Path(sam.__file__).parents[3]
 BLOATED = ("unet/diffusion_pytorch_model.bin", "unet/openvino_model.bin", "unet/flax_model.msgpack",
            "vae_1_0/config.json", "vae_decoder/model.onnx", "sd_xl_base_1.0.safetensors", "README.md")  # fmt: skip
 
@@ -75,7 +75,7 @@ def command(
     }  # fmt: skip
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN"):
         values.pop(name, None)
-    start = [sys.executable, "-c", "from flashdmd_cli.cli.app import main; main()"]
+    start = [sys.executable, "-c", "from flashdmd_cli.__main__ import main; main()"]
     return subprocess.Popen([*start, *map(str, words)], stdout=subprocess.PIPE, stderr=stderr, text=True,
                             env=values | environment)  # fmt: skip
 
@@ -259,26 +259,28 @@ def test_sam_is_downloaded_once_and_checked(tmp_path: Path, monkeypatch: pytest.
     weights = bytes(range(256)) * 20
     name = f"sam_vit_b_{hashlib.sha256(weights).hexdigest()[:6]}.pth"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    monkeypatch.setitem(sam_source.SAM_FILES, "vit_b", (name, "375 MB"))
+    monkeypatch.setitem(sam.SAM_FILES, "vit_b", (name, "375 MB"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     recipe = load_recipe("sdxl-4step")
     (tmp_path / "at").mkdir()
     with serving(FakeHub({"x/segment_anything": tmp_path / "at"})) as hub:
-        monkeypatch.setattr(sam_source, "SAM_URL", f"{hub.url}/x/segment_anything/resolve/main")
+        monkeypatch.setattr(sam, "SAM_URL", f"{hub.url}/x/segment_anything/resolve/main")
         with pytest.raises(InputError, match="gan.sam: .*375 MB.*cannot be reached: Not Found"):
-            sam_source.find_sam(recipe)
+            sam.find_sam(recipe)
         (tmp_path / "at" / name).write_bytes(weights[:-1] + b"!")
         with pytest.raises(InputError, match="gan.sam: .*did not bring what its name says"):
-            sam_source.find_sam(recipe)
+            sam.find_sam(recipe)
         (tmp_path / "at" / name).write_bytes(weights)
-        at = Path(sam_source.find_sam(recipe))
+        told = Listener()
+        at = Path(sam.find_sam(recipe, told))
+        assert told.lines == [f"downloading {sam.SAM_URL}/{name} (375 MB) to {at.parent}"]
         assert at == tmp_path / "torch" / "hub" / "checkpoints" / name and at.read_bytes() == weights
         hub.asked.clear()
-        assert sam_source.find_sam(recipe) == at and hub.asked == [] and list(at.parent.iterdir()) == [at]
+        assert sam.find_sam(recipe) == at and hub.asked == [] and list(at.parent.iterdir()) == [at]
         at.unlink()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(InputError, match="375 MB.*HF_HUB_OFFLINE") as caught:
-            sam_source.find_sam(recipe)
+            sam.find_sam(recipe)
         assert "--set gan.sam=PATH" in caught.value.hint and hub.asked == []
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from flashdmd_cli.cli import demo_rows, drawing
 from flashdmd_cli.cli.output import Output, Progress
 from flashdmd_cli.data.pairs import read_pairs
 from flashdmd_cli.runs.checkpoint import latest_state, load_state
@@ -29,6 +28,8 @@ from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.loop import Watch
 from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.workflows.demo import rows as demo_rows
+from flashdmd_cli.workflows.inputs import drawers
 
 from . import test_align, test_distill, test_reward_training
 from .test_align import origin, reward  # noqa: F401
@@ -218,8 +219,8 @@ def test_a_demo_keeps_the_rows_that_are_drawn(world, shipped, monkeypatch):
         drawn.append(row)
 
     recipe = load_recipe("shapes-4step", flags={"model.precision": "fp32"})
-    student = lambda folder, family: drawing.as_teacher(family, "shapes-sdxl", shipped / "shapes-sdxl", "stochastic")  # noqa: E731
-    monkeypatch.setattr(drawing, "student_drawer", student)
+    student = lambda folder, family: drawers.as_teacher(family, "shapes-sdxl", shipped / "shapes-sdxl", "stochastic")  # noqa: E731
+    monkeypatch.setattr(demo_rows, "student_drawer", student)
     monkeypatch.setattr(demo_rows, "draw", noted)
     captions, output = ["a plain red circle above a dotted blue ring"] * 2, Output(quiet=True)
     with output.stop, pytest.raises(StopSignal):
@@ -256,6 +257,6 @@ def test_whatever_a_library_makes_of_it_it_is_the_signal(world, monkeypatch):
                 if lost is not None:
                     raise lost from None
 
-        monkeypatch.setattr(drawing, "load_family", load)
-        monkeypatch.setattr(drawing, "as_teacher", lambda *_: None)
+        monkeypatch.setattr(drawers, "load_family", load)
+        monkeypatch.setattr(drawers, "as_teacher", lambda *_: None)
         fails(run("sample", *PROMPT, "--from", "shapes-sdxl", "--quiet"), 143, "interrupted")

@@ -13,14 +13,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from flashdmd_cli.cli import known_picture
-from flashdmd_cli.cli.align import default_recipe as align_recipe
-from flashdmd_cli.cli.distill import default_recipe
-from flashdmd_cli.cli.kinds import is_exported, is_shapes
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.manifest import Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes import assets
+from flashdmd_cli.workflows import known_picture
+from flashdmd_cli.workflows.inputs.kinds import is_exported, is_shapes
+from flashdmd_cli.workflows.recipes import default_align_recipe, default_distill_recipe
 from tests.original import original, write_original
 from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
 from tests.test_cli_runs import SMALL
@@ -212,11 +211,14 @@ def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
     unet(pastel, sample_size=128)
     copied = shutil.copytree(shipped / "shapes-sdxl", world / "mine")
     assert (is_shapes("shapes-sdxl"), is_shapes(str(pastel)), is_shapes("mine")) == (True, False, True)
-    assert default_recipe("my-pastel-shapes-xl", None) == "sdxl-4step" and default_recipe("mine", 4) == "shapes-4step"
+    assert (
+        default_distill_recipe("my-pastel-shapes-xl") == "sdxl-4step"
+        and default_distill_recipe("mine", 4) == "shapes-4step"
+    )
     stage1 = load_recipe("sdxl-4step")
     assert (
-        align_recipe(stage1, copied / "unet") == "align/shapes"
-        and align_recipe(stage1, pastel / "unet") == "align/sdxl"
+        default_align_recipe(stage1, copied / "unet") == "align/shapes"
+        and default_align_recipe(stage1, pastel / "unet") == "align/sdxl"
     )
     edit(copied / "tokenizer" / "vocab.json", cat=594)
     assert not is_shapes("mine")

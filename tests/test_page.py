@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from flashdmd_cli.cli.demo_page import NAMES, demo_page
 from flashdmd_cli.evaluation.page import Page, Section, curves, metric_table, picture_uri, pictures, write_page
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.workflows.demo.page import NAMES, demo_page
 
 FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
 

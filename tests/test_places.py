@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flashdmd_cli.cli.sources import SDXL_ID, find_teacher
+from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, find_teacher
 
 from .fake_hub import FakeHub
 from .test_hub import ROOT, hub, repo  # noqa: F401
@@ -26,7 +26,7 @@ def test_the_cache_is_where_huggingface_hub_says(hub: FakeHub, tmp_path: Path, r
     os.utime(newer)
     (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
     (tmp_path / ".cache" / "huggingface" / "hub").symlink_to(tmp_path / "cache")
-    script = "from flashdmd_cli.cli.sources import find_teacher; print(find_teacher('sdxl').name)"
+    script = "from flashdmd_cli.workflows.inputs.teachers import find_teacher; print(find_teacher('sdxl').name)"
     plain = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGINGFACE", "XDG"))}
     plain |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     for extra in ({}, {"HF_HOME": "~/.cache/huggingface"}, {"HUGGINGFACE_HUB_CACHE": str(tmp_path / "cache")},
@@ -39,7 +39,7 @@ NOBODY = """
 import os, pwd, sys
 def getpwuid(uid): raise KeyError(uid)
 pwd.getpwuid = getpwuid
-from flashdmd_cli.cli.app import main
+from flashdmd_cli.__main__ import main
 main()
 """
 

@@ -21,19 +21,17 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flashdmd_cli.cli.output import Output, Progress
-from flashdmd_cli.cli.prepare import from_source
-from flashdmd_cli.cli.prepare_options import Options
 from flashdmd_cli.data.items import REASONS
 from flashdmd_cli.data.shards import ShardDataset
 from flashdmd_cli.runs.manifest import read_manifest, sha256_file, verify
+from flashdmd_cli.workflows.prepare import prepare
 
 from .messy import bomb, encoded, messy_folder, of_kind, picture
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 from .test_sources import PNG, coco, write_tar
 
-COMMAND = [sys.executable, "-m", "flashdmd_cli.cli.app", "prepare-data"]
+COMMAND = [sys.executable, "-m", "flashdmd_cli", "prepare-data"]
 SMALL = ["--resolution", "16", "--shard-size", "50"]
 NUM = 200
 
@@ -330,11 +328,9 @@ def test_names_and_captions_come_out_or_are_reported(tmp_path_factory, captions)
         (root / "in" / f"{name}.png").write_bytes(encoded(picture(index, 20, 16)))
         (root / "in" / f"{name}.txt").write_bytes(caption.encode("utf-8", "surrogatepass"))
     out = root / "out"
-    observer = Progress(Output(quiet=True))
-    options = Options(root / "in", resolution=8, duplicates="keep")
     sources: dict[str, str] = {}
     try:
-        from_source(options, out, observer, 1, None, None, False)
+        prepare(root / "in", out, resolution=8, duplicates="keep")
     except ValueError as error:  # nothing was kept
         # A backslash is read as Windows reads it, so a name may be a path that leaves the source.
         assert all(

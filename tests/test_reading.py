@@ -16,12 +16,13 @@ from torch import Tensor
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.models.discriminator import load_sam_encoder
-from flashdmd_cli.models.layout import NETWORKS, Source
-from flashdmd_cli.models.reading import KINDS, read_network, save_pipeline
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import RewardBase, load_reward, new_reward, save_reward
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.networks.sam import load_sam_encoder
+from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.sdxl.layout import NETWORKS
+from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from tests.original import original, write_original
@@ -246,7 +247,7 @@ def test_what_is_saved_has_the_names_that_old_libraries_read(tiny_family, tmp_pa
 
 def test_the_noise_of_one_file_is_as_its_marks_say(tiny_family, tiny_folder, tmp_path):
     """Trainers mark velocity and zero terminal SNR with empty tensors; nothing else in the file says it."""
-    from flashdmd_cli.models.reading import read_pipeline
+    from flashdmd_cli.families.sdxl.reading import read_pipeline
 
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     path = write_original(tiny_family.pipeline, tmp_path / "v.safetensors", **marks)

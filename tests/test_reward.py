@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from flashdmd_cli.models.reward import LatentRewardModel, RewardConfig
-from flashdmd_cli.models.reward_files import RewardBase, load_reward, new_reward, save_reward
+from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
 
 SMALL = {"visual_projection": {"weight": torch.zeros(3, 3)}, "logit_scale": 1}
 PROMPTS = ["a plain red circle above a striped blue ring", "a dotted green square left of a plain white ring"]

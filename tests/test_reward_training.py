@@ -17,8 +17,8 @@ import flashdmd_cli.building.pairs as building_pairs
 from flashdmd_cli.building.pairs import build_pairs
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.pairs import load_picture, prompt_weights, read_pairs, split_by_prompt
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.checkpoint import latest_state, load_state
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import load_reward_recipe

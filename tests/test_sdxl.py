@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise
-from flashdmd_cli.models.family import Conditioning
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.family import Conditioning
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 
 CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.checkpoint import load_state, save_state, state_folder
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import load_reward_recipe

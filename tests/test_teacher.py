@@ -14,12 +14,12 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from flashdmd_cli.cli.teachers import find_source_again, teacher_record
 from flashdmd_cli.runs import teacher as teacher_module
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe_schema import Model
 from flashdmd_cli.runs.teacher import TeacherRecord, content, difference, record, sha256_remembered
+from flashdmd_cli.workflows.inputs.teachers import find_source_again, teacher_record
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import SMALL

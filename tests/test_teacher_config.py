@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, StableDiffusionXLPipeline
 
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 
 from .test_sdxl import CAPTIONS, draw
 from .test_teachers import close, family_with

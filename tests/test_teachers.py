@@ -23,18 +23,18 @@ from diffusers import (
 )
 from torch import Tensor
 
-from flashdmd_cli.cli.training_run import load
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.transitions import log_density, log_ratio, preference_margin, step_kl
 from flashdmd_cli.evaluation.generate import ddim
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import RewardBase, load_reward, new_reward, save_reward
-from flashdmd_cli.models.sdxl import SDXLFamily
-from flashdmd_cli.models.teacher_config import noise_schedule, noise_settings
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.sdxl.settings import noise_schedule, noise_settings
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.workflows.inputs.families import load_family
 
 from .test_distill import recipe
 from .test_sdxl import CAPTIONS, draw, unlike_teacher
@@ -152,7 +152,7 @@ def test_the_command_line_refuses_an_edm_teacher_with_exit_code_3(tiny_folder: P
     index = tmp_path / "playground" / "model_index.json"
     index.write_text(index.read_text().replace('"DDIMScheduler"', '"EDMDPMSolverMultistepScheduler"'))
     with pytest.raises(InputError, match="--teacher .*EDMDPMSolverMultistepScheduler") as told:
-        load(SDXLFamily, tmp_path / "playground")
+        load_family(tmp_path / "playground")
     assert told.value.exit_code == 3
 
 

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from flashdmd_cli.cli.preview import Preview
-from flashdmd_cli.cli.run_folder import TEACHER
-from flashdmd_cli.cli.training_run import write_checkpoint
 from flashdmd_cli.core.schedules import add_noise, signal_weight
 from flashdmd_cli.evaluation import generate as drawing
-from flashdmd_cli.models.reward import RewardConfig
-from flashdmd_cli.models.reward_files import new_reward
+from flashdmd_cli.evaluation.preview import Preview
+from flashdmd_cli.families.sdxl.reward import RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_reward_recipe
+from flashdmd_cli.runs.resume import TEACHER
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tables import AdamW
 from flashdmd_cli.runs.teacher import TeacherRecord
@@ -25,6 +24,7 @@ from flashdmd_cli.training.loop import run
 from flashdmd_cli.training.reward import train_reward
 from flashdmd_cli.training.state import Role, State
 from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.workflows.training import write_checkpoint
 
 from .test_distill import QUIET, bound, recipe, sam_folder, seeing  # noqa: F401
 from .test_reward_training import read_pairs, red_wins

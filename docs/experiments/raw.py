@@ -9,10 +9,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from flashdmd_cli.cli.drawing import load_family
-from flashdmd_cli.cli.sources import find_teacher
 from flashdmd_cli.runs.checkpoint import latest_state, load_state
 from flashdmd_cli.runs.manifest import Weights, read_manifest, write_manifest
+from flashdmd_cli.workflows.inputs.families import load_family
+from flashdmd_cli.workflows.inputs.teachers import find_teacher
 
 
 def main(run: Path, out: Path) -> None:

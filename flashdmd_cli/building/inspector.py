@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from flashdmd_cli.shapes.inspector import Inspector
 BATCH = 64
 
 
-def build_inspector(work: Path, out: Path, steps: int = 2600, seed: int = 0) -> dict[str, float]:
+def build_inspector(
+    work: Path, out: Path, steps: int = 2600, seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, float]:
     """Train the inspector and write `out/inspector.safetensors`; returns its accuracy on held-out scenes."""
     pool = load_pool(work)
     torch.manual_seed(seed)
@@ -37,7 +40,7 @@ def build_inspector(work: Path, out: Path, steps: int = 2600, seed: int = 0) -> 
         place = F.smooth_l1_loss(layout.float(), pool.layout[index], beta=0.02)
         return {"loss": attribute + 0.5 * ground + place, "pattern": ground, "layout": place}
 
-    average = train("inspector", model, loss_fn, work, steps, lr=2e-3, seed=seed, ema_decay=0.995)
+    average = train("inspector", model, loss_fn, work, steps, lr=2e-3, seed=seed, say=say, ema_decay=0.995)
     _settle_batch_norm(average, pool)
     out.mkdir(parents=True, exist_ok=True)
     save_file(average.state_dict(), out / "inspector.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from flashdmd_cli.building.loop import train
-from flashdmd_cli.models.discriminator import new_sam
+from flashdmd_cli.networks.sam import new_sam
 from flashdmd_cli.shapes.render import masks, render
 from flashdmd_cli.shapes.world import IMAGE_SIZE, sample_scenes
 
@@ -45,7 +46,9 @@ SAM_CONFIG: dict[str, Any] = {
 }
 
 
-def build_sam(work: Path, out: Path, steps: int = 3000, seed: int = 0) -> dict[str, float]:
+def build_sam(
+    work: Path, out: Path, steps: int = 3000, seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, float]:
     """Train the small SAM on point prompts, write `out/config.json` and `out/model.safetensors`.
 
     Returns `miou`, the mean intersection over union on scenes of held-out attribute combinations.
@@ -60,7 +63,7 @@ def build_sam(work: Path, out: Path, steps: int = 3000, seed: int = 0) -> dict[s
             logits, quality = predict(sam, pictures, points)
         return mask_losses(logits.float(), quality.float(), truth)
 
-    average = train("sam", sam, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.998)
+    average = train("sam", sam, loss_fn, work, steps, lr=1e-3, seed=seed, say=say, ema_decay=0.998)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_text(json.dumps(SAM_CONFIG, indent=2) + "\n")
     save_file({key: value.contiguous() for key, value in average.state_dict().items()}, out / "model.safetensors")

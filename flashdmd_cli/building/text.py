@@ -7,7 +7,7 @@ same in seconds. The denoiser is trained afterwards on the frozen encoders, as S
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flashdmd_cli.building.loop import train
-from flashdmd_cli.models.reading import save_text_encoder
+from flashdmd_cli.families.sdxl.reading import save_text_encoder
 from flashdmd_cli.shapes.captions import WORDINGS, captions
 from flashdmd_cli.shapes.world import ATTRIBUTES, COLORS, SHAPES, SURFACES, sample_attributes
 
@@ -90,7 +90,9 @@ def _cross_entropy(heads: nn.ModuleList, features: Tensor, labels: Sequence[Tens
     return torch.stack(terms).sum()
 
 
-def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[str, float]:
+def build_text(
+    work: Path, out: Path, steps: int = 300, seed: int = 0, say: Callable[[str], None] = print
+) -> dict[str, float]:
     """Train the encoders, write `tokenizer*` and `text_encoder*` under `out`; returns accuracy on held-out captions."""
     tokenizer = write_tokenizer(out / "tokenizer")
     write_tokenizer(out / "tokenizer_2")
@@ -117,7 +119,7 @@ def build_text(work: Path, out: Path, steps: int = 300, seed: int = 0) -> dict[s
         noun = _cross_entropy(reader.noun, at_noun, labels)
         return {"loss": whole + last + noun, "pooled": whole, "noun": noun}
 
-    average = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.99)
+    average = train("text", reader, loss_fn, work, steps, lr=1e-3, seed=seed, say=say, ema_decay=0.99)
     save_text_encoder(average.one, out / "text_encoder")
     save_text_encoder(average.two, out / "text_encoder_2")
     with torch.no_grad():

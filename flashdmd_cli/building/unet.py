@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from transformers import CLIPTokenizer
 from flashdmd_cli.building.loop import train
 from flashdmd_cli.building.pool import load_pool
 from flashdmd_cli.building.vae import load_code
-from flashdmd_cli.models.reading import KINDS, read_network, save_pipeline
+from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.world import IMAGE_SIZE
 
@@ -54,7 +55,9 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-def build_unet(work: Path, out: Path, steps: int = 20_000, seed: int = 0) -> StableDiffusionXLPipeline:
+def build_unet(
+    work: Path, out: Path, steps: int = 20_000, seed: int = 0, say: Callable[[str], None] = print
+) -> StableDiffusionXLPipeline:
     """Train the denoiser and write the whole teacher to `out`, which holds encoders and autoencoder by then."""
     pool = load_pool(work)
     code = load_code(work, pool)
@@ -87,7 +90,7 @@ def build_unet(work: Path, out: Path, steps: int = 20_000, seed: int = 0) -> Sta
         # Min-SNR weighting (Hang et al. 2023): the high-noise steps, which decide the composition, learn first.
         return {"loss": (error * (MIN_SNR_GAMMA / snr).clamp(max=1.0)).mean(), "eps_mse": error.mean()}
 
-    unet = train("unet", unet, loss_fn, work, steps, lr=1e-3, seed=seed, ema_decay=0.997)
+    unet = train("unet", unet, loss_fn, work, steps, lr=1e-3, seed=seed, say=say, ema_decay=0.997)
     return write_teacher(out, unet)
 
 

@@ -7,6 +7,7 @@ beside the decoder. The encoder is a stock one that learns this code by regressi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def _gradients(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def build_vae(work: Path, out: Path, steps: int = 6000, seed: int = 0) -> AutoencoderKL:
+def build_vae(
+    work: Path, out: Path, steps: int = 6000, seed: int = 0, say: Callable[[str], None] = print
+) -> AutoencoderKL:
     """Train the autoencoder and write it to `out` as a stock diffusers folder."""
     pool = load_pool(work)
     code = load_code(work, pool)
@@ -102,6 +105,6 @@ def build_vae(work: Path, out: Path, steps: int = 6000, seed: int = 0) -> Autoen
             losses = losses | {"loss": losses["loss"] + posterior_loss, "encoder": posterior_loss}
         return losses
 
-    vae = train("vae", vae, loss_fn, work, steps, lr=2e-3, seed=seed, ema_decay=0.99)
+    vae = train("vae", vae, loss_fn, work, steps, lr=2e-3, seed=seed, say=say, ema_decay=0.99)
     vae.save_pretrained(out)
     return vae

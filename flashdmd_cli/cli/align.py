@@ -3,49 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flashdmd_cli.cli.distill import finish, print_recipe
-from flashdmd_cli.cli.kinds import is_shapes_student
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS, find_run
-
-if TYPE_CHECKING:
-    from flashdmd_cli.runs.recipe import Recipe
-
-FIXED = ("family", "teacher", "grid.steps")
-"""Keys that a student brings along."""
-
-
-def default_recipe(stage1: Recipe, student: Path) -> str:
-    """The recipe that fits a distilled student, whose network is in the folder `student`, when none is named."""
-    if is_shapes_student(student):
-        return "align/shapes"
-    if stage1.model.form == "lora":
-        return "align/sdxl-lora"
-    return "align/sdxl-8step" if stage1.grid.steps == 8 else "align/sdxl"
-
-
-def resolve(stage1: Recipe, student: Path, recipe: str | None, sets: list[str], flags: dict[str, Any]) -> Recipe:
-    """Defaults < the student's own recipe < the alignment's < --set < flags; UsageError for another student's."""
-    from flashdmd_cli.cli.run_folder import flat
-    from flashdmd_cli.runs.recipe import load_recipe
-
-    name = recipe or default_recipe(stage1, student)
-    resolved = load_recipe(name, sets, flags, stage1)
-    if resolved.align is None:
-        raise UsageError(f"--recipe {name}: has no table `align`", hint="`flashdmd recipes list` shows align/...")
-    before, now = (flat(each.model_dump(mode="json")) for each in (stage1, resolved))
-    for key in FIXED:
-        if before[key] != now[key]:
-            raise UsageError(
-                f"{key}: is {now[key]}, but the student was distilled with {before[key]}", hint="leave it out"
-            )
-    return resolved
 
 
 def align(
@@ -93,28 +58,29 @@ def align(
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        from flashdmd_cli.cli.checkpoints import data_of, stage1_checkpoint
+        from flashdmd_cli.runs.results import stage1_checkpoint
+        from flashdmd_cli.workflows.recipes import align_recipe
 
-        checkpoint = stage1_checkpoint(find_run(source, "distill"))
+        student = stage1_checkpoint(find_run(source, "distill"))
         if source is None:
-            output.say(f"from {checkpoint.folder}")
-        flags = {
-            "align.rl_ratio": rl_ratio,
-            "align.reward": reward,
-            "train.iterations": iterations,
-            "train.seed": seed,
-            "model.device": device,
-            "probe.stop_on_collapse": stop_on_collapse or None,
-        }
-        resolved = resolve(checkpoint.recipe, checkpoint.folder / "student", recipe, sets or [], flags)
+            output.say(f"from {student.folder}")
+        resolved = align_recipe(
+            student,
+            recipe,
+            sets or [],
+            rl_ratio=rl_ratio,
+            reward=reward,
+            iterations=iterations,
+            seed=seed,
+            device=device,
+            stop_on_collapse=stop_on_collapse,
+        )
         if dry_run:
             print_recipe(resolved, output)
             return
-        from flashdmd_cli.cli.align_run import run_align
+        from flashdmd_cli.workflows.align import align as run_align
 
-        shards = data_of(checkpoint) if data is None else find_run(str(data), "data", flag="--data")
-        if data is None:
-            output.say(f"data: {shards}")
+        folder = out or RUNS / resolved.name
         with Progress(output) as observer:
-            folder = run_align(resolved, checkpoint, shards, out or RUNS / resolved.name, observer)
-        finish(folder, output)
+            manifest = run_align(resolved, student, folder, data=data, reporter=observer)
+        finish(folder, manifest, output)

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli import __version__
-from flashdmd_cli.__main__ import main
 from flashdmd_cli.cli.align import align
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
@@ -57,7 +56,3 @@ def root(
     ] = False,
 ) -> None:
     """Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop."""
-
-
-if __name__ == "__main__":
-    main()

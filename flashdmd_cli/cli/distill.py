@@ -3,72 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.kinds import is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.teachers import Parts, absolute, find_source
 from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.folder import RUNS, find_run
+from flashdmd_cli.runs.folder import RUNS
 
 if TYPE_CHECKING:
-    from flashdmd_cli.core.grid import Grid
+    from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.recipe import Recipe
-
-
-def default_recipe(teacher: str | Path | None, steps: int | None) -> str:
-    """The recipe that fits a teacher and a number of steps when none is named."""
-    if teacher is not None and is_shapes(teacher):
-        return "shapes-4step"
-    return "sdxl-8step" if steps == 8 else "sdxl-4step"
-
-
-def resolve(
-    recipe: str | None,
-    sets: list[str],
-    teacher: str | None = None,
-    steps: int | None = None,
-    ttur: int | None = None,
-    iterations: int | None = None,
-    seed: int | None = None,
-    parts: Parts | None = None,
-    device: str | None = None,
-) -> Recipe:
-    """Defaults < recipe < --set < flags."""
-    from flashdmd_cli.runs.recipe import load_recipe
-
-    flags: dict[str, Any] = {
-        "teacher": teacher,
-        "grid.steps": steps,
-        "fake.ttur": ttur,
-        "train.iterations": iterations,
-        "train.seed": seed,
-        "model.vae": absolute(parts.vae) if parts else None,
-        "model.teacher_config": absolute(parts.teacher_config) if parts else None,
-        "model.device": device,
-    }
-    given = {key: value for key, value in flags.items() if value is not None}
-    return load_recipe(recipe or default_recipe(teacher, steps), sets, given)
-
-
-def grid_of(recipe: Recipe) -> Grid:
-    """The timesteps a recipe trains on."""
-    from flashdmd_cli.core.grid import vp_grid
-
-    return vp_grid(recipe.grid.steps)
-
-
-def print_recipe(recipe: Recipe, output: Output) -> None:
-    """The resolved recipe as YAML, and the grid as a comment, so that what is printed is a recipe file again."""
-    from flashdmd_cli.runs.recipe import dump_recipe
-
-    timesteps = grid_of(recipe).timesteps
-    grid = " ".join(map(str, timesteps))
-    document = {"recipe": recipe.model_dump(mode="json"), "grid": timesteps}
-    output.result(document, [dump_recipe(recipe).rstrip(), f"# grid: {grid}"], recipe.name)
 
 
 def distill(
@@ -110,8 +56,20 @@ def distill(
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        parts = Parts(vae, teacher_config)
-        resolved = resolve(recipe, sets or [], teacher, steps, ttur, iterations, seed, parts, device)
+        from flashdmd_cli.workflows.recipes import distill_recipe
+
+        resolved = distill_recipe(
+            recipe,
+            sets or [],
+            teacher=teacher,
+            steps=steps,
+            ttur=ttur,
+            iterations=iterations,
+            seed=seed,
+            vae=vae,
+            teacher_config=teacher_config,
+            device=device,
+        )
         if dry_run:
             print_recipe(resolved, output)
             return
@@ -119,25 +77,29 @@ def distill(
             raise UsageError(
                 f"--recipe {resolved.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe}"
             )
-        from flashdmd_cli.cli.distill_run import run_distill
-        from flashdmd_cli.cli.sam_source import find_sam
+        from flashdmd_cli.workflows.distill import distill as run_distill
 
-        shards = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
-        find_source(resolved.teacher, resolved.model)
-        find_sam(resolved)
-        shards = shards or find_run(None, "data", flag="--data")
-        if data is None:
-            output.say(f"data: {shards}")
+        folder = out or RUNS / resolved.name
         with Progress(output) as observer:
-            folder = run_distill(resolved, shards, out or RUNS / resolved.name, observer)
-        finish(folder, output)
+            manifest = run_distill(resolved, data, folder, reporter=observer)
+        finish(folder, manifest, output)
 
 
-def finish(folder: Path, output: Output) -> None:
+def print_recipe(recipe: Recipe, output: Output) -> None:
+    """The resolved recipe as YAML, and the grid as a comment, so that what is printed is a recipe file again."""
+    from flashdmd_cli.core.grid import vp_grid
+    from flashdmd_cli.runs.recipe import dump_recipe
+
+    timesteps = vp_grid(recipe.grid.steps).timesteps
+    grid = " ".join(map(str, timesteps))
+    document = {"recipe": recipe.model_dump(mode="json"), "grid": timesteps}
+    output.result(document, [dump_recipe(recipe).rstrip(), f"# grid: {grid}"], recipe.name)
+
+
+def finish(folder: Path, manifest: Manifest, output: Output) -> None:
     """Say where the student is and what to do with it."""
-    from flashdmd_cli.runs.manifest import read_manifest
+    from flashdmd_cli.workflows.inputs.kinds import is_shapes
 
-    manifest = read_manifest(folder)
     document = {
         "out": folder,
         "manifest": folder / "manifest.json",

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet
-from flashdmd_cli.cli.output import command, plain
+from flashdmd_cli.cli.output import command
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import plain
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest

@@ -11,35 +11,33 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import typer
+from safetensors import SafetensorError
 
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
-from flashdmd_cli.runs.files import write_error
+from flashdmd_cli.runs.files import plain, write_error
 from flashdmd_cli.runs.lock import held, release
+from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
-EXIT_CODES: tuple[tuple[str, int], ...] = (
-    ("UsageError", 2),
-    ("InputError", 3),
-    ("DataError", 3),
-    ("WriteError", 3),
-    ("NumericalError", 4),
-    ("ThresholdError", 5),
-    ("FileNotFoundError", 3),
-    ("IsADirectoryError", 3),
-    ("NotADirectoryError", 3),
-    ("SafetensorError", 3),
-    ("UnpicklingError", 3),
-    ("Unfit", 3),
-    ("FloatingPointError", 4),
-    ("KeyboardInterrupt", 130),
+EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (FileNotFoundError, 3),
+    (IsADirectoryError, 3),
+    (NotADirectoryError, 3),
+    (DataError, 3),
+    (Unfit, 3),
+    (SafetensorError, 3),
+    (UnpicklingError, 3),
+    (FloatingPointError, 4),
+    (KeyboardInterrupt, 130),
 )
-"""Name of an exception class -> exit code; the first class of an exception's ancestry found here counts. All else is 1.
-An `Interrupted` brings its own code, 130 or 143."""
+"""What an error means that is not of `runs/errors.py`, whose classes say it themselves. All else is 1."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What the system says when --out cannot take what is written."""
@@ -49,14 +47,12 @@ PLAIN_LINE_SECONDS = 5.0
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error: its own for `Interrupted`, else by the table, else 1."""
-    table = dict(EXIT_CODES)
+    """The exit code for an error: its own, else by the table, else 1."""
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return table["WriteError"]
-    for ancestor in type(error).__mro__:
-        if ancestor.__name__ in table:
-            return table[ancestor.__name__]
-    return error.exit_code if isinstance(error, FlashDMDError) else 1
+        return WriteError.exit_code
+    if isinstance(error, FlashDMDError):
+        return error.exit_code
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 
 def error_line(error: BaseException) -> str:
@@ -75,21 +71,6 @@ def error_line(error: BaseException) -> str:
     if exit_code(error) != 1:
         return first or type(error).__name__
     return f"{type(error).__name__}: {first} (this may be a fault of flashdmd; --debug shows where)"
-
-
-def plain(value: Any) -> Any:
-    """JSON-ready copy: paths as text, non-finite numbers as null, models as dictionaries."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set)):
-        return [plain(item) for item in value]
-    if hasattr(value, "model_dump"):
-        return plain(value.model_dump(mode="json"))
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    return str(value)
 
 
 class Output:
@@ -123,14 +104,6 @@ class Output:
                 print(line, flush=True)
 
 
-_CURRENT: ContextVar[Output | None] = ContextVar("output", default=None)
-
-
-def current() -> Output:
-    """The output of the command that is running; a quiet one outside of commands."""
-    return _CURRENT.get() or Output(quiet=True)
-
-
 @contextmanager
 def to_stdout() -> Iterator[None]:
     """Tell a full disk behind stdout in one line."""
@@ -155,7 +128,6 @@ def hush_stdout() -> None:
 def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
     """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
     output = Output(as_json, quiet, debug)
-    token = _CURRENT.set(output)
     with output.stop:
         try:
             if as_json and quiet:
@@ -178,7 +150,6 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> 
             raise typer.Exit(exit_code(meant)) from None
         finally:
             release()
-            _CURRENT.reset(token)
 
 
 def interruption(error: BaseException, stop: StopFlag) -> BaseException:
@@ -194,13 +165,6 @@ def interruption(error: BaseException, stop: StopFlag) -> BaseException:
         told = Interrupted(error_line(error))
     told.exit_code = 128 + stop.requested
     return told
-
-
-def duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Progress:

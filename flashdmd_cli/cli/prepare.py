@@ -2,101 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.kinds import SHAPES
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, TeacherConfig, Vae, Yes
 from flashdmd_cli.cli.output import Output, Progress, command
-from flashdmd_cli.cli.prepare_options import Options
-from flashdmd_cli.cli.teachers import Parts
 from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.runs.folder import RUNS
+from flashdmd_cli.runs.share import Share
+from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
 if TYPE_CHECKING:
-    from flashdmd_cli.cli.prepare_workers import Share
     from flashdmd_cli.runs.manifest import Manifest
 
 SOURCES = ("shapes",)
-NUM_SHAPES = 2000
-
-
-def prepare(source: str, out: Path, num: int, seed: int, observer: Progress, yes: bool = False) -> Path:
-    """Write `num` pictures of `source` as shards into `out` and return it; what is complete already is kept."""
-    if source not in SOURCES:
-        raise UsageError(f"SOURCE {source}: unknown", hint=f"a path, or one of {', '.join(SOURCES)}")
-    if num < 1:
-        raise UsageError(f"--num {num}: must be at least 1", hint="try --num 2000")
-    wanted = {"source": source, "num": num, "seed": seed}
-    if already(out, wanted, yes):
-        observer.phase(f"{out} holds these {num} pictures already")
-        return out
-    claim(out, "data", yes, resumes=False)
-    write(out, wanted, observer)
-    return out
-
-
-def already(out: Path, wanted: dict[str, Any], yes: bool) -> bool:
-    """Whether `out` is the finished result of the same request; UsageError when it is that of another one."""
-    from flashdmd_cli.runs.manifest import read_manifest
-
-    if yes or not (out / "manifest.json").is_file():
-        return False
-    manifest = read_manifest(out)
-    if manifest.kind != "data" or {key: manifest.recipe.get(key) for key in wanted} != wanted:
-        raise UsageError(f"--out {out}: holds other data", hint="--yes replaces it, or choose another folder")
-    return True
-
-
-def write(out: Path, wanted: dict[str, Any], observer: Progress) -> None:
-    """Render, shard, and write the manifest last."""
-    from flashdmd_cli.data.shards import write_shards
-    from flashdmd_cli.runs.files import writing
-    from flashdmd_cli.runs.manifest import FileRecord, Manifest, write_manifest
-    from flashdmd_cli.shapes.samples import shapes_samples
-
-    num, seed, began = wanted["num"], wanted["seed"], time.monotonic()
-    observer.phase(f"rendering {num} captioned pictures into {out}", "picture")
-
-    observer.progress(0, num)
-
-    def counted() -> Iterator[dict[str, Any]]:
-        for done, sample in enumerate(shapes_samples(num, seed), start=1):
-            observer.progress(done, num)
-            yield sample
-
-    with writing(out):
-        written = write_shards(counted(), out)
-    manifest = Manifest(
-        kind="data",
-        files=[FileRecord(path=path.relative_to(out).as_posix()) for path in written.files],
-        recipe=wanted,
-        seed=seed,
-        wall_seconds=time.monotonic() - began,
-        license="Apache-2.0",
-    )
-    write_manifest(out, manifest)
-
-
-def from_source(
-    given: Options, out: Path, observer: Progress, nproc: int, index: int | None, count: int | None, yes: bool
-) -> tuple[Manifest | None, Share]:
-    """Prepare a collection: the manifest, None while other shares have work left; and which share this was."""
-    from flashdmd_cli.cli.prepare_options import make_request
-    from flashdmd_cli.cli.prepare_run import Preparation
-    from flashdmd_cli.cli.prepare_workers import Share
-
-    if nproc < 1:
-        raise UsageError(f"--nproc {nproc}: must be at least 1")
-    share = Share.find(index, count)
-    if yes and share.count > 1:
-        raise UsageError("--yes: several processes would empty the folder under each other", hint="remove it first")
-    request = make_request(given)
-    return Preparation(request, out, share, nproc, observer).run(yes), share
 
 
 def next_command(folder: Path, teacher: str, pictures: bool = True) -> str:
@@ -203,25 +124,24 @@ def prepare_data(
 ) -> None:
     """Turn captioned pictures, or prompts, into shards. The same command again goes on, or does nothing."""
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
+        from flashdmd_cli.workflows.prepare import NUM_SHAPES, prepare, prepare_shapes
+
         path = Path(source)
         if source in SOURCES or (not path.exists() and path.name == source and not path.suffix):
-            num = NUM_SHAPES if num is None else num
-            folder = prepare(source, out or RUNS / f"data-{source}", num, seed, observer, yes)
+            if source not in SOURCES:
+                raise UsageError(f"SOURCE {source}: unknown", hint=f"a path, or one of {', '.join(SOURCES)}")
+            folder, num = out or RUNS / f"data-{source}", NUM_SHAPES if num is None else num
+            prepare_shapes(folder, num=num, seed=seed, replace=yes, reporter=observer)
             document = {"out": folder, "manifest": folder / "manifest.json", "num": num, "seed": seed}
             output.result(document, f"{folder}: {num} pictures (next: {next_command(folder, SHAPES)})", str(folder))
             return
-        folder = out or RUNS / f"data-{suite or path.resolve().stem}"
-        reading = {
-            "format": format_,
-            "image_column": image_column,
-            "caption_column": caption_column,
-            "names_are_captions": captions_from_names,
-            "suite": suite,
-            "caption": caption,
-            "seed": seed if caption == "random" else None,
-        }
-        given = Options(path, reading, filters or [], resolution, encoding, duplicates, teacher, cache, shard_size, num,
-                        Parts(vae, teacher_config))  # fmt: skip
-        manifest, share = from_source(given, folder, observer, nproc, shard_index, shard_count, yes)
+        folder, share = out or RUNS / f"data-{suite or path.resolve().stem}", Share.find(shard_index, shard_count)
+        manifest = prepare(
+            path, folder, format=format_, teacher=teacher, vae=vae, teacher_config=teacher_config,
+            resolution=resolution, filters=filters or [], duplicates=duplicates,
+            cache=cache.split(",") if cache else [], caption_column=caption_column, image_column=image_column,
+            caption=caption, captions_from_names=captions_from_names, suite=suite, encoding=encoding,
+            shard_size=shard_size, num=num, seed=seed, replace=yes, num_processes=nproc, share=share, reporter=observer,
+        )  # fmt: skip
         if share.tells:
             tell(output, folder, manifest, teacher)

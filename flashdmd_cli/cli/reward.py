@@ -9,12 +9,11 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.kinds import SHAPES, is_shapes
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.cli.teachers import find_source
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
+from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
 reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
                          rich_markup_mode=None)  # fmt: skip
@@ -55,17 +54,14 @@ def train(
     What is not given is the recipe's; `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug) as output:
-        from flashdmd_cli.runs.recipe import load_reward_recipe
+        from flashdmd_cli.workflows.recipes import reward_recipe
 
-        embedded = teacher is not None and is_shapes(teacher)
-        name = recipe or ("reward/shapes" if embedded else "reward/sdxl")
-        flags = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed, "model.device": device}
-        resolved = load_reward_recipe(name, sets or [], flags)
-        find_source(resolved.teacher)
-        from flashdmd_cli.cli.reward_run import REPORT, run_reward
+        resolved = reward_recipe(recipe, sets or [], teacher=teacher, iterations=iterations, seed=seed, device=device)
+        from flashdmd_cli.workflows.reward import REPORT, train_reward
 
+        folder = out or RUNS / resolved.name
         with Progress(output) as observer:
-            folder = run_reward(resolved, pairs, out or RUNS / resolved.name, observer)
+            train_reward(resolved, pairs, folder, reporter=observer)
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         text = [f"{folder}: done (next: flashdmd align --from CKPT --reward {folder})"]
         text += found_lines(
@@ -104,41 +100,30 @@ def score(
     debug: Debug = False,
 ) -> None:
     """Score pictures of one prompt, or tell how often a reward model finds the winner of a pair."""
-    with command(as_json, quiet, debug) as output:
+    with command(as_json, quiet, debug) as output, Progress(output) as observer:
         if (pairs is None) == (not images):
             raise UsageError("--pairs: give either a file of pairs, or --image and --prompt")
         if images and prompt is None:
             raise UsageError("--prompt: scores belong to a prompt", hint="give --prompt with --image")
-        from flashdmd_cli.cli.drawing import drawing_place, load_family
-        from flashdmd_cli.cli.reward_source import find_reward, load_reward_model
-
-        folder = find_reward(reward)
-        family = load_family(find_source(teacher), drawing_place(device))
-        model = load_reward_model(folder, family)
-        import torch
-
-        from flashdmd_cli.core.rollout import at
-        from flashdmd_cli.core.schedules import add_noise
-        from flashdmd_cli.data.pairs import load_picture, num_decided, read_pairs
-        from flashdmd_cli.runs.randomness import generator
-        from flashdmd_cli.training.reward import PairLatents, accuracy
+        from flashdmd_cli.workflows.reward import measure_reward, score_pictures
 
         if pairs is not None:
-            judged = read_pairs(pairs)
-            found = {str(t): value for t, value in accuracy(model, PairLatents(judged, family), seed).items()}
-            decided = num_decided(judged)
+            accuracy, decided = measure_reward(
+                reward, pairs, teacher=teacher, seed=seed, device=device, reporter=observer
+            )
+            found = {str(timestep): value for timestep, value in accuracy.items()}
             lines = found_lines(found, decided, "pairs with a winner")
             output.result({"decided": decided, "accuracy": found}, lines, lines[1:])
             return
-        pictures = torch.stack([load_picture(image, family.resolution) for image in images or []]).to(family.device)
-        latents = family.encode_pictures(pictures)
-        # One noise for all: pictures differ by themselves alone.
-        noise = torch.randn(latents.shape[1:], generator=generator(seed, 0, 0, "reward/score")).to(latents.device)
-        t = at(at_timestep, latents)
-        text = model.encode([str(prompt)] * len(latents))
-        try:
-            scores = model.score(add_noise(family.schedule, latents, noise.expand_as(latents), t), t, text).tolist()
-        except ValueError as error:
-            raise UsageError(f"--at {at_timestep}: {error}") from None
+        scores = score_pictures(
+            reward,
+            images or [],
+            str(prompt),
+            at_timestep=at_timestep,
+            teacher=teacher,
+            seed=seed,
+            device=device,
+            reporter=observer,
+        )
         rows = [{"image": str(image), "score": value} for image, value in zip(images or [], scores, strict=True)]
         output.result(rows, [f"{row['score']:9.4f}  {row['image']}" for row in rows], [str(v) for v in scores])

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from typing import Any, Literal
 from flashdmd_cli.data.filters import Filter, as_number
 from flashdmd_cli.data.items import Item, Rejected, Row, Source
 from flashdmd_cli.data.pictures import Encoding, Opened, decode, encode, fit, open_picture, thumbnail
+from flashdmd_cli.data.plan import Plan
 from flashdmd_cli.data.reading import printable
 from flashdmd_cli.data.whole import whole, write_tar
 
@@ -134,6 +136,24 @@ def process_chunk(
         shard.unlink()
     with whole(record_path(folder, chunk)) as temporary:
         temporary.write_text("".join(record.line() + "\n" for record in records), encoding="utf-8")
+
+
+@dataclass
+class ChunkJob:
+    """Chunk k of the plan becomes shard k: a `Job` of `runs.workers`, which travels to worker processes."""
+
+    plan: Plan
+    source: Source
+    settings: Settings
+    folder: Path
+
+    def start(self, number: int) -> None:
+        """Nothing to load."""
+
+    def run(self, task: int, tick: Callable[[int], None], stop: Callable[[], bool]) -> None:
+        """Make shard `task`, or nothing of it when `stop` says so."""
+        with suppress(Stopped):
+            process_chunk(task, self.plan.chunk(task), self.source, self.settings, self.folder, tick, stop)
 
 
 def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tuple[Record, Members | None]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.core.rollout import rollout
-from flashdmd_cli.models.conditioning import Conditioning
-from flashdmd_cli.models.denoiser import Denoiser
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.denoiser import Denoiser
+from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.randomness import generator
 

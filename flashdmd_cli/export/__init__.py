@@ -1,1 +1,3 @@
 """A student leaves the project: one file per format."""
+
+FORMATS = ("diffusers",)

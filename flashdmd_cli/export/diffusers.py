@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flashdmd_cli.models.base import View
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.base import View
+from flashdmd_cli.families.family import Family
 
 
-def export_diffusers(family: SDXLFamily, student: View, steps: int, out: Path) -> None:
+def export_diffusers(family: Family, student: View, steps: int, out: Path) -> None:
     """Write a student, its teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
 
     Drawing takes `StableDiffusionXLPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from flashdmd_cli.runs.errors import WriteError
 
@@ -82,6 +85,35 @@ def as_readable_as_others(folder: Path) -> None:
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o666 & ~mask)
+
+
+@contextlib.contextmanager
+def saving_weights(folder: Path) -> Iterator[None]:
+    """Tell a failed writing of weights in one line, whichever library failed."""
+    from safetensors import SafetensorError
+
+    with writing(folder):
+        try:
+            yield
+            as_readable_as_others(folder)
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
+
+
+def plain(value: Any) -> Any:
+    """JSON-ready copy: paths as text, non-finite numbers as null, models as dictionaries."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [plain(item) for item in value]
+    if hasattr(value, "model_dump"):
+        return plain(value.model_dump(mode="json"))
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return str(value)
 
 
 def write_text_atomically(path: Path, text: str) -> None:

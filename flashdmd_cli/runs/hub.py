@@ -15,16 +15,13 @@ from __future__ import annotations
 import errno
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import reason, size
 
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
-"""The folders of a stock `StableDiffusionXLPipeline`."""
-NETWORKS = PARTS[:4]
 _INDEX = "model_index.json"
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<a>fp16|bf16))?(-\d{5}-of-(?P<n>\d{5}))?(\.(?P<b>fp16|bf16))?\.safetensors"
@@ -77,8 +74,12 @@ def parse_id(name: str) -> tuple[str, str | None] | None:
     return hub_id, revision or None
 
 
-def pipeline_files(names: Iterable[str], half_first: bool = False) -> tuple[list[str], list[str]]:
+def pipeline_files(
+    names: Iterable[str], networks: Sequence[str], settings: Sequence[str], half_first: bool = False
+) -> tuple[list[str], list[str]]:
     """The files of a pipeline that have to be there to load it, and the parts that `names` cannot make up.
+
+    `networks` are its folders with weights, `settings` those without.
 
     Weights are safetensors, whole or with every shard, in float32 if there are both (`half_first`: in float16).
     Pickles and other frameworks' files never count.
@@ -86,11 +87,11 @@ def pipeline_files(names: Iterable[str], half_first: bool = False) -> tuple[list
     present = set(names)
     chosen = [_INDEX] if _INDEX in present else []
     lacking = [] if chosen else [_INDEX]
-    for part in PARTS:
+    for part in (*networks, *settings):
         inside = {name.removeprefix(f"{part}/") for name in present if name.startswith(f"{part}/")}
         small = sorted(name for name in inside if name.endswith(_SMALL) and ".index." not in name and "/" not in name)
-        weights = network_weights(inside, half_first) if part in NETWORKS else []
-        if not small or (part in NETWORKS and not (weights and "config.json" in small)):
+        weights = network_weights(inside, half_first) if part in networks else []
+        if not small or (part in networks and not (weights and "config.json" in small)):
             lacking.append(f"{part}/")
         chosen += [f"{part}/{name}" for name in (*small, *weights)]
     return chosen, lacking

@@ -179,7 +179,7 @@ class Recipe(Table):
 
     name: str = "unnamed"
     """Name shown in logs and manifests."""
-    family: Literal["sdxl"] = "sdxl"
+    family: str = "sdxl"
     """Kind of model."""
     teacher: str = "sdxl"
     """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), a hub id, a pipeline folder or a

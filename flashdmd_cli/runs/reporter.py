@@ -14,8 +14,9 @@ class Reporter(Protocol):
     stop: StopFlag
     """Asked before and between steps whether to end; `StopFlag.request` ends a workflow from another thread."""
 
-    draws_bars: bool
-    """Whether libraries (downloads) may draw progress bars of their own."""
+    @property
+    def draws_bars(self) -> bool:
+        """Whether libraries (downloads) may draw progress bars of their own."""
 
     def say(self, text: str) -> None:
         """One line of text about something that has happened."""
@@ -43,3 +44,10 @@ class SilentReporter:
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         self.stop.check()
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -12,14 +12,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from flashdmd_cli.runs.errors import WriteError
 from flashdmd_cli.runs.files import sha256_file, write_text_atomically
-from flashdmd_cli.runs.hub import PARTS, files_below, pipeline_files
+from flashdmd_cli.runs.hub import files_below, pipeline_files
 
 WORTH_REMEMBERING = 64_000_000
 """Bytes from which hashing a file takes long enough to remember the result."""
@@ -44,18 +44,21 @@ class TeacherRecord(BaseModel):
     """Folder or file of the pipeline -> SHA-256 over the files in it that are loaded."""
 
 
-def content(teacher: Path) -> dict[str, str]:
-    """The hash of each part of a pipeline folder, or that of a checkpoint of one file."""
+def content(teacher: Path, networks: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
+    """The hash of each part of a pipeline folder, or that of a checkpoint of one file.
+
+    `networks` are the folders with weights, `settings` those without.
+    """
     if teacher.is_file():
         return {"checkpoint": sha256_remembered(teacher)}
     present = files_below(teacher)
-    files, lacking = pipeline_files(present)
+    files, lacking = pipeline_files(present, networks, settings)
     # What this does not know as a pipeline's is told apart by all that it holds.
     files += [name for name in present if f"{name.split('/')[0]}/" in lacking and name not in files]
-    parts: dict[str, list[str]] = {}
+    parts: dict[str, list[str]] = {part: [] for part in (*networks, *settings)}
     for name in sorted(files):
         parts.setdefault(name.split("/")[0], []).append(f"{name} {sha256_remembered(teacher / name)}\n")
-    return {part: hashlib.sha256("".join(rows).encode()).hexdigest() for part, rows in parts.items()}
+    return {part: hashlib.sha256("".join(rows).encode()).hexdigest() for part, rows in parts.items() if rows}
 
 
 def _content_beside(place: Path) -> str:
@@ -68,15 +71,20 @@ def _content_beside(place: Path) -> str:
 
 
 def record(
-    name: str, teacher: Path, hub: str | None = None, beside: Mapping[str, Path | None] | None = None
+    name: str,
+    teacher: Path,
+    networks: Sequence[str],
+    settings: Sequence[str],
+    hub: str | None = None,
+    beside: Mapping[str, Path | None] | None = None,
 ) -> TeacherRecord:
     """The record of the teacher that was typed as `name` and found at `teacher`; `hub` is its id if it came from one.
 
-    `beside`: option -> folder or file of what is read together with it.
+    `networks` and `settings` as in `content`. `beside`: option -> folder or file of what is read together with it.
 
     A path is recorded where `name` is one: what ships or was downloaded is found by its name anywhere.
     """
-    parts = content(teacher)
+    parts = content(teacher, networks, settings)
     parts |= {option: _content_beside(place) for option, place in (beside or {}).items() if place is not None}
     rows = "".join(f"{part} {digest}\n" for part, digest in sorted(parts.items()))
     revision = teacher.name if hub and teacher.parent.name == "snapshots" else None
@@ -95,7 +103,7 @@ def difference(before: TeacherRecord, now: TeacherRecord) -> str:
     """
     if not before.parts or (before.hub and (before.hub, before.revision) == (now.hub, now.revision)):
         return ""
-    names = sorted({*before.parts, *now.parts}, key=lambda part: PARTS.index(part) if part in PARTS else -1)
+    names = dict.fromkeys([*before.parts, *now.parts])
     differing = [part for part in names if before.parts.get(part) != now.parts.get(part)]
     return " and ".join([", ".join(differing[:-1]), differing[-1]] if len(differing) > 1 else differing)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -44,3 +45,16 @@ def parse(text: str) -> list[int]:
     relation = next(name for name, ways in WORDINGS.items() if wording in ways)
     names = (shape_1, color_1, surface_1, shape_2, color_2, surface_2, relation)
     return [values.index(name) for values, name in zip(ATTRIBUTES.values(), names, strict=True)]
+
+
+def beyond_words(captions: Sequence[str]) -> str | None:
+    """A warning when the embedded world, whose every word is known, cannot say one of `captions`."""
+    for text in captions:
+        try:
+            parse(text)
+        except ValueError:
+            return (
+                f"warning: the embedded teacher knows its own captions alone, two objects and where they are "
+                f"(`a striped red ring above a plain blue square`), and cannot read {text!r}"
+            )
+    return None

@@ -10,9 +10,9 @@ from torch import Tensor
 from flashdmd_cli.core.losses import preference_loss
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.transitions import log_ratio, preference_margin, step_kl
-from flashdmd_cli.models.denoiser import Denoiser
-from flashdmd_cli.models.family import Family
-from flashdmd_cli.models.reward import LatentRewardModel
+from flashdmd_cli.families.denoiser import Denoiser
+from flashdmd_cli.families.family import Family
+from flashdmd_cli.families.reward import RewardModel
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.world import World
@@ -30,7 +30,7 @@ from flashdmd_cli.training.steps import Objective
 def align(
     recipe: Recipe,
     family: Family,
-    reward: LatentRewardModel,
+    reward: RewardModel,
     stage1: Stage1,
     data: Data,
     out: Path,

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flashdmd_cli.models.conditioning import Conditioning
-from flashdmd_cli.models.denoiser import Denoiser
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.denoiser import Denoiser
+from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.recipe_schema import Train

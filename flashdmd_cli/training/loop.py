@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.data.shards import Batch
-from flashdmd_cli.models.base import View
+from flashdmd_cli.families.base import View
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.device import peak_memory
 from flashdmd_cli.runs.recipe import Recipe
@@ -34,11 +34,12 @@ class Data(Protocol):
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run tells the outside: metrics, a warning, a student to preview with all warnings so far."""
+    """What a run tells the outside: metrics, a warning, a student to preview beside what it started from, with
+    all warnings so far."""
 
     progress: Callable[[int, dict[str, float]], None]
     warn: Callable[[str], None]
-    preview: Callable[[View, int, Sequence[str]], None]
+    preview: Callable[[View, View, int, Sequence[str]], None]
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
@@ -118,7 +119,7 @@ def run(
         if not world.is_main:
             return
         with stop.answering(world.size == 1):
-            watch.preview(state.shipped, state.iteration, state.probe.get("warnings", []))
+            watch.preview(state.shipped, state.start, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations

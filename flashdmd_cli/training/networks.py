@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flashdmd_cli.models.base import Base, View
-from flashdmd_cli.models.discriminator import LatentDiscriminator, PixelDiscriminator, load_sam_encoder
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.base import Base, View
+from flashdmd_cli.families.family import Family
+from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator
+from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.roles import assign, fill
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import add_noise
-from flashdmd_cli.models.conditioning import Conditioning
-from flashdmd_cli.models.denoiser import Denoiser
-from flashdmd_cli.models.reward import LatentRewardModel, RewardText
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.denoiser import Denoiser
+from flashdmd_cli.families.reward import RewardModel, RewardText
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
 
@@ -64,7 +64,7 @@ def rank_candidates(scores: Tensor) -> Verdict:
 class PairSampler:
     """Draws pairs for a batch of captions with the student, and says how the reward model saw them."""
 
-    def __init__(self, objective: Objective, reward: LatentRewardModel) -> None:
+    def __init__(self, objective: Objective, reward: RewardModel) -> None:
         assert objective.recipe.align is not None
         self.o, self.reward, self.table = objective, reward, objective.recipe.align
 
@@ -81,7 +81,7 @@ class PairSampler:
     def levels(self) -> list[tuple[float, float]]:
         """(noise of the candidates, timestep that the reward model is told) of everything that is compared."""
         if self.table.pairs == "clean":
-            return [(self.reward.config.timesteps[0],) * 2]
+            return [(self.reward.timesteps[0],) * 2]
         indices = self.o.recipe.preference_step_indices
         return [(self.o.grid.timesteps[index + 1], self.reward_timestep(index)) for index in indices]
 
@@ -89,8 +89,7 @@ class PairSampler:
         """Scores (B,) of latents at one timestep."""
         t = at(timestep, latents)
         # Weights that are kept in half precision run as they are, others as the student's do.
-        is_half = self.reward.trunk.dtype != torch.float32
-        with nullcontext() if is_half else self.o.family.autocast():
+        with nullcontext() if self.reward.is_half else self.o.family.autocast():
             return self.reward.score(latents, t, text, self.table.reward_outside, self.table.reward_guidance)
 
     def draw(

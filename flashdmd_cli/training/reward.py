@@ -16,8 +16,9 @@ from flashdmd_cli.core.losses import pairwise_cross_entropy
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
-from flashdmd_cli.models.reward import LatentRewardModel
-from flashdmd_cli.models.sdxl import SDXLFamily
+from flashdmd_cli.families.family import Family
+from flashdmd_cli.families.reward import RewardModel
+from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder, unfit
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
@@ -37,7 +38,7 @@ REPORT_LEVELS = (1, 249, 499, 749, 951)
 class PairLatents:
     """Pairs as latents, encoded when they are first asked for."""
 
-    def __init__(self, pairs: Sequence[PreferencePair], family: SDXLFamily) -> None:
+    def __init__(self, pairs: Sequence[PreferencePair], family: Family) -> None:
         self.pairs, self.family, self.weights = list(pairs), family, prompt_weights(pairs)
         self.cache: OrderedDict[int, Tensor] = OrderedDict()
         self.bytes = 0
@@ -63,7 +64,7 @@ class PairLatents:
 
 
 def noisy_scores(
-    model: LatentRewardModel, family: SDXLFamily, latents: Tensor, prompts: Sequence[str], t: Tensor, noise: Tensor
+    model: RewardModel, family: Family, latents: Tensor, prompts: Sequence[str], t: Tensor, noise: Tensor
 ) -> Tensor:
     """Scores (2, B) of both latents (2, B, C, h, w) at timesteps `t` (B,), each with its own `noise` of that shape."""
     text = model.encode(prompts)
@@ -81,7 +82,7 @@ def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
 
 
 def train_reward(
-    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, pairs: Sequence[PreferencePair],
+    recipe: RewardRecipe, family: Family, model: LatentRewardModel, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
 ) -> tuple[int, float]:  # fmt: skip
     """Train `model` in place; `out` takes states and metrics. The same call continues from the newest state.
@@ -140,7 +141,7 @@ def train_reward(
 
 
 def _step(
-    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
+    recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
 ) -> dict[str, float]:
     """One update on `train.batch` pairs, all drawn anew: which pairs, their timesteps, the noise of each side."""
     train, metrics, levels = recipe.train, StepMetrics(), torch.tensor(recipe.pairs.timesteps)
@@ -173,14 +174,14 @@ def _step(
 
 @torch.no_grad()
 def accuracy(
-    model: LatentRewardModel, data: PairLatents, seed: int, levels: Sequence[int] = REPORT_LEVELS, batch: int = 64
+    model: RewardModel, data: PairLatents, seed: int, levels: Sequence[int] = REPORT_LEVELS, batch: int = 64
 ) -> dict[int, float]:
     """Share of the pairs with a winner in which it has the higher score, by timestep; noise fixed by `seed`.
 
     Levels outside the model's range are left out; ties do not count. Empty where every pair is a tie.
     """
     decided = [i for i, pair in enumerate(data.pairs) if pair.label != 0.5]
-    low, high = model.config.timesteps
+    low, high = model.timesteps
     found: dict[int, float] = {}
     for level in (level for level in levels if low <= level <= high and decided):
         right = 0

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from flashdmd_cli.models.base import View
+from flashdmd_cli.families.base import View
 from flashdmd_cli.runs.checkpoint import difference, kinds, unfit
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.tables import AdamW

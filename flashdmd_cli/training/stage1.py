@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flashdmd_cli.models.base import View
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.base import View
+from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, state_folder, unfit
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from flashdmd_cli.core.losses import ema_update_
-from flashdmd_cli.models.base import View
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.base import View
+from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, save_state, unfit
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.world import World
@@ -111,6 +111,11 @@ class State:
     def shipped(self) -> View:
         """The student that is shown and shipped: the average where the recipe has one."""
         return self.average or self.student.net
+
+    @property
+    def start(self) -> View:
+        """The student before its first update: the teacher in stage 1, stage 1's student in stage 2."""
+        return self.reference or self.teacher
 
     def contents(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that an iteration may change: tensors by dotted name, and counters."""

@@ -13,9 +13,9 @@ from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, signal_weight
 from flashdmd_cli.data.shards import Batch
-from flashdmd_cli.models.conditioning import Conditioning
-from flashdmd_cli.models.denoiser import Denoiser
-from flashdmd_cli.models.family import Family
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.denoiser import Denoiser
+from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.draws import Draws

@@ -16,10 +16,10 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
-
 from flashdmd_cli.cli.drawing import load_family
 from flashdmd_cli.cli.reward_source import load_reward_model
+from torch import Tensor
+
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.models.family import Conditioning

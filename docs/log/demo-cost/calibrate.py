@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 import torch
+from flashdmd_cli.cli.training_run import find_sam
 from flops import CAPTION, Rows
 
-from flashdmd_cli.cli.training_run import find_sam
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.recipe import load_recipe

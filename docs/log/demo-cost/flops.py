@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable
 
 import torch
+from flashdmd_cli.cli.training_run import find_sam
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashdmd_cli.cli.training_run import find_sam
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.evaluation.generate import Sampler, generate

@@ -6,10 +6,10 @@ import sys
 import time
 
 import torch
+from flashdmd_cli.cli.training_run import find_sam
 from flops import Rows
 from torch.profiler import ProfilerActivity, profile
 
-from flashdmd_cli.cli.training_run import find_sam
 from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset

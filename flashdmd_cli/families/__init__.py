@@ -1,0 +1,1 @@
+"""Model families: what training, sampling and evaluation ask of a model, and one folder for each family."""

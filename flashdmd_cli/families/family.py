@@ -1,0 +1,82 @@
+"""What a model family answers; training, sampling and evaluation know nothing else about a model.
+
+Lifecycle, in order: a family is loaded from a teacher's folder or file; `base` is the teacher's denoiser, and every
+other network of a run is a view on it or on a copy (`models/base.py`); pictures and prompts are encoded; a view is
+asked for x0 at a noisy state, which calls `call` here; latents are decoded; a student is saved alone or as a pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from flashdmd_cli.core.grid import Grid
+from flashdmd_cli.families.base import Base, View
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.denoiser import Calls
+from flashdmd_cli.families.facts import Facts
+
+
+class Family(Calls, Protocol):
+    """A teacher with its encoders and decoder, frozen, in eval mode."""
+
+    facts: Facts
+    """What is known of the family without this teacher."""
+    source: str
+    """Folder or file that the teacher was read from."""
+    base: Base
+    """The teacher's denoiser; adapters may be put on it."""
+    precision: str
+    """`fp32`, or `bf16`: what `autocast` switches on."""
+    resolution: int
+    latent_shape: tuple[int, ...]
+    tap_widths: tuple[int, ...]
+    """Channels of the feature maps that `tap` gives."""
+
+    @property
+    def teacher(self) -> View: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> torch.autocast: ...
+
+    def embed(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        """What the text encoders make of B prompts: tensors (B, ...) by name, as caches keep them."""
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning: ...
+
+    def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
+        """The conditioning of embeddings that `embed` gave, for whole square pictures."""
+
+    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
+        """`cond` with the pictures' own sizes (B, 6), in pixels: original height and width, crop top and left, target
+        height and width. Raises UsageError where a family is not told sizes."""
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+    def encode_pictures(self, pictures: Tensor) -> Tensor: ...
+
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        """Of the text encoders, from transformers."""
+
+    def to(self, device: torch.device | str) -> Family: ...
+
+    def grid(self, steps: int) -> Grid: ...
+
+    def solve(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
+    ) -> Tensor:
+        """The teacher's deterministic sampler (DDIM, Euler) from noise `x` to x0; `denoise(x_t, t)` answers x0."""
+
+    def load_student(self, folder: Path) -> View:
+        """The student in a diffusers folder, frozen, on the CPU."""
+
+    def save_network(self, net: nn.Module, folder: Path) -> None: ...
+
+    def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None: ...

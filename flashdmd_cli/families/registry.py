@@ -1,0 +1,42 @@
+"""The families that there are, and whose a folder, a file or a repository is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.facts import Facts
+from flashdmd_cli.families.sdxl.facts import SDXL
+
+FAMILIES: dict[str, Facts] = {SDXL.name: SDXL}
+
+
+def family_named(name: str) -> Facts:
+    """The family that a recipe or a manifest names; Unfit when there is none."""
+    try:
+        return FAMILIES[name]
+    except KeyError:
+        raise Unfit(f"family: no {name}", f"one of {', '.join(FAMILIES)}") from None
+
+
+def family_at(place: Path) -> Facts:
+    """The family of a pipeline folder, by the class that its `model_index.json` names.
+
+    SDXL for everything else, whose code says what that is.
+    """
+    try:
+        name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return SDXL
+    return next((facts for facts in FAMILIES.values() if str(name).startswith(facts.pipeline)), SDXL)
+
+
+def family_of_files(names: Iterable[str]) -> Facts:
+    """The family of a repository with files of these names: the first all of whose networks are there, or else SDXL."""
+    present = set(names)
+    for facts in FAMILIES.values():
+        if all(f"{part}/config.json" in present for part in facts.networks):
+            return facts
+    return SDXL

@@ -1,0 +1,221 @@
+"""The SDXL family: stock diffusers components; embedded and real teachers differ in folder only."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ConfigMixin, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+
+from flashdmd_cli.core.grid import Grid, vp_grid
+from flashdmd_cli.core.rollout import at
+from flashdmd_cli.families.base import Base, View
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.sdxl.facts import SDXL
+from flashdmd_cli.families.sdxl.reading import read_network, read_pipeline, save_pipeline
+from flashdmd_cli.families.sdxl.settings import (
+    LatentScale,
+    check_parts,
+    noise_schedule,
+    noise_settings,
+    prediction_of,
+)
+
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
+"""Every linear layer (or 1x1 convolution) of the transformer blocks."""
+TEXT = ("context", "pooled")
+"""What a prompt becomes: token embeddings (B, L, D) of both encoders, and a pooled one (B, P)."""
+
+
+class SDXLFamily:
+    """A `StableDiffusionXLPipeline` folder, frozen, in eval mode.
+
+    Its `Conditioning` has `context` (B, L, D), `pooled` (B, P) and `time_ids` (B, 6): original height and width, crop
+    top and left, target height and width, in pixels.
+    """
+
+    facts = SDXL
+    adapter_targets: tuple[str, ...] = LORA_TARGETS
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
+        """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
+        check_parts(pipeline)
+        self.scheduler_config: dict[str, Any] = noise_settings(pipeline.scheduler)
+        self.schedule = noise_schedule(self.scheduler_config)
+        self.prediction = prediction_of(self.scheduler_config)
+        self.latents = LatentScale(pipeline.vae)
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.source = source
+        self.precision = precision
+        self.base = Base(self, pipeline.unet.eval().requires_grad_(False))
+        self.vae = pipeline.vae.eval().requires_grad_(False)
+        for part in (pipeline.unet, pipeline.vae):
+            _forget_folder(part)
+        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
+            encoder.eval().requires_grad_(False)
+        self._empty_prompt: Conditioning | None = None
+        self.tap_widths: tuple[int, ...] = (pipeline.unet.config.block_out_channels[-1],)
+        config = pipeline.unet.config
+        self.resolution: int = config.sample_size * pipeline.vae_scale_factor
+        self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
+
+    @classmethod
+    def load(cls, source: Path | Source, precision: str = "fp32") -> SDXLFamily:
+        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for weights that are not whole."""
+        source = source if isinstance(source, Source) else Source(source)
+        # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
+        return cls(read_pipeline(source), str(source.weights), precision)
+
+    @property
+    def teacher(self) -> View:
+        """The denoiser as it came."""
+        return self.base.view()
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """Of both text encoders."""
+        return [self.pipeline.tokenizer, self.pipeline.tokenizer_2]
+
+    def to(self, device: torch.device | str) -> SDXLFamily:
+        """Move every component."""
+        self.pipeline.to(device)
+        return self
+
+    def autocast(self) -> torch.autocast:
+        """Forward passes inside run in the family's precision; pictures to look at are decoded outside, in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """What a denoiser is told for prompts, drawn as whole square pictures."""
+        return self.conditioning(self.embed(prompts))
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Prompts through both text encoders: penultimate states side by side, pooled from the second."""
+        context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        return {"context": context, "pooled": pooled}
+
+    def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
+        """The conditioning of embeddings that were computed before: `context` (B, L, D) and `pooled` (B, P)."""
+        told = {name: text[name].to(self.device) for name in TEXT}
+        return Conditioning({**told, "time_ids": self._time_ids(len(told["pooled"]))})
+
+    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
+        """`cond` with the pictures' own sizes (B, 6) in place of a whole square's."""
+        return cond.replace(time_ids=sizes.to(self.device))
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The unconditional input, as the stock pipeline has it where no negative prompt is given, with the same sizes.
+
+        Zeros for both embeddings (SDXL), or with `force_zeros_for_empty_prompt: false` the embeddings of "".
+        """
+        if self.pipeline.config.force_zeros_for_empty_prompt:
+            return cond.replace(**{name: torch.zeros_like(cond[name]) for name in TEXT})
+        if self._empty_prompt is None:
+            self._empty_prompt = self.encode([""])
+        return cond.replace(**{name: self._empty_prompt[name].expand_as(cond[name]) for name in TEXT})
+
+    def _time_ids(self, batch: int) -> Tensor:
+        size = self.resolution
+        return torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=self.device).repeat(batch, 1)
+
+    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """What `net` answers for `x_t` (B, C, h, w) at `t` (B,): noise, velocity or x0, as `self.prediction` says."""
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+        with self.autocast():
+            return net(x_t, t, encoder_hidden_states=cond["context"], added_cond_kwargs=added).sample.float()
+
+    def tap(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
+        """The output (B, C, h, w) of the UNet's middle block, where DMD2's discriminator has its head."""
+        return [self.call(encoder_half(net), x_t, t, cond)]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) on about [-1, 1] from latents, with gradient with respect to the latents."""
+        return self.vae.decode(self.latents.to_vae(latents)).sample
+
+    @torch.no_grad()
+    def encode_pictures(self, pictures: Tensor) -> Tensor:
+        """Latents (posterior means, scaled) of pictures on [-1, 1]."""
+        return self.latents.to_denoiser(self.vae.encode(pictures).latent_dist.mean)
+
+    def grid(self, steps: int) -> Grid:
+        """The few-step grid on this teacher's own noise schedule."""
+        return vp_grid(steps, self.scheduler_config)
+
+    def solve(
+        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
+    ) -> Tensor:
+        """Deterministic DDIM (eta 0) from pure noise `x` (B, C, h, w) to x0, by the stock scheduler.
+
+        It is told that the network answers in x0, which `denoise(x_t, t)` does.
+        """
+        config = self.scheduler_config
+        scheduler: Any = DDIMScheduler(
+            **{key: config[key] for key in ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")},
+            trained_betas=config.get("trained_betas"),
+            rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+            set_alpha_to_one=config.get("set_alpha_to_one", False),
+            steps_offset=config.get("steps_offset", 1),
+            timestep_spacing=spacing,
+            prediction_type="sample",
+            clip_sample=False,
+        )
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            x = scheduler.step(denoise(x, at(int(t), x)), t, x).prev_sample
+        return x
+
+    def load_student(self, folder: Path) -> View:
+        """A student from its diffusers folder, frozen, on the CPU."""
+        net = read_network(UNet2DConditionModel, folder).requires_grad_(False)
+        _forget_folder(net)
+        return Base(self, net).view()
+
+    def save_network(self, net: nn.Module, folder: Path) -> None:
+        """Write a denoiser as a stock diffusers folder."""
+        net.save_pretrained(folder)  # type: ignore[operator]
+
+    def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
+        """Write a stock pipeline folder that samples `net` on `grid` with the scheduler it names."""
+        scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
+        parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
+        config = self.pipeline.config
+        whole = StableDiffusionXLPipeline(
+            **parts, force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt, add_watermarker=False
+        )
+        save_pipeline(whole, folder)
+
+    def content_hash(self) -> str:
+        """sha256 over the denoiser's parameters, to name a teacher by content."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.teacher.weights().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def encoder_half(unet: nn.Module) -> nn.Module:
+    """`unet` up to its middle block, whose output it answers with; the parts are shared, and `unet` stays as it is."""
+    half: Any = copy.copy(unet)
+    half._modules = dict(unet._modules)
+    half.up_blocks = nn.ModuleList()
+    half.conv_norm_out = None
+    half.conv_out = nn.Identity()
+    return half
+
+
+def _forget_folder(net: ConfigMixin) -> None:
+    """diffusers notes where a network was read from and writes that path into whatever is saved of it."""
+    net.register_to_config(_name_or_path="")

@@ -1,0 +1,175 @@
+"""The latent reward model: how well a *noisy* latent fits its prompt, read off the encoder half of a denoiser.
+
+Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 load: average-pooled
+features after the last layer of every down block and after the middle block, one linear projection, and the cosine with
+the projected text embedding, times a learned scale. Only the middle feature is guided by the empty prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from flashdmd_cli.core.attention import attention_kernel
+from flashdmd_cli.families.reward import Outside
+
+LRM_TIMESTEPS = (1, 951)
+"""Lowest and highest timestep that the published models were trained at."""
+LRM_GUIDANCE = 7.5
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Metadata stored beside the weights."""
+
+    resolution: int = 1024
+    """Side in pixels that SDXL's micro-conditioning is told."""
+    timesteps: tuple[int, int] = LRM_TIMESTEPS
+    """Lowest and highest timestep of its training."""
+    guidance: float | None = LRM_GUIDANCE
+    """w of the middle feature, `u + w (c - u)`; None: the empty prompt is not run."""
+    base: str | None = None
+    """Content hash of the denoiser whose untouched weights are not stored again."""
+    noise: dict[str, Any] | None = None
+    """Betas of the noise schedule of its training, by which its timesteps are told; None: SDXL's."""
+
+
+@dataclass(frozen=True)
+class RewardText:
+    """`B` prompts as a reward model reads them; `null` is one row, the empty prompt."""
+
+    context: Tensor  # (B, L, D) for cross-attention
+    pooled: Tensor  # (B, P)
+    null: RewardText | None = None
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def repeat(self, times: int) -> RewardText:
+        """Every prompt `times` in a row."""
+        return RewardText(
+            self.context.repeat_interleave(times, 0), self.pooled.repeat_interleave(times, 0), self.null
+        )  # fmt: skip
+
+
+class LatentRewardModel(nn.Module):
+    """Scores noisy latents at their own timestep. Higher is better; only scores of one prompt compare."""
+
+    def __init__(
+        self,
+        trunk: UNet2DConditionModel,
+        tokenizers: Sequence[Any],
+        text_encoders: Sequence[nn.Module],
+        config: RewardConfig | None = None,
+    ) -> None:
+        """`trunk` as `models.sdxl.encoder_half` gives it. Two text encoders make it SDXL's kind, one SD1.5's."""
+        super().__init__()
+        self.trunk, self.tokenizers, self.config = trunk, list(tokenizers), config or RewardConfig()
+        self.text_encoders = nn.ModuleList(text_encoders)
+        widths = list(trunk.config.block_out_channels)
+        last: Any = text_encoders[-1].config
+        width = last.projection_dim if self.is_sdxl else last.hidden_size
+        self.visual_projection = nn.Linear(sum(widths) + widths[-1], width, bias=False)
+        nn.init.normal_(self.visual_projection.weight, std=0.02)
+        # SDXL's second encoder projects already; CLIP-L's pooled state is projected here.
+        self.text_projection = None if self.is_sdxl else nn.Linear(width, width, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+
+    @property
+    def is_sdxl(self) -> bool:
+        """Whether it reads prompts as SDXL does, with two encoders and sizes; otherwise as SD1.5."""
+        return len(self.text_encoders) == 2
+
+    @property
+    def timesteps(self) -> tuple[int, int]:
+        """Lowest and highest timestep of its training."""
+        return self.config.timesteps
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the trunk's weights are in half precision, and run as they are."""
+        return self.trunk.dtype != torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.visual_projection.weight.device
+
+    def encode(self, prompts: Sequence[str]) -> RewardText:
+        """Embed prompts, and the empty one beside them where the model is guided."""
+        guided = self.config.guidance is not None
+        texts = [*prompts, ""] if guided else list(prompts)
+        outputs = []
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            ids = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+                            return_tensors="pt").input_ids.to(self.device)  # fmt: skip
+            outputs.append(encoder(ids, output_hidden_states=True))
+        if self.is_sdxl:
+            context = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+            pooled = outputs[1].text_embeds
+        else:
+            context, pooled = outputs[0].last_hidden_state, outputs[0].pooler_output
+        num = len(prompts)
+        null = RewardText(context[num:], pooled[num:]) if guided else None
+        return RewardText(context[:num], pooled[:num], null)
+
+    def score(
+        self, latents: Tensor, t: Tensor, text: RewardText, outside: Outside = "refuse", guided: bool = True
+    ) -> Tensor:
+        """Scores (B,), float32, of noisy latents (B, C, h, w) at timesteps `t` (B,) for prompts `text` of length B.
+
+        `guided=False` leaves the empty prompt out. Raises ValueError for a timestep outside the training's range,
+        unless `outside` says to take the nearest one of it (`clamp`).
+        """
+        low, high = self.config.timesteps
+        if outside == "clamp":
+            t = t.clamp(low, high)
+        elif int(t.min()) < low or int(t.max()) > high:
+            wrong = int(t.min()) if int(t.min()) < low else int(t.max())
+            raise ValueError(f"timestep {wrong} lies outside {low} to {high}, where the reward model was trained")
+        weight, null = self.config.guidance, text.null
+        if guided and weight is not None and null is not None:
+            num = len(text)
+            both = RewardText(
+                torch.cat([null.context.expand(num, -1, -1), text.context]),
+                torch.cat([null.pooled.expand(num, -1), text.pooled]),
+            )
+            features, middle = self._features(latents.repeat(2, 1, 1, 1), t.repeat(2), both)
+            unconditional, conditional = middle.chunk(2)
+            features, middle = features[num:], unconditional + weight * (conditional - unconditional)
+        else:
+            features, middle = self._features(latents, t, text)
+        picture = self.visual_projection(torch.cat([features, middle], dim=1))
+        pooled = text.pooled if self.text_projection is None else self.text_projection(text.pooled.float())
+        return self.logit_scale.exp() * F.cosine_similarity(picture.float(), pooled.float(), dim=1)
+
+    def _features(self, latents: Tensor, t: Tensor, text: RewardText) -> tuple[Tensor, Tensor]:
+        """Pooled features of the down blocks side by side (B, sum of widths), and of the middle block (B, width)."""
+        taps: list[Tensor] = []
+
+        def keep(module: nn.Module, args: tuple[object, ...], output: Any) -> None:
+            taps.append((output if isinstance(output, Tensor) else output[0]).mean(dim=(2, 3)))
+
+        # The last layer of a block before its downsampler: its attention where it has one.
+        layers = [getattr(block, "attentions", block.resnets)[-1] for block in self.trunk.down_blocks]
+        hooks = [layer.register_forward_hook(keep) for layer in layers]
+        dtype = self.trunk.dtype
+        added = None
+        if self.is_sdxl:
+            size = self.config.resolution
+            time_ids = torch.tensor([size, size, 0, 0, size, size], dtype=dtype, device=latents.device)
+            added = {"text_embeds": text.pooled.to(dtype), "time_ids": time_ids.repeat(len(latents), 1)}
+        try:
+            with attention_kernel(latents):
+                middle = self.trunk(latents.to(dtype), t, text.context.to(dtype), added_cond_kwargs=added).sample
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.cat(taps, dim=1).float(), middle.mean(dim=(2, 3)).float()

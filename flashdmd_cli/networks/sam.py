@@ -1,0 +1,160 @@
+"""The image encoder of a segment-anything model (SAM), frozen, as a feature extractor for pictures of any size."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.core.weights import fit
+
+SAM_MEAN = (123.675, 116.28, 103.53)
+SAM_STD = (58.395, 57.12, 57.375)
+"""What SAM subtracts from and divides RGB values on [0, 255] by."""
+
+_SIZE_OF_WIDTH = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_ENCODER = "image_encoder."
+
+
+def new_sam(config: dict[str, Any]) -> Sam:
+    """An untrained `Sam` of the sizes in `config` (the `config.json` of a folder that holds a small SAM)."""
+    encoder, prompt, decoder = config["image_encoder"], config["prompt_encoder"], config["mask_decoder"]
+    width, side = encoder["out_chans"], encoder["img_size"]
+    tokens = side // encoder["patch_size"]
+    transformer = TwoWayTransformer(
+        depth=decoder["depth"], embedding_dim=width, num_heads=decoder["num_heads"], mlp_dim=decoder["mlp_dim"]
+    )
+    return Sam(
+        image_encoder=ImageEncoderViT(**encoder, norm_layer=partial(nn.LayerNorm, eps=1e-6)),
+        prompt_encoder=PromptEncoder(width, (tokens, tokens), (side, side), prompt["mask_in_chans"]),
+        mask_decoder=MaskDecoder(
+            transformer_dim=width,
+            transformer=transformer,
+            num_multimask_outputs=decoder["num_multimask_outputs"],
+            iou_head_depth=decoder["iou_head_depth"],
+            iou_head_hidden_dim=decoder["iou_head_hidden_dim"],
+        ),
+        pixel_mean=list(SAM_MEAN),
+        pixel_std=list(SAM_STD),
+    )
+
+
+def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
+    """The image encoder of a trained SAM, float32 on the CPU, frozen and in eval mode.
+
+    `name_or_path` is one of segment-anything's own `.pth` files, or a folder with `config.json` and
+    `model.safetensors`. Raises FileNotFoundError if there is no such file, Unfit if it holds something else.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if path.is_dir():
+        encoder = _folder_encoder(path)
+    elif path.is_file():
+        encoder = _official_encoder(_pickle(path), name)
+    else:
+        raise FileNotFoundError(f"gan.sam: {name} is neither a file nor a folder")
+    return encoder.requires_grad_(False).eval()
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of one of segment-anything's files, read without running anything that it holds."""
+    try:
+        held: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise Unfit(f"gan.sam: {path} cannot be read: {str(error).splitlines()[0]}", "download it again") from None
+    return held
+
+
+def _folder_encoder(folder: Path) -> ImageEncoderViT:
+    config_file, weights = folder / "config.json", folder / "model.safetensors"
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise FileNotFoundError(f"gan.sam: {folder} has no {file.name}")
+    config = json.loads(config_file.read_text())
+    if "image_encoder" not in config:
+        raise Unfit(f"gan.sam: {config_file} does not describe a segment_anything model (no image_encoder)")
+    encoder = new_sam(config).image_encoder
+    return _load_encoder(encoder, load_file(weights), str(weights))
+
+
+def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
+    # The width of the position embedding tells B, L and H apart, so a renamed file still loads.
+    position = state.get(_ENCODER + "pos_embed")
+    size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None else None
+    if size is None:
+        raise Unfit(f"gan.sam: {origin} does not hold the official weights of SAM ViT-B, ViT-L or ViT-H")
+    return _load_encoder(sam_model_registry[size]().image_encoder, state, origin)
+
+
+def _load_encoder(encoder: ImageEncoderViT, state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
+    own = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
+    try:
+        return fit(encoder, own)
+    except Unfit as error:
+        raise Unfit(f"gan.sam: {origin}: {error}", "copy or download it again") from None
+
+
+class SamTrunk(nn.Module):
+    """A frozen SAM image encoder that takes any picture size and shows its global-attention blocks' outputs.
+
+    The absolute position embedding is interpolated to the token grid of the input; the relative-position tables of the
+    global-attention blocks are interpolated inside the blocks. The stored weights stay as they are. Gradient reaches
+    the pixels, never the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: ImageEncoderViT) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        self.hooks = tuple(i for i, block in enumerate(encoder.blocks) if block.window_size == 0)
+        self.width: int = encoder.patch_embed.proj.out_channels
+        self.patch: int = encoder.patch_embed.proj.kernel_size[0]
+        self.register_buffer("mean", torch.tensor(SAM_MEAN).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(SAM_STD).view(-1, 1, 1), persistent=False)
+
+    def train(self, mode: bool = True) -> SamTrunk:
+        """Stays in eval mode whatever is asked."""
+        return super().train(False)
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """SAM's input (B, 3, H', W') from pixels (B, 3, H, W) on [-1, 1]; H' and W' are multiples of the patch size."""
+        height, width = (max(self.patch, round(side / self.patch) * self.patch) for side in pixels.shape[-2:])
+        pixels = pixels.float()
+        if (height, width) != pixels.shape[-2:]:
+            pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=False, antialias=True)
+        return ((pixels + 1) * 127.5 - self.mean) / self.std
+
+    def positions(self, height: int, width: int) -> Tensor | None:
+        """Absolute position embedding for a grid of `height` x `width` tokens, (1, height, width, C)."""
+        stored = self.encoder.pos_embed
+        if stored is None or stored.shape[1:3] == (height, width):
+            return stored
+        grid = stored.permute(0, 3, 1, 2).float()
+        grid = F.interpolate(grid, (height, width), mode="bicubic", align_corners=False, antialias=True)
+        return grid.permute(0, 2, 3, 1).to(stored.dtype)
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """Features (B, C, H / patch, W / patch) of each global-attention block, for pixels (B, 3, H, W) on [-1, 1]."""
+        tokens = self.encoder.patch_embed(self.prepare(pixels).to(self.encoder.patch_embed.proj.weight.dtype))
+        positions = self.positions(*tokens.shape[1:3])
+        if positions is not None:
+            tokens = tokens + positions
+        features = []
+        for index, block in enumerate(self.encoder.blocks):
+            tokens = block(tokens)
+            if index in self.hooks:
+                features.append(tokens.permute(0, 3, 1, 2))
+            if index == self.hooks[-1]:
+                break
+        return features

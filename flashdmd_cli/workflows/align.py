@@ -1,0 +1,107 @@
+"""A whole alignment on disk: check what it starts from, load, train, write the student and its manifest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flashdmd_cli.runs.checkpoint import latest_state, state_folder
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.folder import find_run
+from flashdmd_cli.runs.manifest import MANIFEST, Manifest, read_manifest
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.results import Checkpoint, data_of
+from flashdmd_cli.runs.resume import begin, place_of_run
+from flashdmd_cli.workflows.inputs.families import load_family
+from flashdmd_cli.workflows.inputs.reward_models import check_levels, find_reward, load_reward_model
+from flashdmd_cli.workflows.inputs.sam import with_sam
+from flashdmd_cli.workflows.inputs.shards import cache_in_use, check_pictures, open_data
+from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
+from flashdmd_cli.workflows.judges import held_out_judge, reward_judge
+from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_checkpoint
+
+SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
+
+
+def align(
+    recipe: Recipe,
+    student: Checkpoint,
+    out: Path | str,
+    *,
+    data: Path | str | None = None,
+    reporter: Reporter | None = None,
+) -> Manifest:
+    """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
+
+    Reads the distilled student (`runs.results.stage1_checkpoint` opens its folder; `workflows.recipes.align_recipe`
+    makes the recipe that goes on from its own), its teacher, the reward model, and the shards in `data` (None: those
+    that the student was distilled on). Writes the folder `out`; the same call again goes on from its newest state, or
+    returns the manifest of the finished result.
+
+    Raises `Interrupted` when a stop was asked for before the end and `NumericalError` when a collapse was to end the
+    run (the state is saved then), `UsageError` when `out` holds another run, `InputError` for what cannot be read.
+    """
+    if recipe.align is None:
+        raise UsageError(
+            f"--recipe {recipe.name}: has no table `align`", hint="`flashdmd recipes list` shows align/..."
+        )
+    reporter, out = reporter or SilentReporter(), Path(out)
+    shards_at = data_of(student) if data is None else find_run(str(data), "data", flag="--data")
+    if data is None:
+        reporter.say(f"data: {shards_at}")
+    before, of = student.manifest.teacher, f"--from {student.folder}"
+    if before is not None:
+        teacher = find_source_again(before, recipe.model, of, reporter=reporter)
+    else:
+        teacher = find_source(recipe.teacher, recipe.model, reporter)
+    shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
+    reward_folder = find_reward(recipe.align.reward, reporter)
+    parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
+    # Adapters are trained on top of what stage 1's state holds, which is read again whenever the run goes on.
+    needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
+    stage1_state = state_folder(student.folder / "state", student.manifest.step)
+    source = [student.folder, *([stage1_state] if needs_state else [])]
+    placed = with_sam(recipe, reporter)
+    inputs = {"--data": [shards_at], "--from": source, "--reward": [reward_folder]}
+    if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, reporter.phase):
+        return read_manifest(out)
+    place = place_of_run(recipe, out, reporter.say)
+    if told := cache_in_use(shards, manifest, shards_at):
+        reporter.phase(told)
+    reporter.phase(f"loading the student {student.folder}, its teacher and the reward model {recipe.align.reward}")
+    from flashdmd_cli.training import align as stage2
+    from flashdmd_cli.training.collapse import CollapseProbe
+    from flashdmd_cli.training.pairs import PairSampler
+    from flashdmd_cli.training.stage1 import load_stage1
+    from flashdmd_cli.training.steps import Objective
+
+    family = load_family(teacher, place)
+    check_pictures(shards, recipe, family.resolution, shards_at)
+    reward = load_reward_model(reward_folder, family)
+    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
+    sampler = PairSampler(objective, reward)
+    check_levels(sampler)
+    try:
+        stage1 = load_stage1(student.folder, student.manifest.step, student.recipe, recipe, family)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--from {student.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
+    begins = latest_state(out / "state") is None
+    if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
+        reporter.say(f"{student.folder} has no state any more: the fake score begins as the student")
+    captions = list(
+        dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
+    )
+    probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(family.source, captions))
+    watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN)
+    reporter.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
+    state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe)
+    raise_if_stopped(recipe, state, reporter.stop, out)
+    return write_checkpoint("align", recipe, family, state, shards_at, out, parents)
+
+
+def ratio(recipe: Recipe) -> str:
+    """How often stage 1 has its turn, in words."""
+    assert recipe.align is not None
+    if recipe.align.rl_ratio is None:
+        return "without stage 1 beside them"
+    return f"{recipe.align.rl_ratio} preference steps for each student update of stage 1"

@@ -1,0 +1,121 @@
+"""The rows of a demo, student and teacher by several samplers: where they lie, what they draw, what is measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from flashdmd_cli.runs.files import plain, write_text_atomically, writing
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.workflows.inputs.drawers import Drawer, as_teacher, student_drawer
+from flashdmd_cli.workflows.inputs.families import load_family
+from flashdmd_cli.workflows.inputs.teachers import find_teacher
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashdmd_cli.evaluation.suites import Reference, Suite
+    from flashdmd_cli.families.family import Family
+    from flashdmd_cli.runs.recipe import Recipe
+
+NUM_DRAWN, NUM_GROUPS = 128, 16
+"""Pictures drawn by every row, and how many captions of theirs come several times."""
+NUM_SHOWN = 8
+TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
+    "teacher_30": ("ddim", 30),
+    "teacher_4_ddim": ("ddim", 4),
+    "teacher_4_stochastic": ("stochastic", 4),
+}
+"""How the teacher is sampled beside the student: its name in the result -> sampler and steps."""
+ROWS = ("student_4", *TEACHER_ROWS)
+REAL = "real"
+"""A second set of real pictures: what the metrics say of perfection, chance included."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Where the parts of a demo lie."""
+
+    out: Path
+
+    @property
+    def data(self) -> Path:
+        """Shards."""
+        return self.out / "data"
+
+    @property
+    def student(self) -> Path:
+        """Checkpoint."""
+        return self.out / "student"
+
+    def figures(self, row: str) -> Path:
+        """What was measured on one row."""
+        return self.out / "eval" / f"{row}.json"
+
+    def pictures(self, row: str) -> Path:
+        """The pictures of one row, uint8."""
+        return self.out / "pictures" / f"{row}.safetensors"
+
+
+def captions_to_draw() -> Suite:
+    """What every row draws."""
+    from flashdmd_cli.evaluation.suites import shapes_few
+
+    return shapes_few(NUM_DRAWN, NUM_GROUPS)
+
+
+def load_teacher(recipe: Recipe, at: Stages) -> Family:
+    """The teacher where the student of this demo trains, or will."""
+    from flashdmd_cli.runs.device import read_note, resolve
+
+    began = read_note(at.student)
+    precision = began.precision if began is not None else recipe.model.precision
+    return load_family(find_teacher(recipe.teacher), resolve(recipe.model.device, precision))
+
+
+def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
+    """Draw all captions and keep the pictures, as the 8 bits of a file."""
+    from safetensors.torch import save
+
+    reporter.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
+    pictures = drawer.draw(captions, seed, reporter)
+    path = at.pictures(row)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(save({"pictures": ((pictures + 1) * 127.5).round().byte().contiguous()}))
+        temporary.replace(path)
+
+
+def kept_pictures(row: str, at: Stages) -> Tensor:
+    """The pictures of a row, (N, 3, H, W) on [-1, 1]."""
+    from safetensors.torch import load_file
+
+    return load_file(at.pictures(row))["pictures"].float() / 127.5 - 1
+
+
+def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
+    """Pictures of every row that is not there yet."""
+    missing = [row for row in ROWS if not at.pictures(row).is_file()]
+    if not missing:
+        return
+    folder, family = find_teacher(recipe.teacher), load_teacher(recipe, at)
+    for row in missing:
+        if row in TEACHER_ROWS:
+            drawer = as_teacher(family, recipe.teacher, folder, *TEACHER_ROWS[row])
+        else:
+            drawer = student_drawer(at.student, family=family)
+        draw(row, drawer, captions, seed, at, reporter)
+
+
+def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
+    """The figures of a row, or of a second set of real pictures, measured once."""
+    from flashdmd_cli.evaluation.suites import evaluate
+
+    path = at.figures(row)
+    if not path.is_file():
+        metrics = (reference.ceiling() if row == REAL else evaluate(kept_pictures(row, at), reference)).as_dict()
+        write_text_atomically(path, json.dumps(plain(metrics), indent=2) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))

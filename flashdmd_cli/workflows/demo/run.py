@@ -1,0 +1,177 @@
+"""All four parts of the demo: pictures, a distillation, drawings, measurements; then a page about them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import plain, write_text_atomically
+from flashdmd_cli.runs.folder import claim
+from flashdmd_cli.runs.manifest import FileRecord, Manifest, parent_record, read_manifest, write_manifest
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.workflows.demo.forecast import expect
+from flashdmd_cli.workflows.demo.page import demo_page
+from flashdmd_cli.workflows.demo.rows import (
+    NUM_SHOWN,
+    REAL,
+    ROWS,
+    Stages,
+    captions_to_draw,
+    draw_rows,
+    kept_pictures,
+    measure,
+)
+from flashdmd_cli.workflows.distill import distill
+from flashdmd_cli.workflows.inputs.sam import find_sam
+from flashdmd_cli.workflows.inputs.teachers import find_teacher
+from flashdmd_cli.workflows.prepare.world import prepare_shapes
+from flashdmd_cli.workflows.recipes import distill_recipe
+
+RECIPE = "shapes-4step-demo"
+NUM_PICTURES = 2000
+"""Real pictures to train with."""
+FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
+INTRODUCTION = """\
+A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
+a student to draw in four. This demo does it with a small model that comes with the package: a teacher of the same kind
+as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves, and the same
+command goes on."""
+WHY_DATA = """
+[1/4] Pictures. The student learns mostly from its teacher; a discriminator also shows it how real pictures look up
+close, so some real pictures are needed. They are rendered here, each with its caption."""
+WHY_DISTILL = """
+[2/4] Distilling. Each iteration, the student draws; the teacher says which way its pictures should move to become more
+likely (loss `dm`), another network follows what the student draws now (loss `fake`), and the discriminator works on
+the finest details at the last of the four steps (losses `gan` and `discriminator`)."""
+WHY_SAMPLE = """
+[3/4] Drawing. The student in 4 steps and its teacher three ways (30 steps, 4 steps, and 4 steps drawn just as the
+student does), all from the same captions, which training never showed, and from the same noise. Some captions are drawn
+several times, each with other noise, to see how much pictures of one caption differ."""
+WHY_EVAL = """
+[4/4] Measuring. A small network reads from each picture which shapes, colours and surfaces it shows, so that every
+caption can be checked, and compares the whole set with real pictures."""
+
+
+def untrained(out: Path) -> bool:
+    """Whether the student of a demo has not learned anything yet, so that its length may still be chosen."""
+    from flashdmd_cli.runs.checkpoint import latest_state, state_folder
+    from flashdmd_cli.runs.manifest import MANIFEST
+
+    student = Stages(out).student
+    states = student / "state"
+    return not (student / MANIFEST).is_file() and latest_state(states) in (None, state_folder(states, 0))
+
+
+def remember(out: Path, request: dict[str, Any]) -> float:
+    """Note what this demo was asked for; UsageError when the folder holds one asked for otherwise.
+
+    Returns the seconds that earlier calls of the same demo have spent.
+    """
+    path = out / "request.json"
+    if path.is_file():
+        held = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in request.items():
+            if held.get(key) != value and not (key == "iterations" and untrained(out)):
+                hint = f"choose another --out, or leave --{key} at {held.get(key)} to resume"
+                raise UsageError(f"--{key} {value}: {out} holds a demo with {held.get(key)}", hint=hint)
+    write_text_atomically(path, json.dumps(request) + "\n")
+    clock = out / ".seconds"
+    return float(clock.read_text()) if clock.is_file() else 0.0
+
+
+def demo(
+    out: Path | str,
+    *,
+    seed: int = 0,
+    iterations: int | None = None,
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Prepare data, distil, draw, measure and write a page, all below `out`; returns the contents of `demo.json`.
+
+    `iterations` is the length of the training (None: the recipe's). The same call again goes on, or returns the
+    finished result. Raises `Interrupted` or `StopSignal` when a stop was asked for, `UsageError` when `out` holds
+    something else.
+    """
+    reporter = reporter or SilentReporter()
+    began = time.monotonic()
+    recipe = distill_recipe(RECIPE, iterations=iterations, seed=seed, device=device)
+    find_teacher(recipe.teacher, reporter=reporter)
+    find_sam(recipe, reporter)
+    at = Stages(claim(Path(out), "demo"))
+    earlier = remember(at.out, {"seed": seed, "iterations": recipe.train.iterations})
+    if (at.out / "manifest.json").is_file():
+        reporter.say(f"{at.out} holds this demo already; another --out makes it again")
+        return read_result(at)
+    reporter.say(INTRODUCTION)
+    for line in expect(recipe, at):
+        reporter.say(line)
+    try:
+        rows = run(recipe, seed, at, reporter)
+    finally:
+        with contextlib.suppress(OSError):
+            (at.out / ".seconds").write_text(str(earlier + time.monotonic() - began))
+    finish(recipe, rows, seed, at, earlier + time.monotonic() - began)
+    return read_result(at)
+
+
+def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, Any]:
+    """All four parts; returns the metrics of every row with their intervals."""
+    from flashdmd_cli.evaluation.suites import Reference
+    from flashdmd_cli.shapes.assets import asset
+    from flashdmd_cli.shapes.inspector import load_inspector
+
+    reporter.say(WHY_DATA)
+    prepare_shapes(at.data, num=NUM_PICTURES, seed=seed, reporter=reporter)
+    reporter.say(WHY_DISTILL)
+    distill(recipe, at.data, at.student, reporter=reporter)
+    reporter.say(WHY_SAMPLE)
+    reference = Reference(captions_to_draw(), load_inspector(asset("inspector")))
+    draw_rows(recipe, reference.suite.all_captions, seed, at, reporter)
+    reporter.say(WHY_EVAL)
+    return {row: measure(row, reference, at) for row in (*ROWS, REAL)}
+
+
+def read_result(at: Stages) -> dict[str, Any]:
+    """The document of a finished demo."""
+    try:
+        return json.loads((at.out / "demo.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--out {at.out}: demo.json cannot be read: {error}", hint="choose another --out") from None
+
+
+def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds: float) -> None:
+    """Write the page, the result document and the manifest, in this order."""
+    from flashdmd_cli.evaluation.page import write_page
+    from flashdmd_cli.runs.tracking import read_metrics
+
+    captions = captions_to_draw().captions[:NUM_SHOWN]
+    page, path = at.out / "page.html", at.out / "manifest.json"
+    shown = {row: kept_pictures(row, at)[:NUM_SHOWN] for row in ROWS}
+    write_page(page, demo_page(recipe, rows, shown, captions, read_metrics(at.student), seconds))
+    document = {row: {name: rows[row][name] for name in FIGURES} for row in ROWS}
+    whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}
+    write_text_atomically(at.out / "demo.json", json.dumps(plain(whole), indent=2) + "\n")
+    student = read_manifest(at.student)
+    files = [page, at.out / "demo.json", *map(at.figures, (*ROWS, REAL)), *map(at.pictures, ROWS)]
+    write_manifest(
+        at.out,
+        Manifest(
+            kind="demo",
+            family=recipe.family,
+            grid=student.grid,
+            teacher=student.teacher,
+            parents=[parent_record(at.student, at.out)],
+            files=[FileRecord(path=file.relative_to(at.out).as_posix()) for file in files],
+            recipe=recipe.model_dump(mode="json"),
+            data=student.data,
+            seed=seed,
+            wall_seconds=seconds,
+            license=student.license,
+        ),
+    )

@@ -1,0 +1,115 @@
+"""Is everything here that the verbs need?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+
+from flashdmd_cli import __version__
+from flashdmd_cli.workflows.known_picture import check_picture
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "segment-anything",
+    "peft",
+    "webdataset",
+    "tensorboard",
+)
+ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
+
+
+def check_packages() -> list[tuple[str, bool, str]]:
+    """A row for each package."""
+    rows = []
+    for name in PACKAGES:
+        try:
+            rows.append((name, True, importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((name, False, f"missing: pip install {name}"))
+    return rows
+
+
+def check_device() -> tuple[str, bool, str]:
+    """Where training would run."""
+    try:
+        import torch
+    except ImportError as error:
+        return "device", False, str(error)
+    from flashdmd_cli.runs.device import resolve
+
+    place = resolve()
+    if place.device == "cuda":
+        memory = torch.cuda.get_device_properties(0).total_memory / 2**30
+        name = f"{torch.cuda.get_device_name(0)}, {memory:.0f} GiB"
+    else:
+        name = f"{os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    return "device", True, f"{name}; {place}"
+
+
+def check_assets() -> list[tuple[str, bool, str]]:
+    """The shipped models of the embedded world."""
+    from flashdmd_cli.shapes.assets import asset
+
+    rows = []
+    for name in ASSETS:
+        try:
+            folder = asset(name)
+        except FileNotFoundError as error:
+            rows.append((name, False, str(error)))
+        else:
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            rows.append((name, True, f"{size / 1e6:.1f} MB"))
+    return rows
+
+
+def check_sdxl() -> tuple[str, bool, str]:
+    """Whether SDXL's weights are at hand; fine without, since the embedded world needs none."""
+    from flashdmd_cli.families.sdxl.facts import SDXL
+    from flashdmd_cli.families.sdxl.layout import missing_parts
+    from flashdmd_cli.runs.hub import cache_folder, cached
+
+    folder = cached(SDXL.hub_id, None)
+    if folder is not None and not missing_parts(folder):
+        return "sdxl", True, str(folder)
+    where = "HF_HOME=DIR says where it goes, for no home directory is known"
+    return (
+        "sdxl", True,
+        f"{SDXL.hub_id} ({SDXL.size}) is not here, and is downloaded when it is asked for"
+        + ("" if cache_folder() else f" ({where})")
+        + "; the demo needs none",
+    )  # fmt: skip
+
+
+def check_folder() -> list[tuple[str, bool, str]]:
+    """Room and rights in the current folder, where results go by default."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return [("folder", False, "the current folder has been deleted: cd to another")]
+    free = shutil.disk_usage(here).free / 2**30
+    writable = os.access(here, os.W_OK)
+    return [
+        ("disk", free > 1, f"{free:.1f} GiB free here"),
+        ("folder", writable, f"{here}" + ("" if writable else " cannot be written: give --out, or cd to another")),
+    ]
+
+
+def check_all() -> list[tuple[str, bool, str]]:
+    """Packages, device, shipped models, a known picture drawn again, SDXL, disk: (what, fine, in words) of each."""
+    return [
+        ("flashdmd", True, __version__),
+        ("python", True, platform.python_version()),
+        *check_packages(),
+        check_device(),
+        *check_assets(),
+        check_picture(),
+        check_sdxl(),
+        *check_folder(),
+    ]

@@ -1,0 +1,50 @@
+"""A family from disk to its device: what every verb that draws or trains begins with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.registry import family_at
+from flashdmd_cli.runs.errors import InputError
+
+if TYPE_CHECKING:
+    from flashdmd_cli.families.family import Family
+    from flashdmd_cli.runs.device import Place
+
+
+def load_family(source: Path | Source, place: Place | None = None) -> Family:
+    """The family behind a teacher, at `place` (default: the accelerator if there is one, in float32).
+
+    InputError when it cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    from flashdmd_cli.runs.device import resolve
+
+    place, source = place or resolve(precision="fp32"), source if isinstance(source, Source) else Source(source)
+    hush()
+    try:
+        family = family_at(source.folder).module.load(source, place.precision)
+    except (OSError, ValueError, SafetensorError) as error:
+        hint = getattr(error, "hint", "")
+        raise InputError(f"--teacher {source.weights}: {str(error).splitlines()[0]}", hint=hint) from error
+    return family.to(place.device)
+
+
+def hush() -> None:
+    """Keep the libraries' own bars and advice off stderr; what a person needs to know is said by the commands."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+
+
+def drawing_place(device: str | None) -> Place:
+    """Where pictures are drawn and measured: on `--device`, in float32, so that machines agree on figures."""
+    from flashdmd_cli.runs.device import resolve
+
+    return resolve(device or "auto", "fp32")

@@ -1,0 +1,115 @@
+"""Where a reward model comes from, and whether it fits a student."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.results import whole_folder
+
+if TYPE_CHECKING:
+    from flashdmd_cli.families.family import Family
+    from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.training.pairs import PairSampler
+
+EMBEDDED, EMBEDDED_ASSET = "embedded", "shapes-reward"
+LRM_SDXL, LRM = "lrm_sdxl", "casiatao/LRM"
+"""What a recipe calls the published reward model of SDXL, and where its authors keep it."""
+HINT = "flashdmd reward train makes one"
+PUBLISHED, OWN = "state_dict.pt", "projections.safetensors"
+"""The small file that makes a folder a reward model's: as its authors write it, and as this package does."""
+
+
+def reward_root(names: Iterable[str]) -> str | None:
+    """Where in a repository a reward model of SDXL lies, `lrm_sdxl/` or `` (the top); None where there is none.
+
+    SDXL's has a second text encoder; one of SD1.5 may lie beside it.
+    """
+    present = set(names)
+    roots = [name.removesuffix(mark) for name in sorted(present) for mark in (PUBLISHED, OWN)
+             if name == mark or name.endswith(f"/{mark}")]  # fmt: skip
+    roots.sort(key=lambda root: f"{root}text_encoder_2/config.json" not in present)
+    return next((root for root in roots if f"{root}unet/config.json" in present), None)
+
+
+def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The files of a repository that a reward model is read from, and what is lacking; the small one that marks its
+    folder comes last, so that a folder that has it is whole."""
+    present = list(names)
+    root = reward_root(present)
+    if root is None:
+        return [], [f"unet/ with {PUBLISHED} or {OWN}"]
+    inside = [name for name in present if name.startswith(root) and name.endswith((".json", ".txt", ".safetensors"))]
+    marks = [root + mark for mark in (PUBLISHED, OWN) if root + mark in present]
+    weights = any(name.startswith(f"{root}unet/") and name.endswith(".safetensors") for name in inside)
+    files = [*(name for name in sorted(inside) if name not in marks), *marks]
+    return files, [] if weights else [f"{root}unet/*.safetensors"]
+
+
+def find_reward(name: str, reporter: Reporter | None = None) -> Path:
+    """The folder of a reward model, downloaded if it is on the hub; InputError when it cannot be had, or is not
+    what its manifest says."""
+    from flashdmd_cli.runs.manifest import MANIFEST
+
+    if name == EMBEDDED:
+        from flashdmd_cli.shapes.assets import asset
+
+        try:
+            return asset(EMBEDDED_ASSET)
+        except FileNotFoundError:
+            raise InputError(
+                "--reward embedded: the embedded reward model is not installed",
+                hint="flashdmd shapes build reward --out DIR makes one, then --reward DIR",
+            ) from None
+    folder = expanded(name)
+    asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)
+    if asked is not None:
+        reporter = reporter or SilentReporter()
+        local = f"--reward PATH takes the folder of one; {HINT}"
+        wanted = Wanted(f"--reward {name}", *asked, hint=local, or_path=name != LRM_SDXL)
+        snapshot = fetch(wanted, reward_files, reporter.say, reporter.draws_bars)
+        folder = snapshot / (reward_root(files_below(snapshot)) or "")
+    if not folder.is_dir():
+        raise InputError(f"--reward {name}: no such folder", hint=f"--reward {LRM_SDXL} is {LRM} on the hub; {HINT}")
+    if (folder / MANIFEST).is_file():
+        whole_folder(folder, ("reward",), "--reward", "flashdmd reward train")
+    return folder
+
+
+def load_reward_model(folder: Path, family: Family) -> RewardModel:
+    """The reward model of a folder beside a teacher, on its device; InputError when it cannot be read or is of another
+    kind."""
+    import pickle
+
+    import torch
+    from safetensors import SafetensorError
+
+    device = family.device
+    # As its authors run it. On a CPU half precision would be emulated.
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    try:
+        reward = family.facts.module.load_reward(folder, family, dtype)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        hint = getattr(error, "hint", "") or f"a folder of {LRM}, or of flashdmd reward train"
+        raise InputError(f"--reward {folder}: {first}", hint=hint) from error
+    return reward.to(device)
+
+
+def check_levels(sampler: PairSampler) -> None:
+    """UsageError when an alignment would ask the reward model about a noise that it was not trained on."""
+    low, high = sampler.reward.timesteps
+    if sampler.table.reward_outside == "clamp":
+        return
+    for _, timestep in sampler.levels():
+        if not low <= timestep <= high:
+            raise UsageError(
+                f"align.reward_timestep: would score at timestep {timestep:g}, but the reward model was trained from "
+                f"{low} to {high}",
+                hint="--set align.reward_outside=clamp takes the nearest",
+            )

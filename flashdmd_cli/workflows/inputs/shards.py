@@ -1,0 +1,62 @@
+"""The data that a run reads: the shards of prepare-data with the caches that are its teacher's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.workflows.encoders import encoders_hash
+
+if TYPE_CHECKING:
+    from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.families.files import Source
+    from flashdmd_cli.runs.manifest import Manifest
+    from flashdmd_cli.runs.recipe import Recipe
+
+
+def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
+    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made.
+
+    `sized`: batches bring the pictures' sizes along.
+    """
+    from flashdmd_cli.data.shards import ShardDataset
+    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
+
+    if not (folder / MANIFEST).is_file():
+        hint = f"flashdmd prepare-data {folder} --out DIR makes data of pictures with captions"
+        raise InputError(f"--data {folder}: has no {MANIFEST}, so it is not what prepare-data leaves", hint=hint)
+    manifest = read_manifest(folder)
+    if manifest.kind != "data":
+        raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")
+    cache = manifest.collection.cache if manifest.collection is not None else None
+    # A cache of other encoders would train a student on what its teacher never says.
+    fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
+    cached = cache.what if cache is not None and fits else ()
+    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached, sized), manifest
+
+
+def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:
+    """One line that says whether the cache of `data` is read; None when it has none."""
+    if manifest.collection is None or manifest.collection.cache is None:
+        return None
+    if shards.caches.latents or shards.caches.text:
+        return f"reading {' and '.join(manifest.collection.cache.what)} from the cache of {data}"
+    return f"not the teacher's, so it is left alone: the cache of {data}"
+
+
+def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: Path) -> None:
+    """InputError when the pictures are not what the run needs; prompts alone do where there is no GAN."""
+    side = shards.picture_shape[-2:]
+    if side == (0, 0):
+        if recipe.gan.kind != "none":
+            raise InputError(
+                f"--data {data}: holds prompts alone, but gan.kind {recipe.gan.kind} needs real pictures",
+                hint="--set gan.kind=none trains without, or prepare data with pictures",
+            )
+    elif side != (resolution, resolution):
+        raise InputError(
+            f"--data {data}: pictures are {'x'.join(map(str, side))} pixels, but the teacher "
+            f"draws {resolution}x{resolution}",
+            hint=f"flashdmd prepare-data SOURCE --resolution {resolution} makes data of that size",
+        )

@@ -1,0 +1,9 @@
+"""Captioned pictures, or prompts, become shards with a manifest: a collection's, or those of the embedded world.
+
+Read in this order: `collection.py` -> `request.py` -> `run.py` -> `caches.py`.
+"""
+
+from flashdmd_cli.workflows.prepare.collection import prepare
+from flashdmd_cli.workflows.prepare.world import NUM_SHAPES, prepare_shapes
+
+__all__ = ["NUM_SHAPES", "prepare", "prepare_shapes"]

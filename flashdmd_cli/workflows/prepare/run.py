@@ -1,0 +1,232 @@
+"""A whole preparation on disk: list the source, make shards, assemble, write page and manifest, then the caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from flashdmd_cli.data.assemble import PROMPTS, REJECTED, assemble
+from flashdmd_cli.data.chunks import ChunkJob, record_path
+from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.filters import require_columns
+from flashdmd_cli.data.items import Row, Source
+from flashdmd_cli.data.plan import Plan, write_plan
+from flashdmd_cli.data.sources import open_source
+from flashdmd_cli.runs.errors import Interrupted, UsageError
+from flashdmd_cli.runs.files import size, write_text_atomically
+from flashdmd_cli.runs.folder import claim
+from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
+from flashdmd_cli.runs.signals import StopSignal
+from flashdmd_cli.runs.workers import run_tasks
+from flashdmd_cli.workflows.prepare.advice import advice, told
+from flashdmd_cli.workflows.prepare.caches import add_caches, refuse_too_big
+from flashdmd_cli.workflows.prepare.page import write_report
+from flashdmd_cli.workflows.prepare.request import Request, dimensions_of
+from flashdmd_cli.workflows.prepare.workplace import Workplace
+
+REQUEST, PLAN = "request.json", "plan.jsonl"
+REPORT = "report.html"
+PEEK = 50
+"""Rows looked at to learn which columns a source has."""
+TELL_SECONDS = 5.0
+"""How often a long listing says how far it is."""
+MEMBERS = {"txt": "caption, UTF-8", "json": "source, original_size, crop_top_left, target_size, columns"}
+
+
+@dataclass
+class Preparation:
+    """One call: what is asked for, and where it works."""
+
+    request: Request
+    at: Workplace
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def out(self) -> Path:
+        return self.at.out
+
+    def run(self, yes: bool = False) -> Manifest | None:
+        """Prepare, or go on preparing. None when other shares still have work to do.
+
+        Raises `Interrupted` when a signal came before the end; what was finished stays.
+        """
+        try:
+            return self._run(yes)
+        except StopSignal:
+            raise Interrupted(
+                f"interrupted; what is finished in {self.out} stays",
+                hint="run the same command again to go on",
+                signal_number=self.at.reporter.stop.requested or signal.SIGINT,
+            ) from None
+
+    def _run(self, yes: bool) -> Manifest | None:
+        refuse_other_data(self.request, self.out, yes)
+        source = open_source(self.request.source, self.request.reading)
+        if yes:  # it empties the folder, so a filter that cannot work has to be known before
+            self._require_columns(islice(source.rows(), PEEK), source)
+        claim(self.out, "data", yes, shared=not yes)
+        with self.at.open():
+            plan = self._list(source)
+            self._drop_if_incomplete()
+            if not (manifest := self._finished(plan)):
+                self._make_shards(plan, source)
+                if not self.at.others_too(lambda: self._finished(plan) is not None or self._all_made(plan)):
+                    return None
+                with self.at.alone():
+                    manifest = self._finished(plan) or self._assemble(plan, source)
+            if self.request.cache:
+                if (cached := add_caches(self.request, self.at, manifest)) is None:
+                    return None
+                manifest = cached
+            self.at.complete = True
+        return manifest
+
+    # -- listing ------------------------------------------------------------------------------------------------------
+
+    def _list(self, source: Source) -> Plan:
+        """The source's listing, held against the one that this preparation began with."""
+        self.at.reporter.phase(f"listing {self.request.source}")
+        # Under a name of its own until it is known to be the plan that others here work by.
+        listed = self.at.work / f"{os.getpid()}.{PLAN}"
+        plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
+        if not len(plan):
+            raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
+        note = self.at.work / REQUEST
+        asked = json.dumps({"request": self.request.identity, "listing": plan.sha256}, sort_keys=True)
+        if note.is_file() and note.read_text(encoding="utf-8") != asked:
+            begun = json.loads(note.read_text(encoding="utf-8"))
+            what = "SOURCE: has changed since" if begun["request"] == self.request.identity else "--out: other options"
+            raise UsageError(
+                f"{what}: {self.out} was begun with other input", hint="--yes begins anew, or choose another --out"
+            )
+        if not note.is_file() and not (self.out / MANIFEST).is_file():
+            self._require_columns(plan.chunk(0)[:PEEK], source)
+            write_text_atomically(note, asked)
+        os.replace(listed, self.at.work / PLAN)
+        return replace(plan, path=self.at.work / PLAN)
+
+    def _require_columns(self, rows: Iterable[Row], source: Source) -> None:
+        require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
+
+    def _drop_if_incomplete(self) -> None:
+        """Forget a finished result of which a file is gone or cut, so that it is made again."""
+        if not (self.out / MANIFEST).is_file():
+            return
+        for record in read_manifest(self.out).files:
+            path = self.out / record.path
+            if not path.is_file() or path.stat().st_size != record.size:
+                self.at.reporter.phase(f"{path} is not whole: preparing again")
+                (self.out / MANIFEST).unlink(missing_ok=True)
+                return
+
+    def _rows(self, source: Source) -> Iterator[Row]:
+        """The source's rows, with a word now and then, for a listing can take its time."""
+        told = time.monotonic()
+        for number, row in enumerate(source.rows()):
+            if number % 1000 == 0 and time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                self.at.reporter.say(f"  {number} rows so far")
+            yield row
+
+    def _finished(self, plan: Plan) -> Manifest | None:
+        """The manifest, once all shards are made; UsageError when it is that of a source that has changed since."""
+        if not (self.out / MANIFEST).is_file():
+            return None
+        manifest = read_manifest(self.out)
+        if manifest.collection is None or manifest.collection.listing != plan.sha256:
+            raise UsageError(
+                f"SOURCE {self.request.source}: has changed since {self.out} was prepared",
+                hint="--yes prepares it anew, or choose another --out",
+            )
+        return manifest
+
+    # -- shards -------------------------------------------------------------------------------------------------------
+
+    def _make_shards(self, plan: Plan, source: Source) -> None:
+        if self.request.cache:
+            most = plan.num_rows  # how many are kept, and how many prompts are the same, is not known yet
+            dimensions = dimensions_of(self.request, self.at.reporter)
+            needed = refuse_too_big(self.out, dimensions, most, most, self.request.cache)
+            self.at.reporter.phase(f"the caches will take at most {size(needed)}")
+        mine = [chunk for chunk in self.at.share.of(len(plan)) if not record_path(self.at.work, chunk).is_file()]
+        rows = sum(self._rows_of(plan, chunk) for chunk in mine)
+        again = len(self.at.share.of(len(plan))) - len(mine)
+        known = f", {again} of {again + len(mine)} shards are done already" if again else ""
+        if not mine:
+            return
+        noun = "prompt" if source.prompts_only else "picture"
+        self.at.reporter.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
+        job = ChunkJob(plan, source, self.request.settings, self.at.work)
+        run_tasks(job, mine, self.at.num_processes, self.at.teller(rows))
+
+    def _rows_of(self, plan: Plan, chunk: int) -> int:
+        size = self.request.shard_size
+        return min(size, plan.num_rows - chunk * size)
+
+    def _all_made(self, plan: Plan) -> bool:
+        return all(record_path(self.at.work, chunk).is_file() for chunk in range(len(plan)))
+
+    def _assemble(self, plan: Plan, source: Source) -> Manifest:
+        """Shards under their names, page, manifest. Only one process does this."""
+        self.at.reporter.phase("counting, and dropping duplicates")
+        summary = assemble(len(plan), self.request.settings, self.at.work, self.out)
+        if not summary.kept:
+            raise DataError(
+                f"SOURCE {self.request.source}: nothing is kept of {summary.seen}: {told(summary)}",
+                advice(summary, self.request, source.kind),
+            )
+        write_report(self.out / REPORT, summary, [self.out / name for name in summary.shards], str(self.request.source))
+        files = [*summary.shards, REJECTED, REPORT, *([PROMPTS] if self.request.settings.keep_prompts else [])]
+        pictures = not source.prompts_only
+        picture = {self.request.settings.encoding: f"picture, RGB, {self.request.settings.side} px square"}
+        collection = Collection(
+            seen=summary.seen,
+            kept=summary.kept,
+            pictures=pictures,
+            members=(picture if pictures else {}) | MEMBERS,
+            rejected=dict(summary.rejected.most_common()),
+            converted=dict(summary.notes.most_common()),
+            source=f"{source.kind} {self.request.source}",
+            listing=plan.sha256,
+            content=summary.content,
+        )
+        manifest = Manifest(
+            kind="data",
+            files=[FileRecord(path=name) for name in files],
+            recipe={"source": str(self.request.source)} | self.request.identity,
+            wall_seconds=time.monotonic() - self.began,
+            collection=collection,
+        )
+        return write_manifest(self.out, manifest)
+
+
+def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
+    """UsageError when `out` is the finished result of another request, or lies where it would be read as input."""
+    if out.resolve().is_relative_to(request.source.resolve()):
+        raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
+    if request.source.resolve().is_relative_to(out.resolve()):  # --yes would empty it
+        raise UsageError(f"--out {out}: SOURCE lies inside it", hint="choose a folder beside it")
+    if yes or not (out / MANIFEST).is_file():
+        return
+    manifest = read_manifest(out)
+    before = {key: value for key, value in manifest.recipe.items() if key != "source"}
+    if manifest.kind != "data" or manifest.collection is None or before != request.identity:
+        raise UsageError(f"--out {out}: holds other data", hint="--yes replaces it, or choose another folder")
+
+
+def known_columns(rows: Iterable[Row], source: Source) -> set[str]:
+    """Columns of those rows that can be read."""
+    found: set[str] = set()
+    for row in rows:
+        if "reason" not in row:
+            try:
+                found |= set(source.fetch(row).columns)
+            except Exception:  # the row will be counted with its reason
+                continue
+    return found

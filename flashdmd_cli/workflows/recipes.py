@@ -1,0 +1,129 @@
+"""The recipe of a run: the one that fits where none is named, with what a person changes on top.
+
+Precedence: defaults < recipe < `sets` ("a.b=c") < keyword arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flashdmd_cli.families.facts import DefaultRecipes
+from flashdmd_cli.families.registry import FAMILIES, family_at, family_named
+from flashdmd_cli.families.sdxl.facts import SDXL
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.recipe import Recipe, RewardRecipe, load_recipe, load_reward_recipe
+from flashdmd_cli.runs.results import Checkpoint
+from flashdmd_cli.runs.resume import flat
+from flashdmd_cli.workflows.inputs.kinds import is_shapes, is_shapes_student
+from flashdmd_cli.workflows.inputs.teachers import absolute
+
+SHAPES_RECIPES = DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes")
+FIXED = ("family", "teacher", "grid.steps")
+"""Keys that a student brings along into its alignment."""
+
+
+def default_recipes(teacher: str | Path | None) -> DefaultRecipes:
+    """Those for a teacher as it is named (None: SDXL): of its own world, or of its family."""
+    if teacher is None:
+        return SDXL.recipes
+    return (
+        SHAPES_RECIPES if is_shapes(teacher) else (FAMILIES.get(str(teacher)) or family_at(expanded(teacher))).recipes
+    )
+
+
+def default_distill_recipe(teacher: str | Path | None, steps: int | None = None) -> str:
+    """The name of the recipe that fits a teacher and a number of steps."""
+    defaults = default_recipes(teacher)
+    return defaults.distill if steps is None else defaults.distill_steps.get(steps, defaults.distill)
+
+
+def default_align_recipe(stage1: Recipe, student: Path) -> str:
+    """The name of the recipe that fits a student: its stage-1 recipe, and the folder of its network."""
+    # Its own denoiser says which world it draws, for its teacher may be gone by now.
+    defaults = SHAPES_RECIPES if is_shapes_student(student) else family_named(stage1.family).recipes
+    if stage1.model.form == "lora":
+        return defaults.align_adapters
+    return defaults.align_steps.get(stage1.grid.steps, defaults.align)
+
+
+def distill_recipe(
+    name: str | None = None,
+    sets: Sequence[str] = (),
+    *,
+    teacher: str | None = None,
+    steps: int | None = None,
+    ttur: int | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    vae: str | None = None,
+    teacher_config: str | None = None,
+    device: str | None = None,
+) -> Recipe:
+    """The recipe of a distillation; `name` is a shipped recipe or a YAML file (default: what fits teacher and steps).
+
+    Raises `UsageError` for a wrong key or value, `InputError` for a file that cannot be read.
+    """
+    changes = {
+        "teacher": teacher,
+        "grid.steps": steps,
+        "fake.ttur": ttur,
+        "train.iterations": iterations,
+        "train.seed": seed,
+        "model.vae": absolute(vae),
+        "model.teacher_config": absolute(teacher_config),
+        "model.device": device,
+    }
+    return load_recipe(name or default_distill_recipe(teacher, steps), sets, changes)
+
+
+def align_recipe(
+    student: Checkpoint,
+    name: str | None = None,
+    sets: Sequence[str] = (),
+    *,
+    rl_ratio: int | None = None,
+    reward: str | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    stop_on_collapse: bool = False,
+) -> Recipe:
+    """The recipe of an alignment: the student's own below that of the alignment (default: what fits the student).
+
+    Raises `UsageError` for a wrong key or value, or one that would make it another student.
+    """
+    name = name or default_align_recipe(student.recipe, student.folder / "student")
+    changes = {
+        "align.rl_ratio": rl_ratio,
+        "align.reward": reward,
+        "train.iterations": iterations,
+        "train.seed": seed,
+        "model.device": device,
+        "probe.stop_on_collapse": stop_on_collapse or None,
+    }
+    resolved = load_recipe(name, sets, changes, student.recipe)
+    if resolved.align is None:
+        raise UsageError(f"--recipe {name}: has no table `align`", hint="`flashdmd recipes list` shows align/...")
+    before, now = (flat(each.model_dump(mode="json")) for each in (student.recipe, resolved))
+    for key in FIXED:
+        if before[key] != now[key]:
+            raise UsageError(
+                f"{key}: is {now[key]}, but the student was distilled with {before[key]}", hint="leave it out"
+            )
+    return resolved
+
+
+def reward_recipe(
+    name: str | None = None,
+    sets: Sequence[str] = (),
+    *,
+    teacher: str | None = None,
+    iterations: int | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+) -> RewardRecipe:
+    """The recipe of a reward model (default: what fits the teacher). Raises as `distill_recipe` does."""
+    changes = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed, "model.device": device}
+    return load_reward_recipe(name or default_recipes(teacher).reward, sets, changes)

@@ -1,0 +1,121 @@
+"""What the training verbs share: watching a run, ending it, writing its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.runs.errors import Interrupted, NumericalError
+from flashdmd_cli.runs.files import saving_weights
+from flashdmd_cli.runs.manifest import (
+    GridRecord,
+    Kind,
+    Manifest,
+    Updates,
+    Weights,
+    hardware,
+    parent_record,
+    write_manifest,
+)
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.runs.resume import teacher_of
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.workflows.inputs.teachers import license_of
+
+if TYPE_CHECKING:
+    from flashdmd_cli.families.base import View
+    from flashdmd_cli.families.family import Family
+    from flashdmd_cli.training.loop import Watch
+    from flashdmd_cli.training.state import State
+
+
+def watch_run(
+    recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str]
+) -> Watch:  # fmt: skip
+    """Progress with the metrics named in `shown`, warnings, previews, and the page around them."""
+    from flashdmd_cli.evaluation.preview import Preview
+    from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.training.loop import Watch
+
+    draw = Preview(recipe, family, captions, out)
+
+    def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
+        if iteration == 0:
+            reporter.say("drawing what teacher and student show before training")
+        draw(student, start, iteration)
+        write_run_page(recipe, out, iteration, warnings)
+
+    def warn(text: str) -> None:
+        reporter.say(f"warning: {text}")
+
+    def progress(iteration: int, metrics: dict[str, float]) -> None:
+        chosen = {name: metrics[name] for name in shown if name in metrics}
+        reporter.progress(iteration, recipe.train.iterations, chosen)
+
+    return Watch(progress, warn, preview)
+
+
+def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
+    """Raise for a run that ended early: `Interrupted` after a signal, `NumericalError` after a collapse.
+
+    A collapse has left its page. That of an interrupted run tells how far it came, with the pictures of the last
+    preview, for drawing takes time.
+    """
+    from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.training.collapse import remedy
+
+    done, whole = state.iteration, recipe.train.iterations
+    collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
+    if stop.requested is not None and not collapsed:
+        if not done:
+            raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
+        write_run_page(recipe, out, done, state.probe.get("warnings", ()))
+        raise Interrupted(
+            f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
+            hint="run the same command again to resume",
+            signal_number=stop.requested,
+        )
+    if not collapsed:
+        return
+    told = state.probe["collapsed"]
+    moved = ", ".join(f"{name} {change:+.0%}" for name, change in told["changes"].items())
+    raise NumericalError(
+        f"--stop-on-collapse: stopped at iteration {done} of {whole}, collapsed at {told['iteration']}: {moved}; the "
+        f"state is saved in {out}",
+        hint=f"{remedy(recipe)} in another --out; without --stop-on-collapse the same command goes on",
+    )
+
+
+def write_checkpoint(
+    kind: Kind, recipe: Recipe, family: Family, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
+) -> Manifest:
+    """`student/` as a plain diffusers network (adapters merged), then the manifest; `parents` beside the data."""
+    from flashdmd_cli.evaluation.run_page import write_run_page
+
+    with saving_weights(out / "student"):
+        family.save_network(state.shipped.merged(), out / "student")
+    write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
+    grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
+    return write_manifest(
+        out,
+        Manifest(
+            kind=kind,
+            family=recipe.family,
+            grid=GridRecord(scheduler=grid.scheduler, config=grid.config),
+            step=state.iteration,
+            images_seen=state.images_seen,
+            updates=Updates(**state.updates),
+            teacher=teacher,
+            parents=[*(parent_record(each, out) for each in parents), parent],
+            weights=Weights(form="full", dtype="float32", average="raw" if state.average is None else "ema"),
+            recipe=recipe.model_dump(mode="json"),
+            hardware=hardware(family.device.type, family.precision),
+            data=parent.sha256,
+            seed=recipe.train.seed,
+            wall_seconds=state.seconds,
+            license=license_of(teacher),
+            warnings=state.probe.get("warnings", []),
+        ),
+    )

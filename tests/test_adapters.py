@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
-
 from flashdmd_cli.models.adapters import LORA_TARGETS, add_lora, merge_lora, trainable_parameters
+from torch import Tensor
 
 
 def tiny_unet(linear: bool = True) -> UNet2DConditionModel:

@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from torchvision.transforms.functional import pil_to_tensor
 
-from flashdmd_cli.networks.sam import load_sam_encoder
-from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward
 from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward
+from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.manifest import verify
 from flashdmd_cli.shapes.assets import ASSETS, asset
 from flashdmd_cli.shapes.captions import captions

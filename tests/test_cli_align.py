@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from flashdmd_cli.cli import prepare
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward, save_reward
-from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.checkpoint import latest_state
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render

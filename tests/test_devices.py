@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from flashdmd_cli.models.adapters import Reference
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,12 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
 from flashdmd_cli.evaluation.preview import Preview
-from flashdmd_cli.models.adapters import Reference
-from flashdmd_cli.networks.sam import load_sam_encoder
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward
-from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.settings import noise_settings
+from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.training import state as training_state
 from flashdmd_cli.training.align import preference_step

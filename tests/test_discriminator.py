@@ -16,8 +16,8 @@ from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 
 from flashdmd_cli.building.sam import draw, points_inside, predict
-from flashdmd_cli.networks.sam import SamTrunk, load_sam_encoder, new_sam
 from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator, mid_block_features
+from flashdmd_cli.networks.sam import SamTrunk, load_sam_encoder, new_sam
 
 CONFIG: dict[str, Any] = {
     "image_encoder": {

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flashdmd_cli.families.base import View
-from flashdmd_cli.networks.sam import new_sam
 from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.networks.sam import new_sam
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe, load_recipe

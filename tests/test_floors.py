@@ -108,7 +108,7 @@ def test_imports_run_downwards(path: Path) -> None:
     [
         ("from flashdmd_cli.families.sdxl.family import SDXLFamily", "flashdmd_cli.core"),
         ("from flashdmd_cli.runs.errors import InputError", "flashdmd_cli.data"),
-        ("from flashdmd_cli import training", "flashdmd_cli.models"),
+        ("from flashdmd_cli import training", "flashdmd_cli.families"),
         ("from ..training import distill", "flashdmd_cli.evaluation"),
         ("from ...training import distill", "flashdmd_cli.evaluation.metrics"),
         ("def f():\n    import flashdmd_cli.cli.app", "flashdmd_cli.training"),

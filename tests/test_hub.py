@@ -21,13 +21,15 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.hub import NETWORKS, files_below, parse_id, pipeline_files
+from flashdmd_cli.runs.hub import files_below, parse_id
+from flashdmd_cli.runs.hub import pipeline_files as files_of_pipeline
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.workflows.inputs import sam
 from flashdmd_cli.workflows.inputs.reward_models import LRM, find_reward, reward_files
-from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, _autoencoder, _configurations, find_teacher
+from flashdmd_cli.workflows.inputs.teachers import _autoencoder, _configurations, find_teacher
 
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -38,6 +40,10 @@ UNET, HALF = "unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch
 ROOT = Path(sam.__file__).parents[3]
 BLOATED = ("unet/diffusion_pytorch_model.bin", "unet/openvino_model.bin", "unet/flax_model.msgpack",
            "vae_1_0/config.json", "vae_decoder/model.onnx", "sd_xl_base_1.0.safetensors", "README.md")  # fmt: skip
+
+
+def pipeline_files(names, half_first=False):
+    return files_of_pipeline(names, SDXL.networks, SDXL.settings, half_first)
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def repo(tiny_folder: Path, tmp_path: Path) -> Path:
 def hub(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     """A hub that this process asks, with an empty cache."""
     constants = huggingface_hub.constants
-    with serving(FakeHub({SDXL_ID: repo})) as served:
+    with serving(FakeHub({SDXL.hub_id: repo})) as served:
         for name, value in {
             "ENDPOINT": served.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": served.url + "/{repo_id}/resolve/{revision}/{filename}",
@@ -93,18 +99,18 @@ def refused(name: str, *said: str) -> str:
 
 def test_only_what_a_pipeline_needs_is_asked_for_and_once(hub: FakeHub, repo: Path) -> None:
     folder = find_teacher("sdxl")
-    assert folder.name == hub.commit(SDXL_ID) and (folder / UNET).read_bytes() == (repo / UNET).read_bytes()
+    assert folder.name == hub.commit(SDXL.hub_id) and (folder / UNET).read_bytes() == (repo / UNET).read_bytes()
     assert not set(hub.sent()) & set(BLOATED)
-    assert set(files_below(folder)) == set(hub.files(SDXL_ID)) - set(BLOATED)
+    assert set(files_below(folder)) == set(hub.files(SDXL.hub_id)) - set(BLOATED)
     hub.asked.clear()
     # The same again, by another name and after the hub has moved on: what is here is used, nothing is asked.
     (repo / "README.md").write_text("a later commit")
-    assert find_teacher("sdxl") == find_teacher(SDXL_ID) == find_teacher(f"sdxl@{folder.name}") == folder
+    assert find_teacher("sdxl") == find_teacher(SDXL.hub_id) == find_teacher(f"sdxl@{folder.name}") == folder
     assert hub.asked == []
     # A file that is gone is fetched again, and only that.
     for blob in ((folder / UNET).resolve(), folder / UNET):
         blob.unlink()
-    assert find_teacher("sdxl").name == hub.commit(SDXL_ID)
+    assert find_teacher("sdxl").name == hub.commit(SDXL.hub_id)
     assert set(hub.sent()) == {UNET}
 
 
@@ -140,7 +146,7 @@ def test_the_half_is_fetched_and_the_whole_is_used_where_it_is_here(hub: FakeHub
     (repo / HALF).write_bytes(b"half of it")
     hub.asked.clear()
     assert find_teacher("sdxl") == whole and hub.asked == []
-    half = find_teacher(f"sdxl@{hub.commit(SDXL_ID)}")
+    half = find_teacher(f"sdxl@{hub.commit(SDXL.hub_id)}")
     assert half != whole and (half / HALF).is_file() and not (half / UNET).exists()
     assert set(hub.sent()) == {HALF}
 
@@ -152,10 +158,10 @@ def test_ids() -> None:
 
 
 def test_what_the_hub_refuses_is_one_line(hub: FakeHub, repo: Path) -> None:
-    hub.gated.add(SDXL_ID)
-    refused("sdxl", "terms", f"{hub.url}/{SDXL_ID}", "hf auth login")
+    hub.gated.add(SDXL.hub_id)
+    refused("sdxl", "terms", f"{hub.url}/{SDXL.hub_id}", "hf auth login")
     hub.gated.clear()
-    refused("sdxl@v9", f"{SDXL_ID} has no revision v9")
+    refused("sdxl@v9", f"{SDXL.hub_id} has no revision v9")
     refused("owner/name", "no such folder", "knows no model owner/name", "--teacher PATH")
     (repo / UNET).unlink()
     refused("sdxl", "has no unet/ in safetensors; it holds sd_xl_base_1.0.safetensors")
@@ -170,7 +176,7 @@ def test_offline_is_one_line_at_once(hub: FakeHub, monkeypatch: pytest.MonkeyPat
         began = time.monotonic()
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)  # listens, and never answers
         monkeypatch.setattr("flashdmd_cli.runs.hub.TIMEOUT", 0.5)
-        told = (SDXL_ID, "6.9 GB in float16", "cannot be reached", "--teacher PATH takes a local")
+        told = (SDXL.hub_id, "6.9 GB in float16", "cannot be reached", "--teacher PATH takes a local")
         refused("sdxl", *told)
     refused("sdxl", *told)  # refuses the connection
     refused("owner/name", "no such folder, and the weights of owner/name are not", "cannot be reached")
@@ -194,7 +200,7 @@ def test_a_disk_that_fills_is_one_line(hub: FakeHub, monkeypatch: pytest.MonkeyP
 
 
 def test_the_users_line_downloads_and_trains(hub: FakeHub, world: Path, shipped: Path, sam_folder: Path) -> None:
-    hub.repos[SDXL_ID] = shipped / "shapes-sdxl"
+    hub.repos[SDXL.hub_id] = shipped / "shapes-sdxl"
     run("prepare-data", "shapes", "--num", 4)
     line = ["distill", "--teacher", "sdxl", "--steps", 4, "--ttur", 1, "--data", world / "runs" / "data-shapes"]
     small = {
@@ -212,14 +218,14 @@ def test_the_users_line_downloads_and_trains(hub: FakeHub, world: Path, shipped:
     ]
     result = run(*line, *short)
     assert result.exit_code == 0, result.output
-    assert f"downloading {SDXL_ID} (" in result.stderr and "loading the teacher sdxl" in result.stderr
+    assert f"downloading {SDXL.hub_id} (" in result.stderr and "loading the teacher sdxl" in result.stderr
     teacher = read_manifest(world / "o").teacher
-    assert teacher is not None and (teacher.id, teacher.hub, teacher.path) == ("sdxl", SDXL_ID, None)
-    assert teacher.revision == hub.commit(SDXL_ID)
+    assert teacher is not None and (teacher.id, teacher.hub, teacher.path) == ("sdxl", SDXL.hub_id, None)
+    assert teacher.revision == hub.commit(SDXL.hub_id)
     process = command(hub, world / "home", *line, *short, HF_HUB_OFFLINE="1")
     out, said = process.communicate(timeout=60)
     assert (process.returncode, out) == (3, "") and len(said.splitlines()) == 1
-    for text in (SDXL_ID, "6.9 GB", "--teacher PATH", "HF_HUB_OFFLINE"):
+    for text in (SDXL.hub_id, "6.9 GB", "--teacher PATH", "HF_HUB_OFFLINE"):
         assert text in said
 
 
@@ -306,7 +312,7 @@ def test_the_reward_model_is_downloaded(hub: FakeHub, tmp_path: Path) -> None:
 
 def test_what_is_chosen_of_a_repository() -> None:
     """By name alone, before anything is downloaded: a set that is cut short never counts as whole."""
-    pipeline = ["model_index.json", *(f"{part}/{name}" for part in NETWORKS for name in ("config.json", "m.txt"))]
+    pipeline = ["model_index.json", *(f"{part}/{name}" for part in SDXL.networks for name in ("config.json", "m.txt"))]
     pipeline += ["tokenizer/vocab.json", "tokenizer_2/vocab.json", "scheduler/scheduler_config.json"]
     assert _configurations([*pipeline, "unet/model.safetensors"]) == (pipeline, [])
     cut = [name for name in pipeline if name != "unet/config.json"]

@@ -229,7 +229,7 @@ def test_a_schedulers_class_makes_no_student(tiny_family, teacher):
     edit(teacher / "scheduler" / "scheduler_config.json", _class_name="LCMScheduler")
     index(teacher, scheduler=["diffusers", "LCMScheduler"])
     assert not is_exported(teacher)
-    tiny_family.save_pipeline(tiny_family.teacher, Path("student"), tiny_family.grid(4))
+    tiny_family.save_pipeline(tiny_family.teacher.merged(), Path("student"), tiny_family.grid(4))
     assert is_exported(Path("student"))
     fails(run("distill", "--teacher", "student", "--data", "."), 3, "is a student that flashdmd export wrote")
     (Path("student") / "scheduler" / "scheduler_config.json").unlink()

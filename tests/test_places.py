@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from flashdmd_cli.workflows.inputs.teachers import SDXL_ID, find_teacher
+from flashdmd_cli.families.sdxl.facts import SDXL
+from flashdmd_cli.workflows.inputs.teachers import find_teacher
 
 from .fake_hub import FakeHub
 from .test_hub import ROOT, hub, repo  # noqa: F401
@@ -21,8 +22,8 @@ from .test_hub import ROOT, hub, repo  # noqa: F401
 def test_the_cache_is_where_huggingface_hub_says(hub: FakeHub, tmp_path: Path, repo: Path) -> None:
     """HF_HOME with ~, the older name of the cache's variable, XDG_CACHE_HOME; refs/main and not the newest folder."""
     find_teacher("sdxl")
-    snapshots = tmp_path / "cache" / f"models--{SDXL_ID.replace('/', '--')}" / "snapshots"
-    newer = shutil.copytree(snapshots / hub.commit(SDXL_ID), snapshots / ("0" * 40), symlinks=True)
+    snapshots = tmp_path / "cache" / f"models--{SDXL.hub_id.replace('/', '--')}" / "snapshots"
+    newer = shutil.copytree(snapshots / hub.commit(SDXL.hub_id), snapshots / ("0" * 40), symlinks=True)
     os.utime(newer)
     (tmp_path / ".cache" / "huggingface").mkdir(parents=True)
     (tmp_path / ".cache" / "huggingface" / "hub").symlink_to(tmp_path / "cache")
@@ -32,7 +33,7 @@ def test_the_cache_is_where_huggingface_hub_says(hub: FakeHub, tmp_path: Path, r
     for extra in ({}, {"HF_HOME": "~/.cache/huggingface"}, {"HUGGINGFACE_HUB_CACHE": str(tmp_path / "cache")},
                   {"HOME": "/nowhere", "XDG_CACHE_HOME": str(tmp_path / ".cache")}):  # fmt: skip
         done = subprocess.run([sys.executable, "-c", script], env=plain | extra, capture_output=True, text=True)
-        assert done.stdout.strip() == hub.commit(SDXL_ID), (extra, done.stderr)
+        assert done.stdout.strip() == hub.commit(SDXL.hub_id), (extra, done.stderr)
 
 
 NOBODY = """

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.layout import NETWORKS
 from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
-from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from tests.original import original, write_original

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from flashdmd_cli.training.origin import FAKE, HEADS, load_origin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,7 +21,6 @@ from flashdmd_cli.runs.checkpoint import load_state, save_state, state_folder
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.runs.signals import StopFlag
-from flashdmd_cli.training.origin import FAKE, HEADS, load_origin
 from flashdmd_cli.training.reward import train_reward
 from flashdmd_cli.training.state import State
 

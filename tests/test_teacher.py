@@ -14,11 +14,13 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs import teacher as teacher_module
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe_schema import Model
-from flashdmd_cli.runs.teacher import TeacherRecord, content, difference, record, sha256_remembered
+from flashdmd_cli.runs.teacher import TeacherRecord, content, difference, sha256_remembered
+from flashdmd_cli.runs.teacher import record as recorded
 from flashdmd_cli.workflows.inputs.teachers import find_source_again, teacher_record
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -109,6 +111,10 @@ def test_another_teacher_under_the_same_path_is_refused(student: Path, world: Pa
 
 def test_content_says_which_part_differs(tiny_folder: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(tiny_folder, tmp_path / "mine")
+
+    def record(name, place, **beside):
+        return recorded(name, place, SDXL.networks, SDXL.settings, **beside)
+
     before = record(str(mine), mine)
     assert difference(before, record("anything", shutil.copytree(mine, tmp_path / "copy"))) == ""
     # What no pipeline is loaded from does not count.
@@ -125,7 +131,7 @@ def test_content_says_which_part_differs(tiny_folder: Path, tmp_path: Path) -> N
     assert difference(*beside) == "--vae and vae"
     single = tmp_path / "model.safetensors"
     single.write_bytes(b"1")
-    assert content(single) == {"checkpoint": hashlib.sha256(b"1").hexdigest()}
+    assert content(single, SDXL.networks, SDXL.settings) == {"checkpoint": hashlib.sha256(b"1").hexdigest()}
     # One commit of the hub is one teacher, whichever precision was fetched.
     one = TeacherRecord(id="sdxl", hub="a/b", revision="c", parts={"unet": "1"})
     assert difference(one, one.model_copy(update={"parts": {"unet": "2"}})) == ""

@@ -61,8 +61,6 @@ class Facts:
 
     name: str
     """What recipes and manifests call it."""
-    title: str
-    """What people call it."""
     pipeline: str
     """How the class of its pipelines begins in `model_index.json`."""
     hub_id: str

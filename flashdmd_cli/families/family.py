@@ -18,14 +18,13 @@ from flashdmd_cli.core.grid import Grid
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
-from flashdmd_cli.families.facts import Facts
 
 
 class Family(Calls, Protocol):
     """A teacher with its encoders and decoder, frozen, in eval mode."""
 
-    facts: Facts
-    """What is known of the family without this teacher."""
+    name: str
+    """What recipes call the family."""
     source: str
     """Folder or file that the teacher was read from."""
     base: Base

@@ -63,9 +63,7 @@ def train_reward(
 
     family = load_family(teacher, place)
     if not isinstance(family, SDXLFamily):
-        raise UsageError(
-            f"--teacher {recipe.teacher}: is of {family.facts.title}", hint="reward models are trained of SDXL's"
-        )
+        raise UsageError(f"--teacher {recipe.teacher}: is of {family.name}", hint="reward models are trained of SDXL's")
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)

@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from flashdmd_cli.cli.drawing import load_family
 from flashdmd_cli.cli.reward_source import load_reward_model
+from flashdmd_cli.models.family import Conditioning
 from torch import Tensor
 
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise
-from flashdmd_cli.models.family import Conditioning
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.counting import count_objects

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 import torch
 from flashdmd_cli.cli.training_run import find_sam
+from flashdmd_cli.models.sdxl import SDXLFamily
 from flops import CAPTION, Rows
 
 from flashdmd_cli.core.rollout import at
-from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.training.distill import iteration

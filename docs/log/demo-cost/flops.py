@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import torch
 from flashdmd_cli.cli.training_run import find_sam
+from flashdmd_cli.models.sdxl import SDXLFamily
 from torch.utils.flop_counter import FlopCounterMode
 
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.evaluation.generate import Sampler, generate
-from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset

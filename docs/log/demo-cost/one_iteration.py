@@ -7,10 +7,10 @@ import time
 
 import torch
 from flashdmd_cli.cli.training_run import find_sam
+from flashdmd_cli.models.sdxl import SDXLFamily
 from flops import Rows
 from torch.profiler import ProfilerActivity, profile
 
-from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.training.distill import iteration

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from flashdmd_cli.models.discriminator import PixelDiscriminator, load_sam_encoder
+from flashdmd_cli.models.sdxl import SDXLFamily
 from flops import CAPTION
 
 from flashdmd_cli.core.rollout import at
-from flashdmd_cli.models.discriminator import PixelDiscriminator, load_sam_encoder
-from flashdmd_cli.models.sdxl import SDXLFamily
 from flashdmd_cli.shapes.assets import asset
 
 N = 24

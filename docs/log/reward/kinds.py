@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from flashdmd_cli.cli.drawing import load_family
 from flashdmd_cli.cli.reward_source import load_reward_model
+from flashdmd_cli.models.reward import LatentRewardModel
 from torch import Tensor
 
-from flashdmd_cli.models.reward import LatentRewardModel
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.render import render

@@ -6,7 +6,6 @@ from flashdmd_cli.families.facts import DefaultRecipes, Facts
 
 SDXL = Facts(
     name="sdxl",
-    title="SDXL",
     pipeline="StableDiffusionXL",
     hub_id="stabilityai/stable-diffusion-xl-base-1.0",
     size="6.9 GB in float16",

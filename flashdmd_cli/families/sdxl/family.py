@@ -41,7 +41,7 @@ class SDXLFamily:
     top and left, target height and width, in pixels.
     """
 
-    facts = SDXL
+    name = SDXL.name
     adapter_targets: tuple[str, ...] = LORA_TARGETS
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.families.registry import family_named
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.hub import Wanted, fetch, files_below, parse_id
@@ -93,7 +94,7 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
     # As its authors run it. On a CPU half precision would be emulated.
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
-        reward = family.facts.module.load_reward(folder, family, dtype)
+        reward = family_named(family.name).module.load_reward(folder, family, dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = getattr(error, "hint", "") or f"a folder of {LRM}, or of flashdmd reward train"

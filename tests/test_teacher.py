@@ -128,7 +128,7 @@ def test_content_says_which_part_differs(tiny_folder: Path, tmp_path: Path) -> N
     beside = [record("x", mine, beside={"--vae": mine / "vae"})]
     change(mine / "vae" / "diffusion_pytorch_model.safetensors")
     beside.append(record("x", mine, beside={"--vae": mine / "vae"}))
-    assert difference(*beside) == "--vae and vae"
+    assert difference(*beside) == "vae and --vae"
     single = tmp_path / "model.safetensors"
     single.write_bytes(b"1")
     assert content(single, SDXL.networks, SDXL.settings) == {"checkpoint": hashlib.sha256(b"1").hexdigest()}

@@ -52,12 +52,12 @@ def test_caches_hold_what_the_encoders_say(folder, shipped, tiny_family):
     teacher = shipped / "shapes-sdxl"
     data, manifest = open_data(out, teacher)
     assert manifest.collection.cache.encoders == encoders_hash(teacher)
-    batch = data.batch(0, batch=NUM)
+    batch = data.batch(range(NUM))
     expected = tiny_family.encode(batch.captions)
     # In other batches the last bit of float32 differs, which now and then rounds to the other neighbour in bf16.
     near = {"rtol": 2**-7, "atol": 1e-3}
-    torch.testing.assert_close(batch.text[0], expected.context, **near)
-    torch.testing.assert_close(batch.text[1], expected.pooled, **near)
+    torch.testing.assert_close(batch.text["context"], expected["context"], **near)
+    torch.testing.assert_close(batch.text["pooled"], expected["pooled"], **near)
     torch.testing.assert_close(batch.latents, tiny_family.encode_pictures(batch.pixels), **near)
     assert batch.latents.shape[2:] == (16, 16)
     texts = [load_file(path) for path in sorted(out.glob("*.text.safetensors"))]
@@ -91,8 +91,8 @@ def test_a_cache_of_other_encoders_is_left_alone(folder, shipped):
     other = shutil.copytree(shipped / "shapes-sdxl", folder.parent / "other")
     config = json.loads((other / "vae" / "config.json").read_text())
     (other / "vae" / "config.json").write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    assert open_data(out, shipped / "shapes-sdxl")[0].batch(0).text is not None
-    assert open_data(out, other)[0].batch(0).text is None
+    assert open_data(out, shipped / "shapes-sdxl")[0].batch(range(1)).text is not None
+    assert open_data(out, other)[0].batch(range(1)).text is None
     words = ["--teacher", other, "--data", out, "--out", "s", "--iterations", 1, "--set", "train.batch=2"]
     result = run("distill", "--recipe", "shapes-4step", *words, "--set", "train.micro_batch=2")
     assert result.exit_code == 0 and "left alone" in result.stderr
@@ -111,7 +111,8 @@ def test_the_first_step_has_the_same_losses(folder, recipe):
                        for word in ("--set", key)))  # fmt: skip
         assert result.exit_code == 0, result.output
         assert ("reading latents and text from the cache" in result.stderr) == (name == "cached")
-        losses.append({key: value for key, value in read_metrics(Path(f"run-{name}"))[0].items() if "grad" not in key})
+        losses.append({key: value for key, value in read_metrics(Path(f"run-{name}"))[0].items()
+                       if "grad" not in key and key not in ("seconds_per_kimg", "memory_gb")})  # fmt: skip
     # In bf16, the cache holds what the networks read.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 

@@ -88,7 +88,7 @@ def scaled(probe, state, factor: float) -> None:
 def test_an_unchanged_student_trips_nothing(watched):
     probe, state = watched()
     for state.iteration in (1, 2, 3):
-        figures, warning = probe.look(state)
+        figures, warning = probe.check(state)
         assert warning is None and figures["probe/outside"] == 0
     assert figures["probe_change/saturation"] == 0 and figures["probe/diversity"] > 0
     assert probe.is_due(3, 10)
@@ -97,19 +97,19 @@ def test_an_unchanged_student_trips_nothing(watched):
 def test_a_figure_outside_its_band_twice_in_a_row_is_a_collapse(watched):
     probe, state = watched(bands__contrast=0.3, probe__streak=2)
     scaled(probe, state, 1.25)
-    figures, _ = probe.look(state)
+    figures, _ = probe.check(state)
     assert figures["probe_outside/brightness"] == 1 and figures["probe_outside/contrast"] == 0  # bands of 20% and 30%
     state.probe["streaks"] = {"contrast": 5}  # a streak is one figure's, not any figure's
     state.iteration = 7
-    assert probe.look(state)[1] is None
+    assert probe.check(state)[1] is None
     state.iteration = 8
-    figures, warning = probe.look(state)
+    figures, warning = probe.check(state)
     assert figures["probe/streak"] == 2 and "brightness +25%" in warning and "contrast" not in warning
     assert state.probe["collapsed"]["iteration"] == 8 and state.probe["warnings"] == [warning]
-    assert probe.look(state)[1] is None  # told once
+    assert probe.check(state)[1] is None  # told once
     scaled(probe, state, 1.25)
-    assert probe.look(state)[1] is None
-    assert "contrast" in probe.look(state)[1]  # but a figure that follows is told too
+    assert probe.check(state)[1] is None
+    assert "contrast" in probe.check(state)[1]  # but a figure that follows is told too
 
 
 def test_only_a_change_that_is_surely_beyond_the_band_is_outside(watched):
@@ -117,7 +117,7 @@ def test_only_a_change_that_is_surely_beyond_the_band_is_outside(watched):
     state.probe["before"]["brightness"] = [
         v / factor for v, factor in zip(state.probe["before"]["brightness"], (1.0, 1.0, 1.5, 1.5), strict=True)
     ]
-    figures, warning = probe.look(state)
+    figures, warning = probe.check(state)
     assert figures["probe_change/brightness"] > 0.1 and figures["probe_outside/brightness"] == 0 and warning is None
 
 
@@ -129,7 +129,7 @@ def test_the_last_iteration_is_looked_at(watched):
 def test_what_is_not_a_number_is_outside(watched):
     probe, state = watched(probe__streak=1)
     state.probe["before"]["contrast"] = [math.nan] * 4
-    figures, warning = probe.look(state)
+    figures, warning = probe.check(state)
     assert figures["probe_outside/contrast"] == 1 and "contrast" in warning
 
 
@@ -138,9 +138,9 @@ def test_only_a_fall_of_diversity_counts(watched):
     recipe = probe.objective.recipe.model_copy(update={"bands": Bands(**dict.fromkeys(STATISTICS, None))})
     probe.objective = Objective(recipe, probe.objective.family, probe.objective.grid)
     scaled(probe, state, 2.0)
-    assert probe.look(state)[1] is None
+    assert probe.check(state)[1] is None
     scaled(probe, state, 0.25)
-    assert "diversity -50%" in probe.look(state)[1]
+    assert "diversity -50%" in probe.check(state)[1]
 
 
 def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
@@ -150,20 +150,20 @@ def test_statistics_count_unless_the_reward_has_surely_fallen(watched):
     state.probe["before"] = {
         k: ([v * 2 for v in vs] if k not in ("reward", "diversity") else vs) for k, vs in state.probe["before"].items()
     }
-    figures, warning = probe.look(state)
+    figures, warning = probe.check(state)
     assert figures["probe/outside"] > 0 and figures["probe_change/reward"] < 0 and warning is None
     # A reward that may as well have risen excuses nothing.
     state.probe["before"]["reward"] = [-1.0, -1.0, -1.0, 5.0]
-    figures, warning = probe.look(state)
+    figures, warning = probe.check(state)
     assert figures["probe_change/reward"] < 0 and warning is not None
     del state.probe["collapsed"]
     state.probe["before"]["reward"] = [1.0] * 4
     # Variety that is lost is a collapse whatever the reward does.
     state.probe["before"]["diversity"] = [v * 2 for v in state.probe["before"]["diversity"]]
-    assert "diversity -50%" in probe.look(state)[1]
+    assert "diversity -50%" in probe.check(state)[1]
     probe, state = watched(probe__streak=1, probe__excuse_when_reward_falls=False)
     scaled(probe, state, 2.0)
-    assert probe.look(state)[1] is not None
+    assert probe.check(state)[1] is not None
 
 
 # -- tripwires of iterations --------------------------------------------------------------------------------------

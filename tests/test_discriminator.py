@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling.image_encoder import get_rel_pos
 from torch import Tensor, nn
 
 from flashdmd_cli.building.sam import draw, points_inside, predict
-from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator, mid_block_features
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator
 from flashdmd_cli.networks.sam import SamTrunk, load_sam_encoder, new_sam
 
 CONFIG: dict[str, Any] = {
@@ -53,7 +53,7 @@ def pixels(size: tuple[int, int] = (64, 64), batch: int = 2) -> Tensor:
 
 
 def judge(discriminator: PixelDiscriminator, picture: Tensor) -> list[Tensor]:
-    return discriminator(discriminator.look(picture))
+    return discriminator(discriminator.extract_features(picture))
 
 
 def test_gradient_reaches_pixels_and_heads_but_not_the_trunk(encoder: Any) -> None:
@@ -221,34 +221,35 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
         load_sam_encoder(tmp_path / "other.pth")
 
 
-def tiny_unet() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=8, norm_num_groups=8,
-    )  # fmt: skip
-
-
-def test_latent_discriminator_reads_the_middle_block() -> None:
-    unet = tiny_unet()
+def test_latent_discriminator_reads_the_middle_block(tiny_family: SDXLFamily) -> None:
+    view = tiny_family.base.copy().view()
+    unet: Any = view.base.net
     noisy = torch.randn(2, 4, 8, 8, requires_grad=True)
-    context = torch.randn(2, 3, 8)
+    told = noisy, torch.tensor([10.0, 900.0]), tiny_family.encode(["a", "b"])
     full: list[Tensor] = []
+    runs: list[str] = []
     hook = unet.mid_block.register_forward_hook(lambda module, args, output: full.append(output))
-    unet(noisy, 10, context)
+    view.output(*told)
     hook.remove()
-    features = mid_block_features(unet, lambda: unet(noisy, 10, context))
-    assert torch.equal(features, full[0])
-    logits = LatentDiscriminator(unet.config.block_out_channels[-1])(features)
+    unet.up_blocks[0].register_forward_hook(lambda *_: runs.append("up"))
+    features = view.features(*told)
+    assert not runs  # what lies behind the middle block is not run
+    assert len(features) == 1 and torch.equal(features[0], full[0])
+    assert tiny_family.tap_widths == (features[0].shape[1],)
+    logits = LatentDiscriminator(tiny_family.tap_widths)(features)
     assert [x.shape for x in logits] == [(2, 1, 2, 2)]
     logits[0].sum().backward()
     assert noisy.grad is not None and noisy.grad.abs().sum() > 0
     assert unet.conv_in.weight.grad is not None and unet.conv_out.weight.grad is None
-    # The hook is gone: the network answers in full again.
-    assert unet(noisy, 10, context).sample.shape == noisy.shape
+    # The network answers in full again.
+    assert view.output(*told).shape == noisy.shape and runs == ["up"]
 
 
-def test_middle_block_of_another_network_is_an_error() -> None:
-    with pytest.raises(ValueError, match="middle block"):
-        mid_block_features(tiny_unet(), lambda: None)
+def test_latent_discriminator_has_a_head_for_each_feature_map() -> None:
+    heads = LatentDiscriminator((8, 24), channels=8)
+    features = [torch.randn(2, 8, 4, 6), torch.randn(2, 24, 2, 2)]
+    whole = heads(features)
+    assert [x.shape for x in whole] == [(2, 1, 2, 3), (2, 1, 1, 1)]
+    assert torch.equal(whole[1], heads.heads[1](features[1]))
+    with pytest.raises(ValueError):
+        heads(features[:1])

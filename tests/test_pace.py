@@ -10,7 +10,8 @@ import torch
 from flashdmd_cli.runs.recipe import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.training.distill import distill
-from flashdmd_cli.training.state import Role, State
+from flashdmd_cli.training.roles import Role
+from flashdmd_cli.training.state import State
 
 from .test_distill import QUIET, recipe, sam_folder, seeing  # noqa: F401
 
@@ -21,8 +22,8 @@ def rates(monkeypatch):
     seen: dict[str, list[float]] = {}
     update = Role.update
 
-    def noted(role, factor=1.0):
-        norm = update(role, factor)
+    def noted(role, factor=1.0, world=None):
+        norm = update(role, factor, world)
         assert role.optimizer.param_groups[0]["lr"] == role.lr * factor
         seen.setdefault(role.name, []).append(factor)
         return norm
@@ -53,15 +54,15 @@ def test_average_forgets_by_pictures(ttur, tiny_family, sam_folder, random_data,
         follow(state, recipe)
 
     monkeypatch.setattr(State, "follow_average", noted)
-    before = next(tiny_family.teacher.parameters()).detach()
+    before = tiny_family.teacher.parameters[0].detach()
     state = distill(seeing(sam_folder, r), tiny_family, random_data, tmp_path, QUIET, StopFlag())
     decay = math.exp(-2 / 5)
     expected = before
     for student in history:
         expected = decay * expected + (1 - decay) * student
     assert len(history) == 4 and state.updates["student"] == 4 // ttur
-    torch.testing.assert_close(state.average[0], expected)
-    torch.testing.assert_close(next(state.shipped_student().parameters()), expected)
+    torch.testing.assert_close(state.average.parameters[0], expected)
+    assert state.shipped == state.average
 
 
 def test_reward_rate_warms_up_then_decays_to_zero_at_the_end():

@@ -45,7 +45,7 @@ def answer(family: SDXLFamily) -> Tensor:
     """What a family makes of a noise and a caption: all four networks have a part in it."""
     x_t = draw(family, num=2, seed=3)
     with torch.no_grad():
-        x0 = family.predict_x0(family.teacher, x_t, torch.tensor([500, 900]), family.encode(CAPTIONS))
+        x0 = family.teacher.x0(x_t, torch.tensor([500.0, 900.0]), family.encode(CAPTIONS))
         return family.decode(x0)
 
 
@@ -81,10 +81,10 @@ def test_a_network_that_does_not_fit_is_refused_by_its_first_tensor(part, damage
 
 @pytest.mark.parametrize("damage", [drop, add, reshape])
 def test_a_student_and_the_inspector_are_read_strictly_too(damage, tiny_family, tmp_path):
-    tiny_family.save_network(tiny_family.new_network(), tmp_path / "student")
+    tiny_family.save_network(tiny_family.base.net, tmp_path / "student")
     change(tmp_path / "student" / "diffusion_pytorch_model.safetensors", damage)
     with pytest.raises(ValueError, match="^student/: "):
-        tiny_family.load_network(tmp_path / "student")
+        tiny_family.load_student(tmp_path / "student")
     held = Inspector().state_dict()
     damage(held)
     save_file(held, tmp_path / "inspector.safetensors")
@@ -181,7 +181,7 @@ def test_fp16_variants_shards_and_mixtures_are_read(teacher, picture):
     split(teacher / "vae", "diffusion_pytorch_model")
     split(teacher / "text_encoder_2", "model", ".fp16")
     family = SDXLFamily.load(teacher)
-    assert {p.dtype for p in family.teacher.parameters()} == {torch.float32}
+    assert {p.dtype for p in family.teacher.parameters} == {torch.float32}
     torch.testing.assert_close(answer(family), picture, rtol=1e-2, atol=1e-2)
     assert not torch.equal(answer(family), picture)  # half precision was read
     (teacher / "vae" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
@@ -200,7 +200,7 @@ def test_one_file_in_the_original_layout_is_the_same_teacher(tiny_family, tiny_f
     path = write_original(tiny_family.pipeline, tmp_path / "whole.safetensors")
     family = SDXLFamily.load(Source(path, config=tiny_folder))
     assert torch.equal(answer(family), picture)
-    assert family.teacher.state_dict().keys() == tiny_family.teacher.state_dict().keys()
+    assert family.teacher.weights().keys() == tiny_family.teacher.weights().keys()
     assert family.content_hash() == tiny_family.content_hash()
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.steps import Objective
 
 from .test_distill import recipe
 
@@ -31,32 +32,34 @@ def objective(**sets: object) -> Objective:
     return Objective(recipe(gan__decode="crop", gan__crop_px=SIDE, **sets), family, None)  # type: ignore[arg-type]
 
 
-def draws(number: int) -> Draws:
-    return Draws(0, 0, number, 0, torch.device("cpu"))
+def draws(number: int, rows: int = 2) -> Draws:
+    return Draws(0, number, range(rows), torch.device("cpu"))
 
 
 def places(whole: Tensor, part: Tensor) -> list[tuple[int, int]]:
-    """Top left corners at which `part` (B, C, h, w) is cut out of `whole` (B, C, H, W)."""
+    """For each row, the top left corner at which `part` (B, C, h, w) is cut out of `whole` (B, C, H, W), if any."""
     windows = whole.unfold(2, part.shape[2], 1).unfold(3, part.shape[3], 1)
-    same = (windows == part[:, :, None, None]).all(dim=(0, 1, 4, 5))
-    return [(int(y), int(x)) for y, x in same.nonzero()]
+    same = (windows == part[:, :, None, None]).all(dim=(1, 4, 5))
+    return [(int(y), int(x)) for _, y, x in same.nonzero()]
 
 
 def test_a_crop_is_a_place_of_the_whole_picture():
     """Latents wider than high, so that an exchange of the sides shows; every place comes up, up to the edges."""
-    o, found = objective(gan__crop_margin_latents=1), set()
+    o, found, apart = objective(gan__crop_margin_latents=1), set(), 0
     for number in range(150):
         latents = torch.randn(2, 4, 6, 9, generator=torch.Generator().manual_seed(number))
         part = o.view(latents, draws(number))
         assert part.shape == (2, 3, SIDE, SIDE) and part.dtype == torch.float32
-        ((y, x),) = places(decode(latents).float(), part)
-        found.add((y / SCALE, x / SCALE))
+        one, two = ((y / SCALE, x / SCALE) for y, x in places(decode(latents).float(), part))
+        found |= {one, two}
+        apart += one != two
     assert found == {(y, x) for y in range(3) for x in range(6)}
+    assert apart > 120  # each row has a place of its own
 
 
 def test_without_a_margin_a_crop_shows_its_edge():
     latents = torch.randn(1, 4, 8, 8)
-    parts = [objective(gan__crop_margin_latents=0).view(latents, draws(number)) for number in range(5)]
+    parts = [objective(gan__crop_margin_latents=0).view(latents, draws(number, 1)) for number in range(5)]
     assert any(not places(decode(latents).float(), part) for part in parts)
 
 
@@ -66,11 +69,13 @@ def test_a_crop_of_real_pictures_is_drawn_apart_from_the_students():
     for number in range(300):
         part = o.real_view(pictures, None, draws(number))
         assert part.shape == (2, 3, SIDE, SIDE)
-        found |= set(places(pictures, part))
+        corners = places(pictures, part)
+        assert len(corners) == 2
+        found |= set(corners)
     assert found == {(y, x) for y in range(5) for x in range(13)}
     square = torch.randn(1, 4, 8, 8)
-    corners = [(places(decode(square).float(), o.view(square, draws(n)))[0],
-                places(decode(square).float(), o.real_view(decode(square).float(), None, draws(n)))[0])
+    corners = [(places(decode(square).float(), o.view(square, draws(n, 1)))[0],
+                places(decode(square).float(), o.real_view(decode(square).float(), None, draws(n, 1)))[0])
                for n in range(20)]  # fmt: skip
     assert sum((y // SCALE, x // SCALE) == (v // SCALE, u // SCALE) for (y, x), (v, u) in corners) < 10
 
@@ -86,7 +91,7 @@ def test_real_pictures_go_through_the_autoencoder_on_request():
 def test_whole_pictures_are_float32_too():
     o = objective(gan__real="vae_roundtrip")
     o = Objective(recipe(gan__decode="full"), o.family, None)  # type: ignore[arg-type]
-    assert o.view(torch.randn(1, 4, 8, 8), draws(0)).dtype == torch.float32
+    assert o.view(torch.randn(1, 4, 8, 8), draws(0, 1)).dtype == torch.float32
 
 
 def test_a_crop_larger_than_the_teachers_pictures_is_refused():

@@ -31,6 +31,9 @@ class Model(Table):
     weights and losses are always fp32."""
     device: Device = "auto"
     """What the networks run on, cpu, cuda, mps, or auto: the accelerator if there is one."""
+    checkpointing: bool = False
+    """Recompute activations of student and fake score in the backward pass: about a third more time, far less memory,
+    the same numbers."""
     micro_conditioning: Literal["square", "data"] = "square"
     """Sizes that the networks are told in training: a whole square at the teacher's resolution, as in DMD2 and when the
     student draws, or each picture's own `original_size` and `crop_top_left`. Prompts alone are square."""

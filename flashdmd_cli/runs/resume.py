@@ -19,7 +19,7 @@ RECIPE, TEACHER = "recipe.yaml", "teacher.json"
 PRECISION = "model.precision"
 FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
-    "model.device",
+    "model.device", "model.checkpointing",
 }  # fmt: skip
 """Keys that a resumed run may change: they do not alter what an iteration does."""
 

@@ -76,7 +76,10 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
     average = student.copy(trainable=False).view() if recipe.train.average_images else None
     reference = student.view() if stage1 is not None else None
-    return Networks(student.copy().view(), fake.copy().view(), family.teacher, average, reference)
+    trained = [base.copy() for base in (student, fake)]
+    if recipe.model.checkpointing:
+        trained = [base.checkpointed() for base in trained]
+    return Networks(trained[0].view(), trained[1].view(), family.teacher, average, reference)
 
 
 def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
@@ -96,6 +99,10 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
         base, fake_base = (
             each.base.to(family.device).twin() for each in (stage1.student, stage1.fake or stage1.student)
         )
+
+    if recipe.model.checkpointing:
+        for each in {id(base): base, id(fake_base): fake_base}.values():
+            each.checkpointed()
 
     def like_students(base: Base, name: str, below: tuple[str, ...]) -> View:
         """A new adapter with the values of the student's, since Eq. 11 averages tensor by tensor."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.folder import find_run
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST, Manifest, read_manifest
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
@@ -23,6 +24,7 @@ from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_c
 SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
 
 
+@releasing()
 def align(
     recipe: Recipe,
     student: Checkpoint,

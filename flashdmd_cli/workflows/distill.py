@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import find_run
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import Manifest, read_manifest
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
@@ -20,6 +21,7 @@ from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_c
 SHOWN = ("dm", "fake", "gan", "discriminator")
 
 
+@releasing()
 def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporter: Reporter | None = None) -> Manifest:
     """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
 

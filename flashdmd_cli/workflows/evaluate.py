@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
@@ -36,6 +37,7 @@ class Evaluation:
     """The contents of `metrics.json`."""
 
 
+@releasing()
 def evaluate(
     source: str | Path | None = None,
     out: Path | str | None = None,

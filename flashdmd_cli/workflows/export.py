@@ -10,6 +10,7 @@ from flashdmd_cli.export import FORMATS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import saving_weights
 from flashdmd_cli.runs.folder import RUNS, claim, find_run
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.inputs.drawers import student_drawer
@@ -25,6 +26,7 @@ class Export:
     """For which it has to be sampled, with guidance 1."""
 
 
+@releasing()
 def export(
     student: Path | str | None = None,
     out: Path | str | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import saving_weights, sha256_file, write_text_atomically
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import Manifest, hardware, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe import RewardRecipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
@@ -27,6 +28,7 @@ REPORT = "report.json"
 SHOWN: tuple[str, ...] = ("loss", "accuracy")
 
 
+@releasing()
 def train_reward(
     recipe: RewardRecipe, pairs: Path | str, out: Path | str, *, half: bool = False, reporter: Reporter | None = None
 ) -> Manifest:

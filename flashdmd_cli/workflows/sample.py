@@ -11,6 +11,7 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
 from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import (
     MANIFEST,
     FileRecord,
@@ -53,6 +54,7 @@ class Sample:
         return self.out / GRID
 
 
+@releasing()
 def sample(
     prompts: Sequence[str],
     source: str | Path | None = None,
@@ -85,7 +87,7 @@ def sample(
     drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter)
     folder = claim(Path(out) if out is not None else RUNS / f"sample-{drawer.name}", "sample")
     drawers = [drawer]
-    if compare_teacher and drawer.net is not drawer.family.teacher:
+    if compare_teacher and drawer.net != drawer.family.teacher:
         at = Path(drawer.family.source)
         drawers.append(as_teacher(drawer.family, drawer.teacher, at, "ddim", record=drawer.record))
     warn_of_prompts(drawer, texts, reporter)

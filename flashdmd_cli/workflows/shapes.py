@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from flashdmd_cli.building import PARTS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
-from flashdmd_cli.runs.lock import hold
+from flashdmd_cli.runs.lock import hold, releasing
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
@@ -23,6 +23,7 @@ TEACHER_STEPS = 4
 """Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
 
+@releasing()
 def build_part(
     part: str,
     out: Path,

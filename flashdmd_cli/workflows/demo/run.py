@@ -11,6 +11,7 @@ from typing import Any
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import claim
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import FileRecord, Manifest, parent_record, read_manifest, write_manifest
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
@@ -84,6 +85,7 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     return float(clock.read_text()) if clock.is_file() else 0.0
 
 
+@releasing()
 def demo(
     out: Path | str,
     *,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import Manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.share import Share
@@ -15,6 +16,7 @@ from flashdmd_cli.workflows.prepare.run import Preparation
 from flashdmd_cli.workflows.prepare.workplace import Workplace
 
 
+@releasing()
 def prepare(
     source: Path | str,
     out: Path | str,

@@ -10,12 +10,14 @@ from typing import Any
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
 from flashdmd_cli.runs.folder import claim
+from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 
 NUM_SHAPES = 2000
 
 
+@releasing()
 def prepare_shapes(
     out: Path | str,
     *,

@@ -7,6 +7,7 @@ view on a base that it may share with teacher, fake score and reference. Loops d
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Base:
         trains = {key: p.requires_grad for key, p in self.net.named_parameters() if ".lora_" in key}
         targets = list(self.calls.adapter_targets)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-        self.net.add_adapter(config, adapter_name=name)  # type: ignore[operator]
+        with warnings.catch_warnings(action="ignore", message="Already found a `peft_config`"):
+            self.net.add_adapter(config, adapter_name=name)  # type: ignore[operator]
         for key, parameter in self.net.named_parameters():
             # Adding one adapter freezes the others.
             parameter.requires_grad_(trains.get(key, f".{name}." in key and ".lora_" in key))

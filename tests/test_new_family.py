@@ -1,4 +1,4 @@
-"""The boundary of families: a model of another kind trains, draws, is measured and exported without a line elsewhere."""
+"""The families' boundary: a model of another kind trains, draws, is measured and exported with no line elsewhere."""
 
 from __future__ import annotations
 

@@ -89,7 +89,8 @@ class Base:
         trains = {key: p.requires_grad for key, p in self.net.named_parameters() if ".lora_" in key}
         targets = list(self.calls.adapter_targets)
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
-        with warnings.catch_warnings(action="ignore", message="Already found a `peft_config`"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             self.net.add_adapter(config, adapter_name=name)  # type: ignore[operator]
         for key, parameter in self.net.named_parameters():
             # Adding one adapter freezes the others.

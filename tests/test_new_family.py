@@ -18,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.evaluation.suites import SUITES, Reference, evaluate
 from flashdmd_cli.families.registry import FAMILIES
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
@@ -123,6 +124,12 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
                      width=IMAGE_SIZE, generator=torch.Generator().manual_seed(0))  # fmt: skip
     assert pipeline.scheduler.timesteps.tolist() == pytest.approx(list(drawer.family.grid(4).timesteps))
     assert stock.images[0].size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_a_recipe_of_another_family_is_refused(teacher: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="family: is sdxl, but the teacher .* is of the family flow"):
+        distill(recipe(teacher, family="sdxl"), data, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_the_latent_discriminator_reads_a_transformer(teacher: Path, data: Path, tmp_path: Path) -> None:

@@ -50,9 +50,12 @@ class Base:
         return self._another(net.float().eval().requires_grad_(trainable))
 
     def twin(self) -> Base:
-        """Another tree of modules over the same tensors, so that adapters on it leave this one as it is."""
+        """Another tree of modules over the same tensors, without adapters; those put on it leave this one as it is."""
         tensors = {id(tensor): tensor for tensor in (*self.net.parameters(), *self.net.buffers())}
-        return self._another(copy.deepcopy(self.net, tensors))
+        net: Any = copy.deepcopy(self.net, tensors)
+        if self._layers:
+            net.unload_lora()
+        return self._another(net)
 
     def _another(self, net: nn.Module) -> Base:
         other = Base(self.calls, net)
@@ -173,8 +176,8 @@ class View:
         return x0_from_output(self.base.calls.schedule, self.base.calls.prediction, output, x_t, t)
 
     def plain(self) -> View:
-        """The plain view on a network of its own, which answers as this one does."""
-        return Base(self.base.calls, self.merged()).view()
+        """The plain view on a network without adapters, which answers as this one does."""
+        return Base(self.base.calls, self.merged()).view() if self.base._layers else self.base.view()
 
     def merged(self) -> nn.Module:
         """A plain network that answers as this view does: the base itself where it has no adapters, else a copy."""
@@ -184,4 +187,7 @@ class View:
         if self.adapters:
             net.fuse_lora(adapter_names=list(self.adapters))
         net.unload_lora()
+        if self.base._is_checkpointed:
+            # Its recomputation would switch this base, not the copy.
+            net.disable_gradient_checkpointing()
         return net

@@ -14,6 +14,7 @@ from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import Checkpoint, data_of
 from flashdmd_cli.runs.resume import begin, place_of_run
 from flashdmd_cli.workflows.inputs.families import load_family
+from flashdmd_cli.workflows.inputs.kinds import check_family
 from flashdmd_cli.workflows.inputs.reward_models import check_levels, find_reward, load_reward_model
 from flashdmd_cli.workflows.inputs.sam import with_sam
 from flashdmd_cli.workflows.inputs.shards import cache_in_use, check_pictures, open_data
@@ -56,6 +57,7 @@ def align(
         teacher = find_source_again(before, recipe.model, of, reporter=reporter)
     else:
         teacher = find_source(recipe.teacher, recipe.model, reporter)
+    check_family(recipe, teacher)
     shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
     reward_folder = find_reward(recipe.align.reward, reporter)
     parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]

@@ -12,7 +12,7 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.resume import begin, place_of_run
 from flashdmd_cli.workflows.inputs.families import load_family
-from flashdmd_cli.workflows.inputs.kinds import is_shapes
+from flashdmd_cli.workflows.inputs.kinds import check_family, is_shapes
 from flashdmd_cli.workflows.inputs.sam import with_sam
 from flashdmd_cli.workflows.inputs.shards import cache_in_use, check_pictures, open_data
 from flashdmd_cli.workflows.inputs.teachers import find_source, teacher_record
@@ -37,6 +37,7 @@ def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporte
     reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
     teacher = find_source(recipe.teacher, recipe.model, reporter)
+    check_family(recipe, teacher)
     placed = with_sam(recipe, reporter)
     shards_at = shards_at or find_run(None, "data", flag="--data")
     if data is None:

@@ -99,7 +99,7 @@ def train_reward(
         out,
         Manifest(
             kind="reward",
-            family="sdxl",
+            family=family.name,
             step=recipe.train.iterations,
             teacher=record,
             recipe=recipe.model_dump(mode="json"),

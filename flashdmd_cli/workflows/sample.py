@@ -156,7 +156,7 @@ def write_result(
     parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
         kind=kind,
-        family="sdxl",
+        family=drawer.family.name,
         teacher=drawer.record,
         parents=parents,
         files=[FileRecord(path=path.relative_to(folder).as_posix()) for path in files],

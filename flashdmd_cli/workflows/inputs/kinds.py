@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.families.files import same_denoiser
+from flashdmd_cli.families.files import Source, same_denoiser
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sdxl.layout import same_world
-from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.shapes.assets import asset
 
 SHAPES = "shapes-sdxl"
@@ -53,6 +54,15 @@ def check_teacher(place: Path, said: str, hint: str = "") -> None:
         family_at(place).module.refuse(place)
     except Unfit as error:
         raise InputError(f"{said}: {error}", hint=error.hint or hint) from None
+
+
+def check_family(recipe: Recipe, teacher: Source) -> None:
+    """UsageError when a recipe is for another family than its teacher is of."""
+    if (found := family_at(teacher.folder).name) != recipe.family:
+        raise UsageError(
+            f"family: is {recipe.family}, but the teacher {recipe.teacher} is of the family {found}",
+            hint=f"take a recipe of {found}; `flashdmd recipes list` shows all",
+        )
 
 
 def _kind(folder: Path) -> str | None:

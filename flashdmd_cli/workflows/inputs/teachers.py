@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.registry import FAMILIES, family_at, family_of_files
 from flashdmd_cli.families.sdxl.facts import SDXL
-from flashdmd_cli.families.sdxl.layout import refuse_vae
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
@@ -109,7 +109,7 @@ def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = No
     source = Source(place)
     if place.is_file():
         source = replace(source, config=find_config(parts.teacher_config or SDXL.hub_id, reporter))
-    return source if parts.vae is None else replace(source, vae=find_vae(parts.vae, reporter))
+    return source if parts.vae is None else replace(source, vae=find_vae(parts.vae, family_at(source.folder), reporter))
 
 
 def find_config(name: str, reporter: Reporter | None = None) -> Path:
@@ -128,15 +128,15 @@ def find_config(name: str, reporter: Reporter | None = None) -> Path:
     return folder
 
 
-def find_vae(name: str, reporter: Reporter | None = None) -> Path:
-    """The folder or file of an autoencoder; InputError when there is none."""
+def find_vae(name: str, facts: Facts, reporter: Reporter | None = None) -> Path:
+    """The folder or file of an autoencoder of a family; InputError when there is none."""
     said, place = f"--vae {name}", expanded(name)
     if not place.exists():
         if (asked := parse_id(name)) is None:
             raise InputError(f"{said}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
         place = _fetch(said, asked, _autoencoder, "--vae PATH takes a local folder or file", reporter)
     try:
-        refuse_vae(place)
+        facts.module.refuse_vae(place)
     except Unfit as error:
         raise InputError(f"{said}: {error}", hint=error.hint) from None
     return place

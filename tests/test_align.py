@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from flashdmd_cli.core.transitions import log_density
 from flashdmd_cli.families.base import View
@@ -80,9 +79,7 @@ class Chosen:
 
     def __init__(self, scale: float = 100.0) -> None:
         self.asked: list[tuple[int, int]] = []
-        self.config, self.scale = RewardConfig(), scale
-        self.trunk = nn.Linear(1, 1)
-        self.trunk.dtype = torch.float32  # type: ignore[assignment]
+        self.timesteps, self.is_half, self.scale = RewardConfig().timesteps, False, scale
 
     def encode(self, prompts) -> RewardText:
         return RewardText(torch.zeros(len(prompts), 1, 1), torch.zeros(len(prompts), 1))

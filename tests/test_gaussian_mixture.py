@@ -7,7 +7,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from flashdmd_cli.core.losses import denoising_loss, distribution_matching_loss
-from flashdmd_cli.core.schedules import VPSchedule, add_noise, x0_from_eps
+from flashdmd_cli.core.schedules import VPSchedule, add_noise, per_sample, x0_from_eps
 
 SCHEDULE = VPSchedule(DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod)
 MEANS = torch.tensor([[-1.2, 0.4], [0.8, -0.6]])
@@ -108,7 +108,8 @@ def test_teacher_is_exact() -> None:
         ]
         log_density.append(torch.logsumexp(torch.stack([m.log_prob(x) for m in modes]) + WEIGHTS.log(), 0))
     (score,) = torch.autograd.grad(torch.stack(log_density).sum(), x_t)
-    expected = (x_t + SCHEDULE.sigma(t) ** 2 * score) / SCHEDULE.alpha(t)
+    alpha, sigma = (per_sample(values, x_t) for values in (SCHEDULE.alpha(t), SCHEDULE.sigma(t)))
+    expected = (x_t + sigma**2 * score) / alpha
     torch.testing.assert_close(teacher_x0(x_t.detach(), t), expected.detach(), rtol=1e-3, atol=1e-4)
 
 

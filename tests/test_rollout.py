@@ -26,7 +26,7 @@ class Known:
         self.seen: list[int] = []
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        assert t.shape == (len(x),) and t.dtype == torch.long and len(set(t.tolist())) == 1
+        assert t.shape == (len(x),) and t.dtype == torch.float32 and len(set(t.tolist())) == 1
         self.seen.append(int(t[0]))
         return x.tanh() + t[:, None, None, None] / 1000
 
@@ -108,7 +108,7 @@ def test_noise_is_fresh_at_each_step() -> None:
             lambda _: torch.randn(*shape, generator=generator),
             stop=step,
         )
-        residues.append(state / SCHEDULE.sigma(at(TIMESTEPS[step], state)))
+        residues.append(state / SCHEDULE.sigma(at(TIMESTEPS[step], state))[:, None, None, None])
     correlation = torch.corrcoef(torch.stack([r.flatten() for r in residues]))
     assert (correlation - torch.eye(4)).abs().max() < 0.05
     assert all(abs(r.std() - 1) < 0.05 for r in residues)
@@ -165,6 +165,6 @@ def test_an_x0_network_ends_in_its_own_answer() -> None:
     torch.testing.assert_close(out, x0, rtol=0.0, atol=1e-5)
 
 
-def test_at_is_one_long_per_sample() -> None:
-    t = at(749, torch.zeros(5, 1, 1, 1))
-    assert t.dtype == torch.long and t.tolist() == [749] * 5
+def test_at_is_one_float_per_sample() -> None:
+    t = at(857.6923, torch.zeros(5, 1, 1, 1))
+    assert t.dtype == torch.float32 and t.tolist() == pytest.approx([857.6923] * 5)

@@ -11,7 +11,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from flashdmd_cli.core.grid import vp_grid
 from flashdmd_cli.core.losses import pairwise_cross_entropy, preference_loss
-from flashdmd_cli.core.schedules import FlowSchedule, VPSchedule
+from flashdmd_cli.core.schedules import FlowSchedule, VPSchedule, per_sample
 from flashdmd_cli.core.transitions import log_density, log_ratio, preference_margin, step_kl
 
 VP = VPSchedule(torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square().neg().add(1).cumprod(0))
@@ -23,9 +23,14 @@ def sample(seed: int) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+def coefficients(schedule, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """alpha and sigma in the shape that multiplies samples."""
+    return per_sample(schedule.alpha(t), sample(0)), per_sample(schedule.sigma(t), sample(0))
+
+
 def gaussian(schedule, x0: torch.Tensor, t: torch.Tensor) -> Independent:
     """The step written out, in float64."""
-    alpha, sigma = schedule.alpha(t).double(), schedule.sigma(t).double()
+    alpha, sigma = (values.double() for values in coefficients(schedule, t))
     return Independent(Normal(alpha * x0.double(), sigma.expand_as(x0)), 3)
 
 
@@ -35,7 +40,8 @@ def step(request):
     schedule, timestep = SCHEDULES[request.param]
     t = torch.full((2,), timestep)
     x0, x0_ref, old = sample(0), sample(1), sample(2)
-    winner, loser = (schedule.alpha(t) * old + schedule.sigma(t) * sample(seed) for seed in (3, 4))
+    alpha, sigma = coefficients(schedule, t)
+    winner, loser = (alpha * old + sigma * sample(seed) for seed in (3, 4))
     return schedule, t, x0, x0_ref, winner, loser
 
 
@@ -63,7 +69,7 @@ def test_margin_and_its_gradient_are_those_of_the_four_gaussians(step):
 
 def test_margin_is_the_noise_difference_times_the_disagreement(step):
     schedule, t, x0, x0_ref, winner, loser = step
-    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    alpha, sigma = coefficients(schedule, t)
     eps = sample(3) - sample(4)
     expected = ((alpha / sigma) * eps * (x0 - x0_ref)).sum((1, 2, 3))
     torch.testing.assert_close(
@@ -102,7 +108,8 @@ def test_a_student_that_is_its_reference_has_no_margin_and_a_loss_of_ln_2(step):
     assert loss.item() == pytest.approx(math.log(2))
     # The first step already pulls towards the winner: half of beta / d times the margin's own gradient.
     (gradient,) = torch.autograd.grad(loss, x0)
-    towards = schedule.alpha(t) / schedule.sigma(t).square() * (winner - loser)
+    alpha, sigma = coefficients(schedule, t)
+    towards = alpha / sigma.square() * (winner - loser)
     torch.testing.assert_close(gradient, -0.5 * 500.0 / x0[0].numel() * towards / 2)
 
 
@@ -121,7 +128,7 @@ def drawn_by(scheduler, index: int, x0: torch.Tensor, z: torch.Tensor, output) -
     return scheduler.step(output(z, x0, t), t, z, generator=torch.Generator().manual_seed(5), return_dict=False)[0]
 
 
-def check_moments(schedule, t_next: int, x0: float, drawn: torch.Tensor) -> None:
+def check_moments(schedule, t_next: float, x0: float, drawn: torch.Tensor) -> None:
     t = torch.tensor([t_next])
     error = schedule.sigma(t).item() / math.sqrt(drawn.numel())
     assert drawn.mean().item() == pytest.approx(schedule.alpha(t).item() * x0, abs=5 * error)
@@ -147,10 +154,8 @@ def test_stock_flow_lcm_scheduler_draws_from_this_density(index):
     scheduler = diffusers.FlowMatchLCMScheduler(shift=3.0)
     z, x0 = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(0)), torch.full((1, 4, 128, 128), 0.6)
     drawn = drawn_by(scheduler, index, x0, z, lambda z_t, clean, t: (z_t - clean) / (t / 1000))
-    # The stock sigmas carry the shift already; before it they are u of this schedule.
-    sigma = scheduler.sigmas[index + 1].item()
-    unshifted = sigma / (3.0 - 2.0 * sigma)
-    check_moments(schedule, unshifted * 1000, 0.6, drawn)
+    # The stock timesteps are a thousand sigma, shifted already.
+    check_moments(schedule, scheduler.timesteps[index + 1].item(), 0.6, drawn)
 
 
 def test_pairwise_cross_entropy():

@@ -11,6 +11,7 @@ from torch import nn
 from flashdmd_cli.core.schedules import add_noise, signal_weight
 from flashdmd_cli.evaluation import generate as drawing
 from flashdmd_cli.evaluation.preview import Preview
+from flashdmd_cli.families.base import View
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.manifest import Manifest, read_manifest, write_manifest
@@ -20,10 +21,12 @@ from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tables import AdamW
 from flashdmd_cli.runs.teacher import TeacherRecord
 from flashdmd_cli.training.distill import iteration
+from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.loop import run
 from flashdmd_cli.training.reward import train_reward
-from flashdmd_cli.training.state import Role, State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.roles import Role
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Objective
 from flashdmd_cli.workflows.training import write_checkpoint
 
 from .test_distill import QUIET, bound, recipe, sam_folder, seeing  # noqa: F401
@@ -109,14 +112,14 @@ def test_soft_weights_are_those_of_the_step_at_hand(steps, tiny_family, sam_fold
     for number in range(3):
         figures, timesteps = [], []
         with monkeypatch.context() as patched:
-            x0 = type(tiny_family).predict_x0
+            x0 = View.x0
 
-            def spy(self, net, x_t, t, cond, x0=x0, timesteps=timesteps):
+            def spy(self, x_t, t, cond, x0=x0, timesteps=timesteps):
                 if torch.is_grad_enabled():
                     timesteps.append(int(t[0]))
-                return x0(self, net, x_t, t, cond)
+                return x0(self, x_t, t, cond)
 
-            patched.setattr(type(tiny_family), "predict_x0", spy)
+            patched.setattr(View, "x0", spy)
             for r in (plain, soft):
                 o, state = bound(r, tiny_family, sam_folder)
                 state.iteration = number
@@ -133,21 +136,21 @@ def test_what_the_discriminators_step_starts_from(index, tiny_family):
     """`last_step`: the state that inference meets; `renoise`: a finished x0, noised to the last step with new noise."""
     x = torch.randn(2, 4, 8, 8)
     cond, net = tiny_family.encode(["a", "b"]), tiny_family.teacher
-    draws, last = Draws(0, 0, 0, 0, torch.device("cpu")), torch.tensor([249, 249])
+    draws, last = Draws(0, 0, range(2), torch.device("cpu")), torch.tensor([249, 249])
 
     def state(kind: str, x: torch.Tensor = x) -> torch.Tensor:
         o = Objective(recipe(gan__input=kind, gan__kind="none"), tiny_family, tiny_family.grid(4))
         return o.adversarial_state(net, x, index, cond, draws)
 
-    schedule, noise = tiny_family.schedule, draws.normal("renoise", x.shape)
+    schedule, noise = tiny_family.schedule, draws.normal("renoise", x.shape[1:])
     end = x
     for step, timestep in ((1, 749), (2, 499), (3, 249)):
         if step > index:  # walked down the rest of the grid, from the x0 of this step
-            eps = draws.normal("carry" if step == index + 1 else f"carry/{step}", x.shape)
+            eps = draws.normal("carry" if step == index + 1 else f"carry/{step}", x.shape[1:])
             t = torch.tensor([timestep] * 2)
             noisy = add_noise(schedule, end, eps, t)
             with torch.no_grad():
-                end = tiny_family.predict_x0(net, noisy, t, cond)
+                end = net.x0(noisy, t, cond)
     torch.testing.assert_close(state("renoise"), add_noise(schedule, end, noise, last))
     if index < 3:  # at the last step itself, the student's own graph serves
         torch.testing.assert_close(state("last_step"), noisy)
@@ -157,8 +160,9 @@ def test_adapters_are_scaled_by_alpha_over_rank(tiny_family):
     state = State.new(
         recipe(gan__kind="none", model__form="lora", model__lora_rank=2, model__lora_alpha=7), tiny_family
     )
-    for net in (state.student.net, state.fake.net):
-        scales = [m.scaling["default"] for m in net.modules() if hasattr(m, "scaling") and m.scaling]
+    for view in (state.student.net, state.fake.net):
+        modules = view.base.net.modules()
+        scales = [m.scaling[view.adapters[-1]] for m in modules if hasattr(m, "scaling") and m.scaling]
         assert scales and set(scales) == {3.5}
 
 
@@ -195,10 +199,10 @@ def test_a_preview_guides_the_teacher_and_not_the_student(tiny_family, tmp_path,
         return torch.zeros(1, 3, 8, 8)
 
     monkeypatch.setattr(drawing, "generate", generate)
-    start, student = nn.Linear(1, 1), nn.Linear(1, 1)
-    show = Preview(recipe(dm__guidance=6.5), tiny_family, ["a"], tmp_path, start)
-    show(student, 0)
-    show(student, 2)
+    start, student = (tiny_family.base.copy().view() for _ in range(2))
+    show = Preview(recipe(dm__guidance=6.5), tiny_family, ["a"], tmp_path)
+    show(student, start, 0)
+    show(student, start, 2)
     teacher = tiny_family.teacher
     assert drawn == [(teacher, "ddim", 30, 6.5), (teacher, "ddim", 4, 6.5), (start, "few_step", 4, 1.0),
                      (student, "few_step", 4, 1.0)]  # fmt: skip
@@ -214,9 +218,11 @@ def test_a_manifest_says_whether_the_average_was_shipped(averaged, tiny_family, 
     write_manifest(data, Manifest(kind="data"))
     (out / TEACHER).write_text(TeacherRecord(id="tiny").model_dump_json())
     if averaged:
-        state.average = [p.detach() + 1 for p in state.student.parameters]
+        state.average = state.student.net.base.copy(trainable=False).view()
+        for p in state.average.parameters:
+            p.add_(1)
     write_checkpoint("distill", r, tiny_family, state, data, out)
     assert read_manifest(out).weights.average == ("ema" if averaged else "raw")
-    shipped = tiny_family.load_network(out / "student")
-    wanted = state.average if averaged else state.student.parameters
-    assert all(torch.equal(a, b) for a, b in zip(shipped.parameters(), wanted, strict=True))
+    shipped = tiny_family.load_student(out / "student")
+    wanted = (state.average if averaged else state.student).parameters
+    assert all(torch.equal(a, b) for a, b in zip(shipped.parameters, wanted, strict=True))

@@ -161,7 +161,7 @@ def test_a_preview_that_was_cut_is_drawn_when_the_run_goes_on(
 ):
     drawn: list[int] = []
 
-    def preview(student: object, iteration: int, warnings: object) -> None:
+    def preview(student: object, start: object, iteration: int, warnings: object) -> None:
         if iteration == 2 and 2 not in cut:
             cut.append(2)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -72,13 +72,16 @@ def test_score_is_the_cosine_of_pooled_taps_with_the_middle_guided(published, re
     time_ids = torch.tensor([[1024, 1024, 0, 0, 1024, 1024]] * 2, dtype=torch.float32)
     with torch.no_grad():
         rows = [
-            [f.mean((2, 3)) for f in features(unet, z, t, c.context, {"text_embeds": c.pooled, "time_ids": time_ids})]
+            [
+                f.mean((2, 3))
+                for f in features(unet, z, t, c["context"], {"text_embeds": c["pooled"], "time_ids": time_ids})
+            ]
             for c in (cond, null)
         ]
     (low, high, middle), (_, _, empty) = rows
     for guided, mid in ((True, empty + 7.5 * (middle - empty)), (False, middle)):
         picture = torch.cat([low, high, mid], 1) @ reward.visual_projection.weight.T
-        expected = math.exp(2.5) * F.cosine_similarity(picture, cond.pooled)
+        expected = math.exp(2.5) * F.cosine_similarity(picture, cond["pooled"])
         with torch.no_grad():
             got = model.score(z, t, model.encode(PROMPTS), guided=guided)
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)

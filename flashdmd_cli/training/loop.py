@@ -138,8 +138,10 @@ def run(
                 state.iteration += 1
                 state.images_seen += train.batch
                 before, state.seconds = state.seconds, seconds + time.monotonic() - began
-                metrics["seconds_per_kimg"] = (state.seconds - before) / train.batch * 1000
-                metrics["memory_gb"] = peak_memory(state.student.net.base.device) / 1e9
+                costs = {
+                    "seconds_per_kimg": (state.seconds - before) / train.batch * 1000,
+                    "memory_gb": peak_memory(state.student.net.base.device) / 1e9,
+                }
                 warnings = probe.check(metrics)
                 probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
                 if collapse is not None and probed:
@@ -150,7 +152,7 @@ def run(
                 watch.warn(warning)
             # Counted from the first iteration, which is a student's turn whatever the TTUR.
             if probed or (state.iteration - 1) % train.log_every == 0:
-                tracker.log(state.iteration - 1, metrics)
+                tracker.log(state.iteration - 1, metrics, costs)
             if world.is_main:
                 watch.progress(state.iteration, metrics)
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:

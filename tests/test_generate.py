@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.schedules import VPSchedule, eps_from_x0
-from flashdmd_cli.evaluation.generate import ddim, generate, picture_noise
+from flashdmd_cli.evaluation.generate import generate, picture_noise
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.errors import NumericalError
 
 CONFIG: dict[str, Any] = {
@@ -24,20 +25,30 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class TinyNet(nn.Module):
-    """x0 = gain * x_t + condition, and notes the timesteps it saw."""
+class TinyNet:
+    """A denoiser: x0 = gain * x_t + condition; it notes the timesteps it saw, and its null condition is zero."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.1))
+        self.gain = torch.tensor(0.1, requires_grad=True)
         self.seen: list[int] = []
+
+    def x0(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        assert t.shape == (len(x_t),) and t.dtype == torch.float32
+        assert not torch.is_grad_enabled()
+        self.seen.append(int(t[0]))
+        return self.gain * x_t + cond
+
+    def guided_x0(self, x_t: Tensor, t: Tensor, cond: Tensor, guidance: float) -> Tensor:
+        null = self.gain * x_t
+        return null + guidance * (self.x0(x_t, t, cond) - null)
 
 
 class TinyFamily:
-    """Latents (2, 4, 4); a caption conditions by its length; null is zero."""
+    """Latents (2, 4, 4); a caption conditions by its length."""
 
     latent_shape = (2, 4, 4)
     scheduler_config = CONFIG
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.schedule = VPSchedule(DDIMScheduler(**CONFIG).alphas_cumprod)
@@ -48,15 +59,8 @@ class TinyFamily:
     def encode(self, prompts: list[str]) -> Tensor:
         return torch.tensor([float(len(text)) for text in prompts])[:, None, None, None] / 100
 
-    def predict_x0(self, net: TinyNet, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        assert t.shape == (len(x_t),) and t.dtype == torch.long
-        assert not net.training and not torch.is_grad_enabled()
-        net.seen.append(int(t[0]))
-        return net.gain * x_t + cond
-
-    def guided_x0(self, net: TinyNet, x_t: Tensor, t: Tensor, cond: Tensor, guidance: float) -> Tensor:
-        null = net.gain * x_t
-        return null + guidance * (self.predict_x0(net, x_t, t, cond) - null)
+    def solve(self, denoise: Any, steps: int, x: Tensor, spacing: str = "trailing") -> Tensor:
+        return SDXLFamily.solve(self, denoise, steps, x, spacing)  # type: ignore[arg-type]
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.mean(1, keepdim=True).repeat(1, 3, 4, 4)
@@ -67,7 +71,7 @@ CAPTIONS = ["a", "a cat", "a large dog", "birds", "x" * 20]
 
 @pytest.mark.parametrize("sampler", ["few_step", "stochastic", "ddim"])
 def test_pictures_do_not_depend_on_the_batch(sampler: Any) -> None:
-    net = TinyNet().train()
+    net = TinyNet()
     guidance = 1.0 if sampler == "few_step" else 3.0
     calls: list[tuple[int, int]] = []
 
@@ -76,7 +80,7 @@ def test_pictures_do_not_depend_on_the_batch(sampler: Any) -> None:
 
     pictures = draw(batch=2, progress=lambda done, total: calls.append((done, total)))
     assert pictures.shape == (5, 3, 16, 16) and pictures.dtype == torch.float32
-    assert pictures.abs().max() <= 1 and net.training
+    assert pictures.abs().max() <= 1 and not pictures.requires_grad
     assert calls == [(2, 5), (4, 5), (5, 5)]
     assert torch.equal(pictures, draw(batch=5))
     alone = generate(TinyFamily(), net, CAPTIONS[3:], 5, sampler, 4, guidance, first_index=3)  # type: ignore[arg-type]
@@ -125,7 +129,7 @@ def test_ddim_equals_the_stock_scheduler_fed_with_noise_predictions(spacing: str
     for t in scheduler.timesteps:
         rows = t.expand(3)
         x = scheduler.step(eps_from_x0(family.schedule, 0.2 * x + 0.1, x, rows), t, x).prev_sample
-    assert torch.allclose(ddim(denoise, CONFIG, 10, start, spacing), x, atol=1e-5)
+    assert torch.allclose(family.solve(denoise, 10, start, spacing), x, atol=1e-5)
     assert seen == scheduler.timesteps.tolist() and len(seen) == 10
     assert (seen[0] == 999) == (spacing == "trailing")
 
@@ -136,9 +140,8 @@ def test_noise_differs_by_seed_picture_and_step() -> None:
     assert all(not torch.equal(draws[0], other) for other in draws[1:])
 
 
-def test_nan_is_a_numerical_error_and_the_net_keeps_its_mode() -> None:
-    net = TinyNet().train()
-    nn.init.constant_(net.gain, float("nan"))
+def test_nan_is_a_numerical_error() -> None:
+    net = TinyNet()
+    net.gain = torch.tensor(float("nan"))
     with pytest.raises(NumericalError):
         generate(TinyFamily(), net, ["abc"], 0)  # type: ignore[arg-type]
-    assert net.training

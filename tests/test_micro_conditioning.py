@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from flashdmd_cli.cli import align_run, distill_run
 from flashdmd_cli.cli.app import app
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.shards import ShardDataset, write_shards
+from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.workflows import align as align_workflow
+from flashdmd_cli.workflows import distill as distill_workflow
 
 from .test_distill import recipe
 from .test_sdxl import draw
@@ -115,20 +117,20 @@ def test_both_stages_ask_the_data_for_sizes(
     def open_data(data: Path, teacher: Path, sized: bool = False) -> None:
         raise Opened(sized)
 
-    for module in (distill_run, align_run):
+    for module in (distill_workflow, align_workflow):
         monkeypatch.setattr(module, "open_data", open_data)
-        monkeypatch.setattr(module, "find_source", lambda *_: tmp_path)
+        monkeypatch.setattr(module, "find_source", lambda *_: Source(tmp_path))
+        monkeypatch.setattr(module, "with_sam", lambda recipe, _: recipe)
     one = load_recipe("shapes-4step", flags={"model.micro_conditioning": told})
     two = load_recipe("align/shapes", flags={"model.micro_conditioning": told})
     assert load_recipe("sdxl-4step").model.micro_conditioning == "square"
     for start in (
-        lambda: distill_run.run_distill(one, tmp_path, tmp_path / "out", SimpleNamespace()),
-        lambda: align_run.run_align(
+        lambda: distill_workflow.distill(one, tmp_path, tmp_path / "out"),
+        lambda: align_workflow.align(
             two,
             SimpleNamespace(manifest=SimpleNamespace(teacher=None), folder=tmp_path),
-            tmp_path,
             tmp_path / "out",
-            SimpleNamespace(),
+            data=tmp_path,
         ),
     ):
         with pytest.raises(Opened) as asked:

@@ -17,8 +17,8 @@ from torch import Tensor
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.sdxl.layout import NETWORKS
 from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
@@ -28,7 +28,7 @@ from flashdmd_cli.shapes.inspector import Inspector, load_inspector
 from tests.original import original, write_original
 from tests.test_sdxl import CAPTIONS, draw
 
-FILES = {part: "diffusion_pytorch_model" if part in ("unet", "vae") else "model" for part in NETWORKS}
+FILES = {part: "diffusion_pytorch_model" if part in ("unet", "vae") else "model" for part in SDXL.networks}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def reshape(held: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("damage", [drop, add, reshape])
-@pytest.mark.parametrize("part", NETWORKS)
+@pytest.mark.parametrize("part", SDXL.networks)
 def test_a_network_that_does_not_fit_is_refused_by_its_first_tensor(part, damage, teacher):
     file = teacher / part / f"{FILES[part]}.safetensors"
     name = "added.weight" if damage is add else sorted(load_file(file))[5]

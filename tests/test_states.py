@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from flashdmd_cli.training.origin import FAKE, HEADS
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -19,11 +19,11 @@ def test_without_forced_zeros_the_empty_prompt_guides(tiny_folder: Path, tmp_pat
     family = family_with(tiny_folder, force_zeros_for_empty_prompt=False)
     _, context, _, pooled = family.pipeline.encode_prompt(CAPTIONS, do_classifier_free_guidance=True)
     for _ in range(2):  # encoded once, then remembered
-        null = family.null(2)
-        close(null.context, context)
-        close(null.pooled, pooled)
-    assert null.time_ids.tolist() == [[32, 32, 0, 0, 32, 32]] * 2
-    family.save_pipeline(family.teacher, tmp_path, family.grid(4))
+        null = family.null(family.encode(CAPTIONS))
+        close(null["context"], context)
+        close(null["pooled"], pooled)
+    assert null["time_ids"].tolist() == [[32, 32, 0, 0, 32, 32]] * 2
+    family.save_pipeline(family.base.net, tmp_path, family.grid(4))
     assert StableDiffusionXLPipeline.from_pretrained(tmp_path).config.force_zeros_for_empty_prompt is False
 
 

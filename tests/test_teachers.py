@@ -24,20 +24,21 @@ from diffusers import (
 from torch import Tensor
 
 from flashdmd_cli.core.rollout import at, rollout
+from flashdmd_cli.core.schedules import output_of
 from flashdmd_cli.core.transitions import log_density, log_ratio, preference_margin, step_kl
-from flashdmd_cli.evaluation.generate import ddim
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
 from flashdmd_cli.families.sdxl.settings import noise_schedule, noise_settings
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.training.distill import iteration
+from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.state import State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.steps import Objective
 from flashdmd_cli.workflows.inputs.families import load_family
 
 from .test_distill import recipe
-from .test_sdxl import CAPTIONS, draw, unlike_teacher
+from .test_sdxl import CAPTIONS, draw, stock_answer, unlike_teacher
 
 SDXL = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 V = {**SDXL, "prediction_type": "v_prediction"}
@@ -159,29 +160,24 @@ def test_the_command_line_refuses_an_edm_teacher_with_exit_code_3(tiny_folder: P
 # -- what the network answers -----------------------------------------------------------------------------------------
 
 
-def answer(family: SDXLFamily, net: Any, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
-    """What the network says, by its own forward pass."""
-    added = {"text_embeds": cond.pooled, "time_ids": cond.time_ids}
-    return net(x_t, t, encoder_hidden_states=cond.context, added_cond_kwargs=added).sample
-
-
 @pytest.mark.parametrize("t", [999, 749, 20, 0])
 def test_x0_is_the_stock_schedulers(kind: SDXLFamily, t: int) -> None:
     x_t, cond = draw(kind, seed=t), kind.encode(CAPTIONS)
     scheduler = kind.pipeline.scheduler
     scheduler.set_timesteps(1000)
     with torch.no_grad():
-        found = kind.predict_x0(kind.teacher, x_t, at(t, x_t), cond)
-        expected = scheduler.step(answer(kind, kind.teacher, x_t, at(t, x_t), cond), t, x_t).pred_original_sample
+        found = kind.teacher.x0(x_t, at(t, x_t), cond)
+        said = stock_answer(kind.pipeline.unet, x_t, at(t, x_t), cond)
+        expected = scheduler.step(said, t, x_t).pred_original_sample
     assert found.isfinite().all()
     close(found, expected)
 
 
 def test_guidance_on_answers_is_guidance_on_x0(kind: SDXLFamily) -> None:
-    net, x_t, cond, t = unlike_teacher(kind), draw(kind), kind.encode(CAPTIONS), torch.tensor([999, 499])
+    net, x_t, cond, t = unlike_teacher(kind), draw(kind), kind.encode(CAPTIONS), torch.tensor([999.0, 499.0])
     with torch.no_grad():
-        told, null = (kind.predict_x0(net, x_t, t, c) for c in (cond, kind.null(2)))
-        found = kind.guided_x0(net, x_t, t, cond, 5.0)
+        told, null = (net.x0(x_t, t, c) for c in (cond, kind.null(cond)))
+        found = net.guided_x0(x_t, t, cond, 5.0)
     assert (told - null).abs().max() > 0.005
     close(found, null + 5.0 * (told - null), 3e-5)
 
@@ -191,10 +187,9 @@ def test_the_fake_score_learns_what_its_teacher_was_trained_on(kind: SDXLFamily)
     scheduler = kind.pipeline.scheduler
     cond, x_t = kind.encode(CAPTIONS), scheduler.add_noise(x0, noise, t)
     with torch.no_grad():
-        prediction, target = kind.fake_prediction(kind.teacher, x0, noise, t, cond)
-        close(prediction, answer(kind, kind.teacher, x_t, t, cond))
+        close(kind.teacher.output(x_t, t.float(), cond), stock_answer(kind.pipeline.unet, x_t, t, cond))
     wanted = {"epsilon": noise, "sample": x0, "v_prediction": scheduler.get_velocity(x0, noise, t)}
-    close(target, wanted[kind.prediction])
+    close(output_of(kind.schedule, kind.prediction, x0, noise, t), wanted[kind.prediction])
 
 
 def test_a_guided_teacher_draws_as_the_stock_pipeline(kind: SDXLFamily) -> None:
@@ -207,11 +202,13 @@ def test_a_guided_teacher_draws_as_the_stock_pipeline(kind: SDXLFamily) -> None:
         CAPTIONS, num_inference_steps=4, guidance_scale=3.0, latents=x.clone(), output_type="latent"
     ).images  # fmt: skip
     with torch.no_grad():
-        ours = ddim(lambda x_t, t: kind.guided_x0(kind.teacher, x_t, t, cond, 3.0), kind.scheduler_config, 4, x)
+        ours = kind.solve(lambda x_t, t: kind.teacher.guided_x0(x_t, t, cond, 3.0), 4, x)
     close(ours, stock)
 
 
-def test_the_euler_sampler_of_community_checkpoints_draws_the_same(zero_snr: SDXLFamily) -> None:
+def test_the_euler_sampler_of_community_checkpoints_draws_the_same(
+    zero_snr: SDXLFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its 2**-24 for alpha_bar at the end is of no matter: DDIM with the exact 0 draws what its users see."""
     x, cond = draw(zero_snr, seed=4), zero_snr.encode(CAPTIONS)
     pipeline = zero_snr.pipeline
@@ -219,9 +216,9 @@ def test_the_euler_sampler_of_community_checkpoints_draws_the_same(zero_snr: SDX
     stock = pipeline(
         CAPTIONS, num_inference_steps=5, guidance_scale=3.0, latents=x.clone(), output_type="latent"
     ).images
-    config = zero_snr.scheduler_config | {"set_alpha_to_one": True}
+    monkeypatch.setitem(zero_snr.scheduler_config, "set_alpha_to_one", True)
     with torch.no_grad():
-        ours = ddim(lambda x_t, t: zero_snr.guided_x0(zero_snr.teacher, x_t, t, cond, 3.0), config, 5, x)
+        ours = zero_snr.solve(lambda x_t, t: zero_snr.teacher.guided_x0(x_t, t, cond, 3.0), 5, x)
     close(ours, stock, 2e-3)
 
 
@@ -231,7 +228,7 @@ def test_the_euler_sampler_of_community_checkpoints_draws_the_same(zero_snr: SDX
 @pytest.mark.parametrize("steps", [1, 4])
 def test_an_exported_student_draws_the_rollout(kind: SDXLFamily, steps: int, tmp_path: Path) -> None:
     net = unlike_teacher(kind)
-    kind.save_pipeline(net, tmp_path, kind.grid(steps))
+    kind.save_pipeline(net.merged(), tmp_path, kind.grid(steps))
     pipeline = StableDiffusionXLPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     assert torch.equal(pipeline.scheduler.alphas_cumprod, kind.schedule.alphas_cumprod)
@@ -244,7 +241,7 @@ def test_an_exported_student_draws_the_rollout(kind: SDXLFamily, steps: int, tmp
     generator = torch.Generator().manual_seed(6)
     with torch.no_grad():
         ours = rollout(
-            lambda x_t, t: kind.predict_x0(net, x_t, t, cond), kind.schedule, kind.grid(steps).timesteps, x,
+            lambda x_t, t: net.x0(x_t, t, cond), kind.schedule, kind.grid(steps).timesteps, x,
             lambda _: torch.randn(x.shape, generator=generator),
         )  # fmt: skip
     close(ours, stock)
@@ -272,14 +269,14 @@ def test_an_iteration_from_pure_noise_moves_every_role(zero_snr: SDXLFamily, ran
     """One step and the latent GAN: rollout, fake score and discriminator all meet alpha_bar = 0."""
     r = recipe(grid__steps=1, gan__kind="latent", gan__steps="all", dm__renoise_range=[20, 999])
     state = State.new(r, zero_snr)
-    before = [[p.detach().clone() for p in role.net.parameters()] for role in (state.student, state.fake)]
+    before = [[p.detach().clone() for p in role.parameters] for role in (state.student, state.fake)]
     figures = iteration(r, Objective(r, zero_snr, zero_snr.grid(1)), state, random_data)
     assert all(torch.tensor(value).isfinite() for value in figures.values()), figures
     for role, weights in zip((state.student, state.fake), before, strict=True):
-        assert all(p.isfinite().all() for p in role.net.parameters())
-        assert any(not torch.equal(a, b) for a, b in zip(weights, role.net.parameters(), strict=True))
+        assert all(p.isfinite().all() for p in role.parameters)
+        assert any(not torch.equal(a, b) for a, b in zip(weights, role.parameters, strict=True))
     o, x0 = Objective(r, zero_snr, zero_snr.grid(1)), draw(zero_snr).requires_grad_()
-    draws = Draws(0, 0, 0, 0, zero_snr.device)
+    draws = Draws(0, 0, range(2), zero_snr.device)
     o.dm_loss(x0, zero_snr.teacher, state.fake.net, zero_snr.encode(CAPTIONS), draws).backward()
     assert x0.grad is not None and x0.grad.isfinite().all() and x0.grad.any()
 

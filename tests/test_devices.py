@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from flashdmd_cli.models.adapters import Reference
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,20 +25,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
 from flashdmd_cli.evaluation.preview import Preview
+from flashdmd_cli.families.base import Base, View
+from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.families.sdxl.settings import noise_settings
 from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.recipe import load_reward_recipe
+from flashdmd_cli.training import networks as training_networks
 from flashdmd_cli.training import state as training_state
 from flashdmd_cli.training.align import preference_step
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import iteration
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.networks import Stage1
 from flashdmd_cli.training.pairs import PairSampler
 from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
-from flashdmd_cli.training.state import Origin, Role, State
-from flashdmd_cli.training.steps import Draws, Objective
+from flashdmd_cli.training.roles import Role
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Objective
 from flashdmd_cli.workflows.judges import reward_judge
 
 from .test_align import recipe as aligned
@@ -104,20 +109,17 @@ def gradients(output: Tensor, inputs: Tensor) -> tuple[Tensor]:
     return (torch.empty_like(inputs),)
 
 
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-
-
 @pytest.fixture
 def family(tiny_family, monkeypatch) -> Iterator[SDXLFamily]:
     """The tiny teacher on the card, and the mode in which it is there."""
-    parts = {k: copy.deepcopy(v) if k in NETWORKS else v for k, v in tiny_family.pipeline.components.items()}
+    parts = {k: copy.deepcopy(v) if k in SDXL.networks else v for k, v in tiny_family.pipeline.components.items()}
     settings = noise_settings(tiny_family.pipeline.scheduler)  # looks at numbers, which there are none of in the mode
     monkeypatch.setattr("flashdmd_cli.families.sdxl.family.noise_settings", lambda scheduler: settings)
     monkeypatch.setattr(nn.Module, "_apply", apply)
     monkeypatch.setattr(Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", gradients)
     with FakeTensorMode(allow_non_fake_inputs=True), Answers():
-        parts |= {name: fake(parts[name]) for name in NETWORKS}
+        parts |= {name: fake(parts[name]) for name in SDXL.networks}
         yield SDXLFamily(StableDiffusionXLPipeline(**parts, add_watermarker=False), "fake")
 
 
@@ -126,8 +128,13 @@ def family(tiny_family, monkeypatch) -> Iterator[SDXLFamily]:
 
 @pytest.fixture
 def student(tiny_family) -> nn.Module:
-    """A network where a checkpoint is loaded: on the CPU, once it is faked."""
-    return copy.deepcopy(tiny_family.teacher)
+    """A network that `loaded` fakes."""
+    return copy.deepcopy(tiny_family.base.net)
+
+
+def loaded(family: SDXLFamily, net: nn.Module) -> View:
+    """A student where a checkpoint is loaded: on the CPU."""
+    return Base(family, fake(net, "cpu")).view()
 
 
 @pytest.fixture
@@ -139,20 +146,22 @@ def reward(tiny_family) -> LatentRewardModel:
 def encoder(sam_folder, monkeypatch) -> None:
     """SAM's encoder where it is loaded: on the CPU."""
     whole = load_sam_encoder(sam_folder)
-    monkeypatch.setattr(training_state, "load_sam_encoder", lambda _: fake(whole, "cpu"))
+    monkeypatch.setattr(training_networks, "load_sam_encoder", lambda _: fake(whole, "cpu"))
 
 
 CROP = {"gan__decode": "crop", "gan__crop_px": 16, "gan__crop_margin_latents": 1}
 RUNS = {
     "pixels": {"gan__soft_weights": True, "gan__steps": "all", "dm__steps": "all"},
-    "crops": CROP | {"gan__input": "renoise", "model__form": "lora", "model__lora_rank": 2},
+    "crops": CROP
+    | {"gan__input": "renoise", "model__form": "lora", "model__lora_rank": 2, "train__average_images": 20},
     "latents": {"gan__kind": "latent", "gan__steps": "all", "gan__loss": "softplus"},
 }
 
 
 def all_on_card(state: State) -> bool:
     tensors = [t for role in state.roles for n, t in role.tensors().items() if not n.endswith(".step")]
-    return {t.device.type for t in [*tensors, *(state.average or ())]} == {"cuda"}
+    views = [view for view in (state.teacher, state.average, state.reference) if view is not None]
+    return {t.device.type for t in [*tensors, *(t for view in views for t in view.weights().values())]} == {"cuda"}
 
 
 @pytest.mark.parametrize("kind", RUNS)
@@ -164,14 +173,15 @@ def test_an_iteration(kind, encoder, family, random_data):
 
 
 def test_draws_lie_on_the_card(family):
-    draws = Draws(0, 0, 0, 0, family.device)
-    drawn = (draws.normal("z", (2, 4)), draws.timesteps("t", 2, 0, 9), draws.choice("c", 2, 9))
+    draws = Draws(0, 0, range(2), family.device)
+    drawn = (draws.normal("z", (4,)), draws.uniform("t"), draws.choice("c", 9))
     assert {x.device.type for x in drawn} == {"cuda"}
 
 
 def test_an_iteration_on_cached_latents_and_text(encoder, family, random_data):
-    batch, cond = random_data.batch(0, batch=2), family.encode(["a", "b"])
-    batch = replace(batch, latents=torch.zeros(2, 4, 8, 8), text=(cond.context.cpu(), cond.pooled.cpu()))
+    batch, cond = random_data.batch(range(2)), family.encode(["a", "b"])
+    text = {name: cond[name].cpu() for name in ("context", "pooled")}
+    batch = replace(batch, latents=torch.zeros(2, 4, 8, 8), text=text)
     r = recipe(**CROP, gan__real="vae_roundtrip", dm__guidance=1.0)
     o, state = Objective(r, family, family.grid(4)), State.new(r, family)
     iteration(r, o, state, SimpleNamespace(batch=lambda *_, **__: batch))
@@ -181,11 +191,11 @@ def test_an_iteration_on_cached_latents_and_text(encoder, family, random_data):
 @pytest.mark.parametrize(("pairs", "form"), [("noisy", "lora"), ("clean", "full")])
 def test_a_preference_step(pairs, form, student, reward, encoder, family, random_data):
     r = aligned(align__pairs=pairs, align__candidates=2, model__form=form, model__lora_rank=2, gan__kind="none")
-    origin = Origin(fake(student, "cpu"), student, None, 3)
-    state = State.new(r, family, origin)
+    stage1 = Stage1(loaded(family, student), None, None, 3)
+    state = State.new(r, family, stage1)
     sampler = PairSampler(Objective(r, family, family.grid(4)), fake(reward.requires_grad_(False)))
-    figures = preference_step(r, sampler.o, sampler, state, Reference(state.student.net), random_data, origin)
-    assert figures["pairs"] > 0 and state.updates["preference"] == 1 and all_on_card(state)
+    metrics = preference_step(r, sampler.o, sampler, state, random_data, stage1)
+    assert metrics["pairs"] > 0 and state.updates["preference"] == 1 and all_on_card(state)
 
 
 def test_the_probe(reward, family):
@@ -194,7 +204,7 @@ def test_the_probe(reward, family):
     sampler = PairSampler(Objective(r, family, family.grid(4)), fake(reward.requires_grad_(False)))
     probe = CollapseProbe(sampler.o, ["a", "b"], reward_judge(sampler))
     probe.begin(state)
-    probe.look(state)
+    probe.check(state)
     assert all_on_card(state)
 
 
@@ -216,20 +226,23 @@ def test_pictures(family):
         assert (pictures.device.type, pictures.shape) == ("cpu", (2, 3, 32, 32))
 
 
-def test_a_preview_of_a_student_that_lies_on_the_cpu(student, family, tmp_path):
-    preview = Preview(recipe(), family, ["a"], tmp_path, fake(student, "cpu"))
-    assert preview._draw(preview._beginning(), "few_step", 2).shape == (1, 3, 32, 32)
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_a_preview_of_a_student_that_was_loaded_on_the_cpu(form, student, family, tmp_path):
+    r = aligned(model__form=form, model__lora_rank=2, gan__kind="none")
+    state = State.new(r, family, Stage1(loaded(family, student), None, None, 3))
+    preview = Preview(r, family, ["a"], tmp_path)
+    for view in (state.start, state.shipped):
+        assert preview._draw(view, "few_step", 2).shape == (1, 3, 32, 32)
 
 
 def test_a_state_goes_back_to_the_card(encoder, family, monkeypatch):
-    state = State.new(recipe(), family)
-    state.average = [p.detach() for p in state.student.parameters]
+    state = State.new(recipe(train__average_images=20), family)
     for role in state.roles:
         for p in role.parameters:
             p.grad = torch.empty_like(p)
         role.update()
     held = {name: value for role in state.roles for name, value in role.tensors().items()}
-    held |= {f"average.{index}": value for index, value in enumerate(state.average)}
+    held |= {f"average.net.{name}": value for name, value in state.average.weights().items()}
     saved = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
     meta = {"iteration": 1, "images_seen": 2, "seconds": 0.0, "probe": {}, "updates": state.updates}
     meta["bad_updates"] = dict.fromkeys(state.updates, 0)

@@ -26,7 +26,7 @@ WORDS_OF_OTHERS = {"train": "'distill' or 'align'", "generate": "'sample'", "dra
 
 
 class Commands(TyperGroup):
-    """The commands; where a name is not known, the one that is meant is told, as Typer does for the nearest spelling."""
+    """The commands. Of a name that is not known, Typer tells the nearest spelling, and this the one that is meant."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in WORDS_OF_OTHERS:

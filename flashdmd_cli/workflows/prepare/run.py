@@ -91,7 +91,7 @@ class Preparation:
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def _look_into(self, source: Source) -> None:
-        """DataError for a source that holds nothing, or not what a filter asks for, before a folder is made or emptied."""
+        """DataError of a source that holds nothing, or not what a filter asks for. No folder is touched yet."""
         rows = list(islice(source.rows(), PEEK))
         if not rows:
             raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")

@@ -60,13 +60,13 @@ def write(out: Path, num: int, seed: int, wanted: dict[str, Any], reporter: Repo
     reporter.phase(f"rendering {counted(num, 'captioned picture')} into {out}", "picture")
     reporter.progress(0, num)
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def samples() -> Iterator[dict[str, Any]]:
         for done, sample in enumerate(shapes_samples(num, seed), start=1):
             reporter.progress(done, num)
             yield sample
 
     with writing(out):
-        written = write_shards(counted(), out)
+        written = write_shards(samples(), out)
     return write_manifest(
         out,
         Manifest(

@@ -249,7 +249,7 @@ def test_plain_progress_has_rate_and_eta(capsys, monkeypatch):
         progress.progress(1, 4, {"dm": 0.5})
         progress.progress(2, 4, {"dm": 0.25})
     out, err = capsys.readouterr()
-    assert out == "" and "2/4  0.10 it/s  ETA 0:20  dm 0.25" in err
+    assert out == "" and "2/4  10 s/it  ETA 0:20  dm 0.25" in err
 
 
 def test_json_knows_no_nan(capsys):

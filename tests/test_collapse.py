@@ -205,3 +205,15 @@ def test_brightness_against_real_pictures():
     assert "15% brighter" in probe.check({"brightness/student": 0.3, "brightness/real": 0.0})[0]
     probe = Probe({}, Bands(brightness_drift=0.1))  # one bright batch is no drift
     assert all(not probe.check({"brightness/student": now, "brightness/real": 0.0}) for now in (0.0, 0.5, 0.0))
+
+
+def test_brightness_waits_for_enough_pictures():
+    """The first small batches are dark by chance; what stays so over many of them is told."""
+    probe = Probe({}, Bands(brightness_drift=0.1), batch=2)
+    figures = [{"brightness/student": 0.6, "brightness/real": 0.0} for _ in range(32)]
+    told = [probe.check(each) for each in figures]
+    assert not any(told[:31]) and "30% brighter" in told[31][0]
+    probe = Probe({}, Bands(brightness_drift=0.1), batch=2)  # and chance evens out
+    assert not any(probe.check({"brightness/student": (-1) ** i, "brightness/real": 0.0}) for i in range(300))
+    memory = {"drift": 0.3}  # of a run that began before pictures were counted
+    assert Probe(memory, Bands(), batch=2).check({"brightness/student": 0.6, "brightness/real": 0.0}) == []

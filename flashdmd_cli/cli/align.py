@@ -10,7 +10,7 @@ import typer
 from flashdmd_cli.cli.distill import finish, print_recipe
 from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
 from flashdmd_cli.cli.output import Progress, command
-from flashdmd_cli.runs.folder import RUNS, find_run
+from flashdmd_cli.runs.folder import RUNS
 
 
 def align(
@@ -57,11 +57,12 @@ def align(
 
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug) as output:
+    with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.runs.results import stage1_checkpoint
+        from flashdmd_cli.workflows.inputs.kinds import find_student
         from flashdmd_cli.workflows.recipes import align_recipe
 
-        student = stage1_checkpoint(find_run(source, "distill"))
+        student = stage1_checkpoint(find_student(source, "distill"))
         if source is None:
             output.say(f"from {student.folder}")
         resolved = align_recipe(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flashdmd_cli import __version__
 from flashdmd_cli.cli.align import align
@@ -20,8 +21,22 @@ from flashdmd_cli.cli.reward import reward_app
 from flashdmd_cli.cli.sample import sample
 from flashdmd_cli.cli.shapes import shapes_app
 
+WORDS_OF_OTHERS = {"train": "'distill' or 'align'", "generate": "'sample'", "draw": "'sample'"}
+"""What commands are called elsewhere, and here."""
+
+
+class Commands(TyperGroup):
+    """The commands. Of a name that is not known, Typer tells the nearest spelling, and this the one that is meant."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in WORDS_OF_OTHERS:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {WORDS_OF_OTHERS[args[0]]}?")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="flashdmd",
+    cls=Commands,
     help="Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop.",
     no_args_is_help=True,
     add_completion=False,

@@ -27,7 +27,7 @@ def demo(
 
     Prepares data, distils, draws, measures, and writes a page. The same command again resumes.
     """
-    with command(as_json, quiet, debug) as output, Progress(output) as observer:
+    with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.demo import demo as run_demo
 
         document = run_demo(out or RUNS / "demo", seed=seed, iterations=iterations, device=device, reporter=observer)

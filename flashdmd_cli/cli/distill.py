@@ -55,7 +55,7 @@ def distill(
 
     What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug) as output:
+    with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.workflows.recipes import distill_recipe
 
         resolved = distill_recipe(

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import typer
 from safetensors import SafetensorError
 
+from flashdmd_cli.cli.loading import TellsOfLoading
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
@@ -125,13 +127,18 @@ def hush_stdout() -> None:
 
 
 @contextmanager
-def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> Iterator[Output]:
-    """The body of a command: gives it its output, turns its errors into one line and the right exit code."""
+def command(as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False) -> Iterator[Output]:
+    """The body of a command: gives it its output, turns its errors into one line and the right exit code.
+
+    A command that `resumes` keeps what it has finished when it is interrupted, and goes on from there.
+    """
     output = Output(as_json, quiet, debug)
+    loading = TellsOfLoading(output.say)
     with output.stop:
         try:
             if as_json and quiet:
                 raise UsageError("--quiet: choose one of --json and --quiet")
+            loading.enter()
             yield output
             with to_stdout():
                 sys.stdout.flush()
@@ -144,22 +151,26 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False) -> 
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
-            meant = interruption(error, output.stop)
+            meant = interruption(error, output.stop, resumes)
             with suppress(OSError):
                 print(error_line(meant), file=sys.stderr, flush=True)
             raise typer.Exit(exit_code(meant)) from None
         finally:
+            loading.leave()
             release()
 
 
-def interruption(error: BaseException, stop: StopFlag) -> BaseException:
+def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseException:
     """What `error` means: after a signal it is the signal, whatever a library in whose middle it came made of it.
 
-    What was said while ending stands: that the state is saved, or could not be.
+    What was said while ending stands: that the state is saved, or could not be. Of what is kept only a command that
+    `resumes` has something to say.
     """
     if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
         return error
-    if isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
+    if not resumes:
+        told = Interrupted("interrupted")
+    elif isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
         told = Interrupted("interrupted; what was finished before is kept", hint="run the same command again")
     else:
         told = Interrupted(error_line(error))
@@ -167,14 +178,47 @@ def interruption(error: BaseException, stop: StopFlag) -> BaseException:
     return told
 
 
+@dataclass
+class Clock:
+    """The time of one phase, of which units are done."""
+
+    unit: str = "it"
+    first: tuple[int, float] | None = None
+    """How many were done when it started, and when that was."""
+    aside: float = 0.0
+    """Seconds since then that went into other work."""
+    told_at: float = -math.inf
+    seconds_each: bool | None = None
+    """Whether the speed is told as seconds per unit; the first that is measured decides for the whole phase."""
+
+    def told(self, done: int, total: int, now: float) -> str:
+        """`30/400  2.5 it/s  ETA 2:43`. The speed is that of the work itself, the ETA counts what comes between."""
+        if self.first is None or done < self.first[0]:
+            self.first, self.aside = (done, now), 0.0
+        num, seconds = done - self.first[0], max(now - self.first[1], 1e-9)
+        text = f"{done}/{total}"
+        if num > 0:
+            rate = num / max(seconds - self.aside, 1e-9)
+            if self.seconds_each is None:
+                self.seconds_each = rate < 1
+            text += f"  {short(1 / rate)} s/{self.unit}" if self.seconds_each else f"  {short(rate)} {self.unit}/s"
+            text += f"  ETA {duration((total - done) * seconds / num)}"
+        return text
+
+
+def short(value: float) -> str:
+    """Three digits, without an exponent where there are more in front of the point."""
+    return f"{value:.3g}" if value < 999 else f"{value:.0f}"
+
+
 class Progress:
     """Watches long work: a rich bar on a terminal, else a plain line every few seconds; rate and ETA in both."""
 
     def __init__(self, output: Output, every: float = PLAIN_LINE_SECONDS) -> None:
-        self.output, self.unit, self.every = output, "it", every
+        self.output, self.every, self.clock = output, every, Clock()
         self.stop, self.say = output.stop, output.say
         self.bar: Any = None
-        self._restart()
+        self.task: Any = None
         if sys.stderr.isatty() and not output.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
@@ -196,34 +240,39 @@ class Progress:
         """Whether a library may draw a bar of its own."""
         return self.output.draws_bars
 
-    def _restart(self) -> None:
-        self.first: tuple[int, float] | None = None
-        self.told_at = -math.inf
-        self.task: Any = None
-
     def phase(self, text: str, unit: str = "it") -> None:
         """A new part of the work begins, counted in `unit`s; ends here if a stop was asked for."""
         self.output.stop.check()
-        self.unit = unit
+        self._take_down()
+        self.clock = Clock(unit)
+        self.output.say(text)
+
+    @contextmanager
+    def aside(self, text: str, unit: str = "it") -> Iterator[None]:
+        """Other work in the middle of a phase, with a counter of its own; the phase's speed does not count its time."""
+        phase, began = self.clock, time.monotonic()
+        self.phase(text, unit)
+        try:
+            yield
+        finally:
+            self._take_down()
+            phase.aside += time.monotonic() - began
+            self.clock = phase
+
+    def _take_down(self) -> None:
+        """The bar goes, for others to write where it was."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.stop()
                 if self.task is not None:
                     self.bar.remove_task(self.task)
-        self._restart()
-        self.output.say(text)
+        self.task = None
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """`done` of `total` are finished (0 starts the clock); the metrics worth a look go along."""
         self.output.stop.check()
         now = time.monotonic()
-        if self.first is None or done < self.first[0]:
-            self.first = (done, now)
-        rate = (done - self.first[0]) / max(now - self.first[1], 1e-9)
-        told = f"{done}/{total}"
-        if rate > 0:
-            speed = f"{rate:.2f} {self.unit}/s" if rate >= 0.1 else f"{1 / rate:.1f} s/{self.unit}"
-            told += f"  {speed}  ETA {duration((total - done) / rate)}"
+        told = self.clock.told(done, total, now)
         shown = list((metrics or {}).items())[:4]
         told += "".join(f"  {name} {value:.4g}" for name, value in shown)
         if self.bar is not None:
@@ -232,6 +281,6 @@ class Progress:
                     self.task = self.bar.add_task("", total=total, told=told)
                     self.bar.start()
                 self.bar.update(self.task, completed=done, total=total, told=told)
-        elif done and now - self.told_at >= self.every or done == total:
-            self.told_at = now
+        elif done and now - self.clock.told_at >= self.every or done == total:
+            self.clock.told_at = now
             self.output.say(f"  {told}")

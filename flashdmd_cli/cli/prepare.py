@@ -11,6 +11,7 @@ from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Seed, TeacherCon
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
+from flashdmd_cli.runs.reporter import counted
 from flashdmd_cli.runs.share import Share
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
@@ -51,7 +52,7 @@ def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) 
     output.result(
         document,
         [
-            f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {shards} shards"
+            f"{folder}: {facts.kept} of {facts.seen} {noun} kept in {counted(shards, 'shard')}"
             f" (next: {next_command(folder, teacher, facts.pictures)})",
             *(f"  {num:>8}  {reason:<18} {meaning(reason)}" for reason, num in facts.rejected.items()),
             *([f"converted: {converted}"] if converted else []),
@@ -123,7 +124,7 @@ def prepare_data(
     debug: Debug = False,
 ) -> None:
     """Turn captioned pictures, or prompts, into shards. The same command again goes on, or does nothing."""
-    with command(as_json, quiet, debug) as output, Progress(output) as observer:
+    with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.prepare import NUM_SHAPES, prepare, prepare_shapes
 
         path = Path(source)
@@ -133,7 +134,9 @@ def prepare_data(
             folder, num = out or RUNS / f"data-{source}", NUM_SHAPES if num is None else num
             prepare_shapes(folder, num=num, seed=seed, replace=yes, reporter=observer)
             document = {"out": folder, "manifest": folder / "manifest.json", "num": num, "seed": seed}
-            output.result(document, f"{folder}: {num} pictures (next: {next_command(folder, SHAPES)})", str(folder))
+            output.result(
+                document, f"{folder}: {counted(num, 'picture')} (next: {next_command(folder, SHAPES)})", str(folder)
+            )
             return
         folder, share = out or RUNS / f"data-{suite or path.resolve().stem}", Share.find(shard_index, shard_count)
         manifest = prepare(

@@ -53,7 +53,7 @@ def train(
 
     What is not given is the recipe's; `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug) as output:
+    with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.workflows.recipes import reward_recipe
 
         resolved = reward_recipe(recipe, sets or [], teacher=teacher, iterations=iterations, seed=seed, device=device)

@@ -66,6 +66,8 @@ def sample(
         folder = drawn.out
         document = {"out": folder, "manifest": folder / "manifest.json", "grid": drawn.grid, "files": drawn.files}
         text = f"{folder}: {len(drawn.pictures)} pictures, side by side in {drawn.grid}"
+        if len(drawn.pictures) == 1:
+            text = f"{drawn.pictures[0]}: the picture"
         output.result(document, text, str(folder))
 
 

@@ -36,7 +36,7 @@ def build(
     debug: Debug = False,
 ) -> None:
     """Train one part of the embedded world. Order: as listed; the same command again resumes."""
-    with command(as_json, quiet, debug) as output, Progress(output) as observer:
+    with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.shapes import build_part
 
         began = time.monotonic()

@@ -40,12 +40,14 @@ def generate(
     first_index: int = 0,
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
+    step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """A picture for every caption, (N, 3, H, W) float32 on [-1, 1], on the CPU.
 
     Picture `i` starts from the noise of (seed, first_index + i), the same for every sampler, so that pictures side by
     side differ by the sampler alone. `guidance` 1 is none. `timesteps` replaces the few-step grid of `steps`;
-    `spacing` is that of DDIM. `progress(done, N)` is called after each batch. Raises `NumericalError` on NaN.
+    `spacing` is that of DDIM. `progress(done, N)` is called after each batch, `step(B)` after each step of the B
+    pictures of one. Raises `NumericalError` on NaN.
     """
     if sampler == "few_step" and guidance != 1.0:
         raise ValueError("a few-step student has its guidance built in; sample it with guidance 1")
@@ -59,7 +61,10 @@ def generate(
         condition = family.encode(texts)
 
         def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = condition) -> Tensor:
-            return net.guided_x0(x_t, t, condition, guidance)
+            x0 = net.guided_x0(x_t, t, condition, guidance)
+            if step is not None:
+                step(len(x_t))
+            return x0
 
         def noise(step: int, indices: range = indices) -> Tensor:
             rows = [picture_noise(family.latent_shape, seed, index, step) for index in indices]

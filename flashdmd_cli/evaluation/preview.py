@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 PREVIEW = "preview.png"
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of the preview: what draws it, and how."""
+
+    label: str
+    net: View
+    sampler: Sampler
+    steps: int
+    guidance: float = 1.0
+
+    @property
+    def cost(self) -> int:
+        """Network evaluations for each of its pictures; guidance takes two a step."""
+        return self.steps * self.cost_of_step
+
+    @property
+    def cost_of_step(self) -> int:
+        """Network evaluations of one step."""
+        return 1 if self.guidance == 1.0 else 2
+
+
 @dataclass
 class Preview:
     """Draws `preview.png`: teacher in 30 and 4 steps, the student before training and now, same noise and captions."""
@@ -28,25 +49,46 @@ class Preview:
     out: Path
     before: dict[str, Tensor] = field(default_factory=dict)
 
-    def _draw(self, net: View, sampler: Sampler, steps: int, guidance: float = 1.0) -> Tensor:
-        from flashdmd_cli.evaluation.generate import generate
+    def __call__(
+        self, student: View, start: View, iteration: int, progress: Callable[[int, int], None] | None = None
+    ) -> None:
+        """`start` is the student before its first update: the teacher in stage 1, stage 1's student in stage 2.
 
-        seed = self.recipe.train.seed
-        return generate(self.family, net, self.captions, seed, sampler, steps, guidance, batch=8)
-
-    def __call__(self, student: View, start: View, iteration: int) -> None:
-        """`start` is the student before its first update: the teacher in stage 1, stage 1's student in stage 2."""
+        `progress(done, total)` counts evaluations of the network on one picture.
+        """
         from flashdmd_cli.evaluation.pictures import save_grid
         from flashdmd_cli.runs.files import writing
 
         steps, guidance, teacher = self.recipe.grid.steps, self.recipe.dm.guidance, self.family.teacher
-        if not self.before:
-            self.before = {
-                "teacher\n30 steps": self._draw(teacher, "ddim", 30, guidance),
-                f"teacher\n{steps} steps": self._draw(teacher, "ddim", steps, guidance),
-                f"student\n{steps} steps\niteration 0": self._draw(start, "few_step", steps),
-            }
-        now = self._draw(student, "few_step", steps) if iteration else self.before[list(self.before)[-1]]
-        rows = self.before | {f"student\n{steps} steps\niteration {iteration}": now}
+        first = [
+            Row("teacher\n30 steps", teacher, "ddim", 30, guidance),
+            Row(f"teacher\n{steps} steps", teacher, "ddim", steps, guidance),
+            Row(f"student\n{steps} steps\niteration 0", start, "few_step", steps),
+        ]
+        now = [Row(f"student\n{steps} steps\niteration {iteration}", student, "few_step", steps)] if iteration else []
+        drawn = self._draw([*([] if self.before else first), *now], progress)
+        self.before = self.before or {row.label: drawn[row.label] for row in first}
+        rows = self.before | drawn
         with writing(self.out / PREVIEW):
             save_grid(list(rows.values()), list(rows), self.out / PREVIEW, self.captions)
+
+    def _draw(self, rows: Sequence[Row], progress: Callable[[int, int], None] | None) -> dict[str, Tensor]:
+        """The pictures of each row, by its label."""
+        from flashdmd_cli.evaluation.generate import generate
+
+        seed, done, total = self.recipe.train.seed, 0, len(self.captions) * sum(row.cost for row in rows)
+        if progress is not None:
+            progress(0, total)
+        drawn = {}
+        for row in rows:
+
+            def step(num: int, row: Row = row) -> None:
+                nonlocal done
+                done += num * row.cost_of_step
+                if progress is not None:
+                    progress(done, total)
+
+            drawn[row.label] = generate(
+                self.family, row.net, self.captions, seed, row.sampler, row.steps, row.guidance, batch=8, step=step
+            )
+        return drawn

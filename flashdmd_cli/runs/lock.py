@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -33,12 +34,14 @@ def hold(folder: Path, flag: str = "--out", shared: bool = False) -> None:
     except BlockingIOError:
         if file is not _HELD.get(folder.resolve()):
             file.close()
+        other = f"another process{_name(path)}"
         raise UsageError(
-            f"{flag} {folder}: another process is writing to it", hint="wait for it, or choose another folder"
+            f"{flag} {folder}: {other} is writing to it", hint="wait for it, or choose another folder"
         ) from None
     except OSError:  # a file system without locks
         pass
     _HELD[folder.resolve()] = file
+    _sign(file)
 
 
 def is_alone(folder: Path) -> bool:
@@ -77,6 +80,29 @@ def releasing() -> Iterator[None]:
     finally:
         for folder in _HELD.keys() - before:
             _HELD.pop(folder).close()
+
+
+def _sign(file: IO[str]) -> None:
+    """Note in a lock file who holds it; of several that share it, who came last."""
+    with suppress(OSError):  # a full disk is told by what the command writes
+        file.truncate(0)
+        file.write(f"{os.getpid()} {socket.gethostname()}\n")
+        file.flush()
+
+
+def _name(path: Path) -> str:
+    """` (pid 4711)` of a lock file's holder where it is known, with the machine where that is another one; else ``.
+
+    One that has ended by now was not the last of those that shared the lock, and is not named.
+    """
+    with suppress(OSError, ValueError):
+        pid, host = path.read_text(encoding="utf-8").split()
+        if host != socket.gethostname():
+            return f" (pid {int(pid)} on {host})"
+        with suppress(PermissionError):  # another user's
+            os.kill(int(pid), 0)
+        return f" (pid {int(pid)})"
+    return ""
 
 
 def _is(file: IO[str], path: Path) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from flashdmd_cli.runs.signals import StopFlag
@@ -24,6 +25,9 @@ class Reporter(Protocol):
     def phase(self, text: str, unit: str = "it") -> None:
         """A new part of the work begins; what `progress` counts in it are `unit`s."""
 
+    def aside(self, text: str, unit: str = "it") -> AbstractContextManager[None]:
+        """Other work in the middle of a phase, as a phase of its own inside the `with`; then the phase goes on."""
+
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         """`done` of `total` units of this phase are finished (0 starts the clock), with metrics worth a look."""
 
@@ -42,6 +46,11 @@ class SilentReporter:
     def phase(self, text: str, unit: str = "it") -> None:
         self.stop.check()
 
+    @contextmanager
+    def aside(self, text: str, unit: str = "it") -> Iterator[None]:
+        self.phase(text, unit)
+        yield
+
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         self.stop.check()
 
@@ -51,3 +60,8 @@ def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(num: int, noun: str) -> str:
+    """`1 picture`, `5 pictures`."""
+    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"

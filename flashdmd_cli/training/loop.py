@@ -130,7 +130,8 @@ def run(
         if state.iteration == 0 and collapse is not None:
             with stop.answering():
                 collapse.begin(state)
-        probe, undo = Probe(state.probe, recipe.bands), Undo(stop, state.contents, state.take, world.size == 1)
+        probe = Probe(state.probe, recipe.bands, train.batch)
+        undo = Undo(stop, state.contents, state.take, world.size == 1)
         while not ended():
             with undo.round():
                 metrics = iteration()

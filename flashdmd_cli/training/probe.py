@@ -9,13 +9,21 @@ from flashdmd_cli.runs.align_schema import Bands
 SMOOTHING = 0.9
 NUM_BEFORE = 10
 """Student updates before a gradient is held against the mean of those before it."""
+NUM_PICTURES = 64
+"""Pictures before their mean brightness is held against that of as many real ones. The brightness of single pictures
+has a standard deviation of about 0.2, so the difference of two means of n has 0.2 sqrt(2 / n): of 64, a third of the
+usual band of 0.10."""
 
 
 class Probe:
-    """Watches the figures of each iteration. `memory` is JSON-able and belongs to the run's state."""
+    """Watches the figures of each iteration, which come from `batch` pictures.
 
-    def __init__(self, memory: dict[str, Any], bands: Bands) -> None:
-        self.memory, self.bands = memory, bands
+    `memory` is JSON-able and belongs to the run's state. Brightness is judged from 64 pictures on (`NUM_PICTURES`),
+    for that of one small batch says more about its captions than about the student.
+    """
+
+    def __init__(self, memory: dict[str, Any], bands: Bands, batch: int = NUM_PICTURES) -> None:
+        self.memory, self.bands, self.batch = memory, bands, batch
 
     def check(self, figures: dict[str, float]) -> list[str]:
         """Warnings of this iteration; each kind is told once until it has gone away."""
@@ -69,11 +77,16 @@ class Probe:
         return "most iterations keep no pair and teach nothing: lower align.threshold or raise align.candidates"
 
     def _brightness(self, figures: dict[str, float]) -> str | None:
-        """The student's pictures become darker or brighter than real ones, on [0, 1], smoothed over iterations."""
+        """The student's pictures become darker or brighter than real ones, on [0, 1], over many pictures.
+
+        Before `NUM_PICTURES` are seen it is their mean and nothing is told; then the newest count most.
+        """
         now = (figures["brightness/student"] - figures["brightness/real"]) / 2
-        drift = SMOOTHING * self.memory.get("drift", now) + (1 - SMOOTHING) * now
+        seen = self.memory["drift_pictures"] = self.memory.get("drift_pictures", 0) + self.batch
+        share = self.batch / seen if seen <= NUM_PICTURES else min(1 - SMOOTHING, self.batch / NUM_PICTURES)
+        drift = (1 - share) * self.memory.get("drift", now) + share * now
         self.memory["drift"] = drift
         figures["brightness/drift"] = drift
-        if abs(drift) <= self.bands.brightness_drift:
+        if seen < NUM_PICTURES or abs(drift) <= self.bands.brightness_drift:
             return None
         return f"student {abs(drift):.0%} {'brighter' if drift > 0 else 'darker'} than real pictures: lower dm.guidance"

@@ -9,11 +9,12 @@ from pathlib import Path
 from flashdmd_cli.export import FORMATS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import saving_weights
-from flashdmd_cli.runs.folder import RUNS, claim, find_run
+from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.inputs.drawers import student_drawer
+from flashdmd_cli.workflows.inputs.kinds import find_student
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def export(
     if form not in FORMATS:
         raise UsageError(f"--format {form}: unknown", hint=f"one of {', '.join(FORMATS)}")
     reporter, began = reporter or SilentReporter(), time.monotonic()
-    checkpoint = find_run(None if student is None else str(student))
+    checkpoint = find_student(None if student is None else str(student))
     if student is None:
         reporter.say(f"from {checkpoint}")
     drawer, made = student_drawer(checkpoint, reporter=reporter), read_manifest(checkpoint)

@@ -22,7 +22,7 @@ from flashdmd_cli.runs.manifest import (
     read_manifest,
     write_manifest,
 )
-from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
 from flashdmd_cli.workflows.inputs.drawers import Drawer, as_teacher, load_drawer
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.inputs.teachers import Parts
@@ -115,8 +115,10 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
     files: list[Path] = []
     rows, labels = [], []
     for drawer in drawers:
-        reporter.phase(f"drawing {len(texts)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
-        pictures = drawer.draw(texts, seed, reporter)
+        reporter.phase(
+            f"drawing {counted(len(texts), 'picture')} with {drawer.name}, {counted(drawer.steps, 'step')}", "step"
+        )
+        pictures = drawer.draw(texts, seed, reporter, by_steps=True)
         if not files and (num_old := forget(out)):  # not before there is something to take its place
             reporter.say(f"{out}: replaces the {num_old} files of the sample that was there")
         folder = out / drawer.name

@@ -42,9 +42,9 @@ def watch_run(
     draw = Preview(recipe, family, captions, out)
 
     def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
-        if iteration == 0:
-            reporter.say("drawing what teacher and student show before training")
-        draw(student, start, iteration)
+        when = "now" if iteration else "before training"
+        with reporter.aside(f"drawing what teacher and student show {when}", "evaluation"):
+            draw(student, start, iteration, reporter.progress)
         write_run_page(recipe, out, iteration, warnings)
 
     def warn(text: str) -> None:

@@ -65,12 +65,29 @@ class Drawer:
 
         return Place(self.family.device.type, self.family.precision)
 
-    def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None, batch: int = 32) -> Tensor:
-        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
+    def draw(
+        self,
+        captions: Sequence[str],
+        seed: int,
+        reporter: Reporter | None = None,
+        batch: int = 32,
+        by_steps: bool = False,
+    ) -> Tensor:
+        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it.
+
+        Progress is told in pictures, or `by_steps` in steps of one picture, where few pictures take long.
+        """
         from flashdmd_cli.evaluation.generate import generate
 
         reporter = reporter or SilentReporter()
-        reporter.progress(0, len(captions))
+        done, total = 0, len(captions) * (self.steps if by_steps else 1)
+        reporter.progress(0, total)
+
+        def step(num: int) -> None:
+            nonlocal done
+            done += num
+            reporter.progress(done, total)
+
         return generate(
             self.family,
             self.net,
@@ -80,7 +97,8 @@ class Drawer:
             self.steps,
             self.guidance,
             batch=batch,
-            progress=reporter.progress,
+            progress=None if by_steps else reporter.progress,
+            step=step if by_steps else None,
         )
 
     def facts(self) -> dict[str, object]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source, same_denoiser
-from flashdmd_cli.families.registry import family_at
+from flashdmd_cli.families.registry import FAMILIES, family_at
 from flashdmd_cli.families.sdxl.layout import same_world
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.folder import find_run
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.shapes.assets import asset
 
@@ -38,6 +39,27 @@ def is_shapes_student(student: Path) -> bool:
 def is_exported(folder: Path) -> bool:
     """Whether a pipeline folder is a student that `export` wrote: its manifest says so, or how its scheduler is set."""
     return _kind(folder) == "export" or family_at(folder).module.is_student(folder)
+
+
+def find_student(name: str | None, *kinds: str) -> Path:
+    """The folder that `--from` names, or the newest under ./runs, where only a student will do.
+
+    InputError for a teacher, with what makes a student of it.
+    """
+    if name is not None and _is_teacher(name):
+        raise InputError(
+            f"--from {name}: is a teacher, not a student",
+            hint=f"flashdmd distill --teacher {name} makes a student of it; give its folder",
+        )
+    return find_run(name, *kinds)
+
+
+def _is_teacher(name: str) -> bool:
+    """Whether `--teacher` knows it by this name, or it is a pipeline folder that is no student."""
+    place = expanded(name)
+    if place.exists():
+        return (place / "model_index.json").is_file() and not is_exported(place)
+    return name == SHAPES or any(name in (facts.name, facts.hub_id) for facts in FAMILIES.values())
 
 
 def check_teacher(place: Path, said: str, hint: str = "") -> None:

@@ -21,6 +21,7 @@ from flashdmd_cli.data.sources import open_source
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import size, write_text_atomically
 from flashdmd_cli.runs.folder import claim
+from flashdmd_cli.runs.lock import hold, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopSignal
 from flashdmd_cli.runs.workers import run_tasks
@@ -68,8 +69,8 @@ class Preparation:
     def _run(self, yes: bool) -> Manifest | None:
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
-        if yes:  # it empties the folder, so a filter that cannot work has to be known before
-            self._require_columns(islice(source.rows(), PEEK), source)
+        self.at.reporter.phase(f"listing {self.request.source}")
+        self._look_into(source)
         claim(self.out, "data", yes, shared=not yes)
         with self.at.open():
             plan = self._list(source)
@@ -89,30 +90,42 @@ class Preparation:
 
     # -- listing ------------------------------------------------------------------------------------------------------
 
+    def _look_into(self, source: Source) -> None:
+        """DataError of a source that holds nothing, or not what a filter asks for. No folder is touched yet."""
+        rows = list(islice(source.rows(), PEEK))
+        if not rows:
+            raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
+        require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
+
     def _list(self, source: Source) -> Plan:
         """The source's listing, held against the one that this preparation began with."""
-        self.at.reporter.phase(f"listing {self.request.source}")
         # Under a name of its own until it is known to be the plan that others here work by.
         listed = self.at.work / f"{os.getpid()}.{PLAN}"
         plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
-        if not len(plan):
-            raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
         note = self.at.work / REQUEST
         asked = json.dumps({"request": self.request.identity, "listing": plan.sha256}, sort_keys=True)
-        if note.is_file() and note.read_text(encoding="utf-8") != asked:
+        differs = note.is_file() and note.read_text(encoding="utf-8") != asked
+        if differs and self._is_fruitless():
+            for left in self.at.work.glob("*.jsonl"):
+                if left != listed:
+                    left.unlink()
+            note.unlink()
+            hold(self.out, shared=True)
+        elif differs:
             begun = json.loads(note.read_text(encoding="utf-8"))
             what = "SOURCE: has changed since" if begun["request"] == self.request.identity else "--out: other options"
             raise UsageError(
                 f"{what}: {self.out} was begun with other input", hint="--yes begins anew, or choose another --out"
             )
         if not note.is_file() and not (self.out / MANIFEST).is_file():
-            self._require_columns(plan.chunk(0)[:PEEK], source)
             write_text_atomically(note, asked)
         os.replace(listed, self.at.work / PLAN)
         return replace(plan, path=self.at.work / PLAN)
 
-    def _require_columns(self, rows: Iterable[Row], source: Source) -> None:
-        require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
+    def _is_fruitless(self) -> bool:
+        """Whether what was begun here has nothing to lose: no shard was made of it, and no other process is at it."""
+        shards = (path for folder in (self.at.work, self.out) for path in folder.glob("*.tar"))
+        return next(shards, None) is None and is_alone(self.out)
 
     def _drop_if_incomplete(self) -> None:
         """Forget a finished result of which a file is gone or cut, so that it is made again."""

@@ -12,7 +12,7 @@ from flashdmd_cli.runs.files import writing
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, read_manifest, write_manifest
-from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
 
 NUM_SHAPES = 2000
 
@@ -59,16 +59,16 @@ def write(out: Path, num: int, seed: int, wanted: dict[str, Any], reporter: Repo
     from flashdmd_cli.shapes.samples import shapes_samples
 
     began = time.monotonic()
-    reporter.phase(f"rendering {num} captioned pictures into {out}", "picture")
+    reporter.phase(f"rendering {counted(num, 'captioned picture')} into {out}", "picture")
     reporter.progress(0, num)
 
-    def counted() -> Iterator[dict[str, Any]]:
+    def samples() -> Iterator[dict[str, Any]]:
         for done, sample in enumerate(shapes_samples(num, seed), start=1):
             reporter.progress(done, num)
             yield sample
 
     with writing(out):
-        written = write_shards(counted(), out)
+        written = write_shards(samples(), out)
     return write_manifest(
         out,
         Manifest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -18,7 +19,7 @@ from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs import device
-from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.runs.tracking import COSTS, read_metrics
 
 torch.set_num_threads(1)
 _SECONDS: dict[str, float] = defaultdict(float)
@@ -91,10 +92,10 @@ def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def repeatable(out: Path) -> list[dict[str, Any]]:
-    """The logged rows of a run in `out` without what the machine's load decides; every row has to have that."""
-    rows = read_metrics(out)
-    for row in rows:
-        assert row.pop("seconds_per_kimg") > 0 and row.pop("memory_gb") > 0
+    """The logged rows of a run in `out`; each has to have its costs, which the machine's load decides, in their file."""
+    rows, costs = read_metrics(out), [json.loads(line) for line in (out / COSTS).read_text().splitlines()]
+    assert [row["step"] for row in rows] == [row.pop("step") for row in costs]
+    assert all(set(row) == {"seconds_per_kimg", "memory_gb"} and min(row.values()) > 0 for row in costs)
     return rows
 
 

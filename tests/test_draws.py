@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from flashdmd_cli.core.schedules import FlowSchedule, VPSchedule
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.distill import micro_batches, positions
 from flashdmd_cli.training.draws import Draws
@@ -38,6 +39,14 @@ def test_a_row_draws_the_same_in_any_company(size, micro_batch):
     parts = [rows for rank in range(size) for rows in micro_batches(train, World(rank, size))]
     assert [row for rows in parts for row in rows] == list(range(8)) and set(map(len, parts)) == {micro_batch}
     assert [each for rows in parts for each in everything(draws(rows))] == wanted
+    # Parts are equal, for each counts alike, and no larger than asked for.
+    assert list(micro_batches(SimpleNamespace(batch=12, micro_batch=4), World(1, 2))) == [
+        range(6, 8),
+        range(8, 10),
+        range(10, 12),
+    ]
+    with pytest.raises(UsageError, match="train.batch: 8 pictures cannot be shared equally by 3 processes"):
+        list(micro_batches(train, World(0, 3)))
     # The pictures of the stream as well: iteration 3 goes on where iteration 2 ends.
     stream = [place for number in (2, 3) for rows in parts for place in positions(number, rows, train)]
     assert stream == list(range(16, 32))

@@ -51,8 +51,9 @@ def apart(view: View) -> View:
 def separate(recipe: Recipe, family: SDXLFamily, stage1: Stage1 | None) -> Networks:
     """The networks of a run without anything shared."""
     n = new_networks(recipe, family, stage1)
-    student, fake, teacher = apart(n.student), apart(n.fake), apart(n.teacher)
-    average, reference = (view and apart(view) for view in (n.average, n.reference))
+    with torch.random.fork_rng(devices=[]):  # the discriminator's heads are drawn next
+        student, fake, teacher = apart(n.student), apart(n.fake), apart(n.teacher)
+        average, reference = (view and apart(view) for view in (n.average, n.reference))
     return Networks(student, fake, teacher, average, reference)
 
 
@@ -66,7 +67,7 @@ def same_run(out: Path, other: Path, one: State, two: State) -> None:
     rows, others = read_metrics(out), read_metrics(other)
     assert len(rows) == len(others) == ITERATIONS
     for row, expected in zip(rows, others, strict=True):
-        assert row == pytest.approx(expected, rel=1e-5, abs=1e-9)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
     for mine, its in ((one.student.net, two.student.net), (one.fake.net, two.fake.net), (one.average, two.average)):
         for a, b in zip(mine.parameters, its.parameters, strict=True):
             torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5)
@@ -82,7 +83,8 @@ def test_distillation_on_a_shared_network(name, tiny_family, sam_folder, tmp_pat
         r = seeing(sam_folder, r) if r.gan.kind == "pixel" else r
         return distill(r, tiny_family, random_data, tmp_path / out, QUIET, StopFlag())
 
-    shared, checkpointed = run("shared"), run("checkpointed", True)
+    shared = run("shared")
+    checkpointed = run("checkpointed", True)
     monkeypatch.setattr(states, "new_networks", separate)
     alone = run("alone")
     assert len(set(bases(shared))) == 1 and len(set(bases(alone))) == len(bases(alone)) == 4
@@ -92,7 +94,7 @@ def test_distillation_on_a_shared_network(name, tiny_family, sam_folder, tmp_pat
 
 @pytest.mark.parametrize("form", ["adapters", "all weights"])
 def test_alignment_on_a_shared_network(
-    form, tiny_family, sam_folder, tmp_path, random_data, reward, origin, monkeypatch  # noqa: F811
+    form, tiny_family, tmp_path, random_data, reward, origin, monkeypatch  # noqa: F811
 ):  # fmt: skip
     """From a stage 1 that trained adapters, which lie frozen below, and from one that trained all weights."""
     stage1 = origin
@@ -105,10 +107,11 @@ def test_alignment_on_a_shared_network(
         stage1 = Stage1(tiny_family.teacher, None, None, 7, Stage1Adapters(student, fake, 3, 6.0))
 
     def run(out: str, checkpointing: bool = False) -> State:
-        r = load_recipe("sdxl-4step", flags=FLAGS | ALIGN | {"model.checkpointing": checkpointing})
-        return align(seeing(sam_folder, r), tiny_family, reward, stage1, random_data, tmp_path / out, QUIET, StopFlag())
+        r = load_recipe("sdxl-4step-dmd2", flags=FLAGS | ALIGN | {"model.checkpointing": checkpointing})
+        return align(r, tiny_family, reward, stage1, random_data, tmp_path / out, QUIET, StopFlag())
 
-    shared, checkpointed = run("shared"), run("checkpointed", True)
+    shared = run("shared")
+    checkpointed = run("checkpointed", True)
     monkeypatch.setattr(states, "new_networks", separate)
     alone = run("alone")
     # Where stage 1 trained all weights, student and fake score begin as two networks, and the teacher is a third.

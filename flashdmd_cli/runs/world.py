@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from flashdmd_cli.runs.errors import UsageError
+
 
 @dataclass(frozen=True)
 class World:
@@ -31,8 +33,13 @@ class World:
         return self.rank == 0
 
     def rows(self, batch: int) -> range:
-        """This process's rows of a batch, which `size` divides."""
-        share = batch // self.size
+        """This process's rows of a batch; UsageError where `size` does not divide it."""
+        share, rest = divmod(batch, self.size)
+        if rest:
+            raise UsageError(
+                f"train.batch: {batch} pictures cannot be shared equally by {self.size} processes",
+                hint=f"--set train.batch={max(share, 1) * self.size}",
+            )
         return range(self.rank * share, (self.rank + 1) * share)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,11 @@ def distill(
 
 
 def micro_batches(train: Train, world: World) -> Iterator[range]:
-    """This process's rows of an iteration's batch, `micro_batch` at a time."""
+    """This process's rows of an iteration's batch, in equal parts of at most `micro_batch`."""
     rows = world.rows(train.batch)
-    for start in range(rows.start, rows.stop, train.micro_batch):
-        yield range(start, start + train.micro_batch)
+    size = math.gcd(len(rows), train.micro_batch)
+    for start in range(rows.start, rows.stop, size):
+        yield range(start, start + size)
 
 
 def positions(number: int, rows: range, train: Train) -> range:

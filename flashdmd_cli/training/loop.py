@@ -128,7 +128,7 @@ def run(
         if preview_is_due():  # at the beginning, and where a run was interrupted in its preview
             preview()
         if state.iteration == 0 and collapse is not None:
-            with stop.answering():
+            with stop.answering(world.size == 1):
                 collapse.begin(state)
         probe = Probe(state.probe, recipe.bands, train.batch)
         undo = Undo(stop, state.contents, state.take, world.size == 1)
@@ -163,7 +163,8 @@ def run(
     if 0 < state.iteration < train.iterations:
         with stop.postponed():
             save()
-        if stop.requested is None:
+        if not world.any(stop.requested is not None):
             # A collapse: what one wants to see now.
             preview()
+    world.wait()  # whoever goes on reads what the main process has saved
     return state

@@ -1,0 +1,208 @@
+"""Several processes train one run as one process does: the same draws, metrics and weights, one writer, one stop."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from flashdmd_cli.data.shards import Batch
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
+from flashdmd_cli.families.sdxl.reward_files import new_reward
+from flashdmd_cli.runs.recipe import Recipe, load_recipe
+from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.runs.world import World
+from flashdmd_cli.training.align import align
+from flashdmd_cli.training.distill import distill
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.loop import Watch
+from flashdmd_cli.training.networks import Stage1
+from flashdmd_cli.training.state import State
+
+from .conftest import RandomData
+from .test_distill import QUIET, sam_folder, seeing  # noqa: F401
+
+FLAGS = {
+    "train.batch": 4, "train.micro_batch": 4, "train.iterations": 3, "train.save_every": 100, "train.log_every": 1,
+    "train.preview_every": 3, "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-5,
+    "optim.lr_fake": 1e-5, "optim.lr_discriminator": 1e-5, "optim.warmup_images": 0, "model.lora_rank": 2,
+}  # fmt: skip
+ALIGN = {
+    "align.lr": 1e-5, "align.rl_ratio": 1, "align.threshold": [0.1, 0.1], "align.candidates": 2, "align.beta": 50.0,
+}  # fmt: skip
+CASES = ("pixel", "latent", "align")
+STOPPED = "stopped"
+
+
+def reward_of(family: SDXLFamily) -> LatentRewardModel:
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(5)
+        model = new_reward(family, RewardConfig(resolution=32, guidance=None)).requires_grad_(False)
+        model.logit_scale.fill_(math.log(100.0))
+    return model
+
+
+class StopAsked(RandomData):
+    """Data that ask for a stop when iteration 1 reads them."""
+
+    def __init__(self, stop: StopFlag) -> None:
+        self.stop = stop
+
+    def batch(self, positions: range, seed: int = 0) -> Batch:
+        if positions.start >= 4:
+            self.stop.request(15)
+        return super().batch(positions, seed)
+
+
+def train(case: str, family: SDXLFamily, sam: Path, out: Path, world: World) -> tuple[State, list[str]]:
+    """One run, and what its watch was told."""
+    told: list[str] = []
+    watch = Watch(lambda *_: told.append("progress"), lambda *_: None, lambda *_: told.append("preview"))
+    if case == STOPPED:
+        stop, data = StopFlag(), RandomData()
+        if world.rank == 1:
+            data = StopAsked(stop)
+        r = load_recipe("shapes-4step-dm-only", flags=FLAGS | {"train.iterations": 6, "model.form": "lora"})
+        return distill(r, family, data, out, watch, stop, world), told
+    r: Recipe = load_recipe("sdxl-4step" if case == "align" else "shapes-4step", flags=FLAGS)
+    if case == "align":
+        r = load_recipe("sdxl-4step", flags=FLAGS | ALIGN)
+    if case == "latent":
+        r = load_recipe(
+            "shapes-4step-dmd2", flags=FLAGS | {"model.form": "lora", "fake.ttur": 2, "train.micro_batch": 1}
+        )
+    r = seeing(sam, r) if r.gan.kind == "pixel" else r
+    if case != "align":
+        return distill(r, family, RandomData(), out, watch, StopFlag(), world), told
+    stage1 = Stage1(family.base.copy(trainable=False).view(), None, None, 7)
+    return align(r, family, reward_of(family), stage1, RandomData(), out, watch, StopFlag(), world=world), told
+
+
+def everything(
+    cases: tuple[str, ...], family: SDXLFamily, sam: Path, out: Path, world: World
+) -> dict[str, dict[str, Any]]:
+    """Runs of all cases: weights, what was drawn by iteration, purpose and row, and what was told."""
+    original, found = Draws._generators, {}
+    for case in cases:
+        drawn: dict[tuple[int, str, int], int] = {}
+
+        def spy(draws: Draws, purpose: str, drawn: dict = drawn) -> list[torch.Generator]:
+            generators = original(draws, purpose)
+            for row, each in zip(draws.rows, generators, strict=True):
+                drawn[draws.iteration, purpose, row] = each.initial_seed()
+            return generators
+
+        Draws._generators = spy  # type: ignore[method-assign]
+        try:
+            state, told = train(case, family, sam, out / case, world)
+        finally:
+            Draws._generators = original  # type: ignore[method-assign]
+        tensors, meta = state.contents()
+        found[case] = {"tensors": tensors, "drawn": drawn, "told": told, "iteration": meta["iteration"]}
+    return found
+
+
+def exchanged(world: World) -> tuple[float, float, list[Any], bool, bool]:
+    """What becomes of numbers of the processes."""
+    mean, alone = torch.full((3, 2), float(world.rank)), torch.tensor([float("nan") if world.rank else 1.0])
+    world.mean_([mean, alone])
+    return (
+        mean.mean().item(),
+        alone.item(),
+        world.gather({"rank": world.rank}),
+        world.any(world.rank == 1),
+        world.any(False),
+    )
+
+
+def process(rank: int, folder: Path, teacher: Path, sam: Path) -> None:
+    """One of two processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    world = World.current()
+    assert (world.rank, world.size) == (rank, 2)
+    out = folder / f"rank{rank}"
+    found: dict[str, Any] = everything((*CASES, STOPPED), SDXLFamily.load(teacher), sam, out, world)
+    found["world"] = exchanged(world)
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, tiny_folder, sam_folder) -> tuple[Path, list[dict[str, Any]]]:  # noqa: F811
+    """The folder in which both processes trained, and what each found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(process, (folder, tiny_folder, sam_folder), nprocs=2)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_train_as_one_does(case, ranks, tiny_family, sam_folder, tmp_path):  # noqa: F811
+    """Pixel discriminator with all weights trained, latent one with adapters, and alignment."""
+    folder, found = ranks
+    alone = everything((case,), tiny_family, sam_folder, tmp_path, World())[case]
+    one, two = (each[case] for each in found)
+    # Each row's numbers are drawn by one process alone, and they are those that one process draws for it.
+    assert not one["drawn"].keys() & two["drawn"].keys()
+    assert one["drawn"] | two["drawn"] == alone["drawn"]
+    assert {row for *_, row in one["drawn"]} == {0, 1} and {row for *_, row in two["drawn"]} == {2, 3}
+    rows, expected = read_metrics(folder / "rank0" / case), read_metrics(tmp_path / case)
+    assert len(rows) == len(expected) == 3
+    if case == "align":
+        # Some pairs were dropped, so the processes had different numbers of them.
+        assert any(0 < row["kept_pairs"] < 1 for row in rows)
+    for row, wanted in zip(rows, expected, strict=True):
+        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert one["tensors"].keys() == two["tensors"].keys() == alone["tensors"].keys()
+    for name, tensor in alone["tensors"].items():
+        assert torch.equal(one["tensors"][name], two["tensors"][name]), name
+        if ".net." in name:
+            torch.testing.assert_close(one["tensors"][name], tensor, rtol=0.0, atol=1e-5)
+    # AdamW divides by a gradient's size and makes much of rounding; its first moments are sums of gradients.
+    for role in ("student", "fake", "discriminator"):
+        moments, wanted = (
+            torch.cat([x.flatten() for name, x in found.items() if name.startswith(role) and name.endswith(".exp_avg")])
+            for found in (one["tensors"], alone["tensors"])
+        )
+        assert (moments - wanted).norm() < 1e-4 * wanted.norm()
+
+
+def test_only_the_main_process_writes_and_tells(ranks):
+    folder, found = ranks
+    assert {path.name for path in folder.iterdir()} - {"meet"} == {"0.pt", "1.pt", "rank0"}
+    for case in CASES:
+        assert (folder / "rank0" / case / "state" / "step-00000003" / "tensors.safetensors").is_file()
+        assert found[0][case]["told"] == ["preview", "progress", "progress", "progress", "preview"]
+        assert found[1][case]["told"] == []
+
+
+def test_a_stop_that_one_process_is_asked_for_ends_both(ranks):
+    """The other one saves, and does not take it for a collapse, of which it would draw a preview."""
+    folder, found = ranks
+    assert [each[STOPPED]["iteration"] for each in found] == [2, 2]
+    assert (folder / "rank0" / STOPPED / "state" / "step-00000002" / "tensors.safetensors").is_file()
+    assert found[0][STOPPED]["told"] == ["preview", "progress", "progress"]
+
+
+def test_what_processes_tell_each_other(ranks):
+    for rank in range(2):
+        mean, alone, gathered, is_any, is_none = ranks[1][rank]["world"]
+        assert mean == 0.5 and math.isnan(alone)  # so a gradient that is not finite is so everywhere
+        assert gathered == [{"rank": 0}, {"rank": 1}] and is_any and not is_none
+
+
+def test_one_process_asks_nobody():
+    world = World.current()
+    tensor = torch.tensor([2.0])
+    world.mean_([tensor])
+    world.wait()
+    assert world == World(0, 1) and world.is_main and tensor.item() == 2.0
+    assert world.gather(3) == [3] and world.any(True) and not world.any(False)
+    assert world.rows(8) == range(8) and [World(rank, 4).rows(8) for rank in (0, 3)] == [range(0, 2), range(6, 8)]

@@ -85,23 +85,22 @@ def releasing() -> Iterator[None]:
 def _sign(file: IO[str]) -> None:
     """Note in a lock file who holds it; of several that share it, who came last."""
     with suppress(OSError):  # a full disk is told by what the command writes
-        file.truncate(0)
-        file.write(f"{os.getpid()} {socket.gethostname()}\n")
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"{os.getpid()} {socket.gethostname()}\n".encode())
 
 
 def _name(path: Path) -> str:
-    """` (pid 4711)` of a lock file's holder where it is known, with the machine where that is another one; else ``.
+    """` (pid 4711)` of a lock file's holder where it is known, with the machine where that is another one; else nothing.
 
-    One that has ended by now was not the last of those that shared the lock, and is not named.
+    Of several that share the lock the last to come is noted; it is not named where it has ended, or is this process.
     """
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, OverflowError):
         pid, host = path.read_text(encoding="utf-8").split()
         if host != socket.gethostname():
             return f" (pid {int(pid)} on {host})"
         with suppress(PermissionError):  # another user's
             os.kill(int(pid), 0)
-        return f" (pid {int(pid)})"
+        return f" (pid {int(pid)})" if int(pid) != os.getpid() else ""
     return ""
 
 

@@ -1,4 +1,4 @@
-"""One file per metric, each with a plain function on tensors and a class that fits `metric.Metric`; `registry` lists them.
+"""One file per metric: plain functions on tensors, and a class that fits `metric.Metric`; `registry` lists them.
 
 A metric first turns every picture into a few numbers (`measure`, batch by batch), then all numbers into figures with
 95% intervals (`result`). Pictures are never held together.

@@ -48,7 +48,7 @@ def coverage(generated: Tensor, real: Tensor, num_patterns: int) -> Interval:
 
 def pattern_coverage(generated: Tensor, real: Tensor, num_patterns: int) -> Interval:
     """The background pattern alone, where mode seeking shows first."""
-    shares = covered(generated[:, :1].double(), real[:, :1].double(), num_patterns)
+    shares = covered(generated.double(), real.double(), num_patterns)
     return bootstrap(lambda g, r: float(shares(g, r)[0]), len(generated), len(real), high=1.0)
 
 

@@ -65,7 +65,7 @@ class Metric(Protocol):
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
         """The figures from what `measure` returned for all `N` drawn pictures, (N, ...), in the order of the suite.
 
-        `real` is the same of the real pictures, (M, ...), for a metric that `compares`, and empty for others. The figure called `name` is the
-        metric itself; others, `GROUP.NAME`, are parts of it.
+        `real` is the same of the real pictures, (M, ...), for a metric that `compares`, and empty for others. The
+        figure called `name` is the metric itself; others, `GROUP.NAME`, are parts of it.
         """
         ...

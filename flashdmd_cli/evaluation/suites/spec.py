@@ -13,7 +13,6 @@ from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Direction, Metric, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
-from flashdmd_cli.evaluation.suites.suite import Suite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.tables import Count, Table
@@ -83,7 +82,7 @@ def list_suites() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read_suite(name: str, limit: int | None = None, instruments: Instruments | None = None) -> Suite:
+def read_suite(name: str, limit: int | None = None, instruments: Instruments | None = None) -> ShapesSuite:
     """A shipped suite by its name, or one by the path of its YAML file; `limit` takes the first prompts alone.
 
     Raises `UsageError` for an unknown name, key or metric, `InputError` for what cannot be read or is missing, each in
@@ -163,7 +162,9 @@ def read_prompts(spec: SuiteSpec, folder: Path, said: str) -> list[str]:
         content = path.read_bytes()
         prompts = content.decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{said}: prompts.file: cannot read {path}: {error}", hint="a text file, a prompt a line") from None
+        raise InputError(
+            f"{said}: prompts.file: cannot read {path}: {error}", hint="a text file, a prompt a line"
+        ) from None
     if spec.prompts.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
         raise InputError(
             f"{said}: prompts.sha256: {path} is not the file that the suite was written for (its hash is {found})",

@@ -16,11 +16,17 @@ Batch = tuple[Tensor, Sequence[Row]]
 class Suite(Protocol):
     """Prompts to draw, metrics, and the real pictures that some of the metrics compare with."""
 
-    name: str
-    version: int
-    """Goes up with every change after which the same model gets other figures."""
-    world: str | None
-    """Whose pictures these are: `shapes` for the embedded world, which other models do not draw; None for any."""
+    @property
+    def name(self) -> str:
+        """In results and in the names of folders."""
+
+    @property
+    def version(self) -> int:
+        """Goes up with every change after which the same model gets other figures."""
+
+    @property
+    def world(self) -> str | None:
+        """Whose pictures these are: `shapes`, the embedded world, which other models do not draw; None for any."""
 
     @property
     def rows(self) -> Sequence[Row]:

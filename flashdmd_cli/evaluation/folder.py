@@ -52,6 +52,8 @@ def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Report
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     missing = [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
     kept = len(rows) - sum(map(len, missing))
+    if kept:
+        reporter.say(f"{kept} of {len(rows)} pictures are in {folder} already")
     if missing:
         reporter.progress(kept, len(rows))
     done = kept

@@ -91,11 +91,7 @@ def evaluate(
     folder = claim(Path(out) if out is not None else RUNS / f"eval-{chosen.name}-{drawer.name}", "eval")
     pictures = begin_pictures(folder, chosen, drawer, seed)
     reporter.phase(f"drawing {len(chosen.rows)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
-    kept = draw_missing(
-        lambda prompts, first: drawer.draw(prompts, seed, first_index=first), chosen.rows, pictures, reporter
-    )
-    if kept:
-        reporter.say(f"  {kept} of them were in {pictures} already")
+    draw_missing(lambda prompts, first: drawer.draw(prompts, seed, first_index=first), chosen.rows, pictures, reporter)
     reporter.phase("measuring")
     measured = Evaluator(chosen).evaluate(read_pictures(pictures, chosen.rows))
     facts = {"suite": suite, "limit": limit, **drawer.facts()}

@@ -14,20 +14,25 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from flashdmd_cli.evaluation.metrics.composition import composition
-from flashdmd_cli.evaluation.metrics.coverage import coverage
-from flashdmd_cli.evaluation.metrics.diversity import diversity
+from flashdmd_cli.core.pictures import as_bytes, as_float
+from flashdmd_cli.evaluation.measuring import Evaluator, Measured, Measurements, measure
+from flashdmd_cli.evaluation.metrics import intervals
+from flashdmd_cli.evaluation.metrics.coverage import coverage, pattern_coverage
+from flashdmd_cli.evaluation.metrics.diversity import diversity, grouped
 from flashdmd_cli.evaluation.metrics.frechet import frechet, frechet_features, frechet_gaussians
-from flashdmd_cli.evaluation.metrics.high_frequency import high_frequency, high_frequency_energy
+from flashdmd_cli.evaluation.metrics.high_frequency import high_frequency_energy, ratio_of_means
+from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import bootstrap, wilson
+from flashdmd_cli.evaluation.metrics.metric import Row
+from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.pictures import save_grid
-from flashdmd_cli.evaluation.report import attribute_table, missed, report, table
-from flashdmd_cli.evaluation.suites import GROUP_SIZE, Metrics, Reference, Suite, evaluate, look, shapes1k, shapes_few
-from flashdmd_cli.shapes.assets import asset
-from flashdmd_cli.shapes.captions import parse
-from flashdmd_cli.shapes.inspector import Reading, load_inspector
+from flashdmd_cli.evaluation.report import check_thresholds, missed, parts_tables, report, table
+from flashdmd_cli.evaluation.suites.shapes import CEILING_SEED, ShapesSuite
+from flashdmd_cli.evaluation.suites.spec import read_suite
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.shapes.captions import caption, parse
 from flashdmd_cli.shapes.render import render
-from flashdmd_cli.shapes.world import add_object, is_held_out, sample_scenes
+from flashdmd_cli.shapes.world import ATTRIBUTES, add_object, sample_scenes
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -102,30 +107,36 @@ def test_high_frequency_of_gratings() -> None:
 def test_high_frequency_of_noise_is_its_variance_and_ratio_is_square_of_scale() -> None:
     noise = gaussian(64, 1, 64, 64).expand(-1, 3, -1, -1)
     assert float(high_frequency_energy(noise).mean()) == pytest.approx(1.0, rel=0.02)
-    ratio = high_frequency(noise * 0.5, noise)
+    ratio = ratio_of_means(high_frequency_energy(noise * 0.5), high_frequency_energy(noise))
     assert ratio.value == pytest.approx(0.25, rel=1e-6)
     assert ratio.low < 0.25 < ratio.high
 
 
+def seen(pattern: Tensor, layout: Tensor) -> Tensor:
+    """As a metric keeps them, (N, 1 + L)."""
+    return torch.cat([pattern[:, None], layout], dim=1)
+
+
+@pytest.mark.usefixtures("quick")
 def test_coverage_of_one_distribution_is_one_and_chance_is_small() -> None:
     pattern, layout = torch.arange(1000) % 4, torch.rand(1000, 12, generator=torch.Generator().manual_seed(0))
-    same = coverage(pattern, layout, pattern, layout, 4)
-    assert same.whole.value == pytest.approx(1) and same.pattern.value == pytest.approx(1)
+    real = seen(pattern, layout)
+    assert coverage(real, real, 4).value == pytest.approx(1) and pattern_coverage(real, real, 4).value == 1
     other = torch.rand(1000, 12, generator=torch.Generator().manual_seed(1))
-    assert 0.93 < coverage(pattern, other, pattern, layout, 4).whole.value < 1
+    assert 0.93 < coverage(seen(pattern, other), real, 4).value < 1
 
 
+@pytest.mark.usefixtures("quick")
 def test_coverage_drops_by_what_a_dropped_mode_weighs() -> None:
     pattern, layout = torch.arange(1000) % 4, torch.rand(1000, 12, generator=torch.Generator().manual_seed(0))
-    plain = coverage(torch.where(pattern == 1, 0, pattern), layout, pattern, layout, 4)
-    assert plain.pattern.value == pytest.approx(0.75)
-    assert plain.whole.value == pytest.approx(1 - 0.25 / 2)
+    real, dropped = seen(pattern, layout), seen(torch.where(pattern == 1, 0, pattern), layout)
+    assert pattern_coverage(dropped, real, 4).value == pytest.approx(0.75)
+    assert coverage(dropped, real, 4).value == pytest.approx(1 - 0.25 / 2)
     # One layout number shrunk to its lower half misses half of its mass.
     narrow = layout.clone()
     narrow[:, 3] = narrow[:, 3].sort().values[:500].repeat(2)
-    assert coverage(pattern, narrow, pattern, layout, 4).whole.value == pytest.approx(1 - 0.5 / 12 / 2, abs=1e-3)
-    outside = coverage(pattern, layout + 9, pattern, layout, 4)
-    assert outside.whole.value == pytest.approx((1 + 1 / 8) / 2)
+    assert coverage(seen(pattern, narrow), real, 4).value == pytest.approx(1 - 0.5 / 12 / 2, abs=1e-3)
+    assert coverage(seen(pattern, layout + 9), real, 4).value == pytest.approx((1 + 1 / 8) / 2)
 
 
 def test_diversity_against_a_plain_loop() -> None:
@@ -143,117 +154,160 @@ def test_diversity_against_a_plain_loop() -> None:
         diversity(groups[:, :1], real)
 
 
-class FakeInspector:
-    """Reads from a table of what is true, in the order in which pictures come."""
-
-    def __init__(self, suite: Suite) -> None:
-        num = len(suite.captions)
-        self.truth = {num: suite.attributes, suite.num_groups * GROUP_SIZE: suite.all_attributes[num:]}
-
-    def read(self, pictures: Tensor) -> Reading:
-        num = len(pictures)
-        layout = torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
-        features = torch.nn.functional.adaptive_avg_pool2d(pictures, 4).flatten(1)
-        return Reading(self.truth[num], torch.arange(num) // GROUP_SIZE % 4, layout, features)
+def test_groups_come_together_whatever_their_order() -> None:
+    numbers = torch.tensor([[1.0, 10], [0, 20], [1, 11], [0, 21]])
+    assert grouped(numbers).tolist() == [[[20], [21]], [[10], [11]]]
+    with pytest.raises(ValueError, match="equally many"):
+        grouped(numbers[:3])
 
 
-def test_composition_counts_whole_and_single_attributes() -> None:
-    wanted = torch.zeros(10, 3, dtype=torch.long)
-    read = wanted.clone()
-    read[0, 0], read[1, 0], read[1, 2] = 1, 1, 1
-    got = composition(read, wanted, ["a", "b", "c"])
-    assert got.whole.value == 0.8
-    assert {name: share.value for name, share in got.attributes.items()} == {"a": 0.8, "b": 1.0, "c": 0.9}
-    with pytest.raises(ValueError):
-        composition(read[:5], wanted, ["a", "b", "c"])
-
-
-def test_shapes1k_is_fixed_held_out_and_begins_with_its_limit() -> None:
-    suite = shapes1k(None)
-    assert len(suite.captions) == 1000 and is_held_out(suite.attributes).all()
-    assert [parse(text) for text in suite.captions] == suite.attributes.tolist()
-    assert suite.captions == shapes1k(None).captions
-    assert shapes1k(20).captions == suite.captions[:20]
-    assert len(suite.all_captions) == len(suite.all_attributes) == 1000 + 50 * GROUP_SIZE
-    assert [parse(text) for text in suite.all_captions] == suite.all_attributes.tolist()
-    for wrong in (1, 0, 1001):
-        with pytest.raises(ValueError, match="--limit"):
-            shapes1k(wrong)
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few resamples: values are the same, intervals are rough."""
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", 8)
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    suite = shapes1k(60)
-    return Reference(suite, FakeInspector(suite))
+def suite() -> ShapesSuite:
+    return read_suite("shapes1k", limit=60)
 
 
-def test_few_pictures_all_count_and_the_last_are_groups():
-    suite = shapes_few(20, 3)
-    assert suite.all_captions == suite.captions and len(suite.captions) == 20
-    assert len(set(suite.captions)) == 8 + 3 and suite.captions[:11] == [
-        *shapes1k(9).captions,
-        *[suite.captions[8]] * 2,
-    ]
-    assert [parse(text) for text in suite.captions] == suite.attributes.tolist()
-    real = suite.real_pictures()
-    seen = look(real, suite, load_inspector(asset("inspector")))
-    assert len(seen.pictures) == 20 and seen.group_free.shape[:2] == (3, GROUP_SIZE)
-    assert torch.equal(seen.group_free.flatten(0, 1)[:, :-4], seen.reading.layout[-12:])
-    with pytest.raises(ValueError, match="3 groups of 4 do not fit into 8 pictures"):
-        shapes_few(8, 3)
+@pytest.fixture(scope="module")
+def evaluator(suite: ShapesSuite) -> Evaluator:
+    return Evaluator(suite)
 
 
-def test_real_pictures_score_as_real_ones(reference: Reference) -> None:
-    metrics = reference.ceiling()
-    assert metrics.composition == 1 and set(metrics.attributes.values()) == {1.0}
-    assert metrics.pattern_coverage == 1
-    assert metrics.extra_objects == 0 and metrics.exact == 1
-    assert metrics.coverage > 0.8
-    assert metrics.high_frequency == pytest.approx(1, abs=0.3)
-    assert metrics.diversity == pytest.approx(1, abs=0.2)
-    itself = evaluate(reference.suite.real_pictures(), reference)
-    assert itself.frechet == pytest.approx(0, abs=1e-6) and itself.frechet < metrics.frechet
-    assert itself.coverage == itself.diversity == itself.high_frequency == 1
+def real_pictures(suite: ShapesSuite, seed: int | None = None) -> Tensor:
+    """All real pictures, (N, 3, 64, 64) uint8."""
+    return torch.cat([pictures for pictures, _ in suite.references(seed)])
 
 
-def test_smooth_collapsed_pictures_score_worse(reference: Reference) -> None:
-    blurred = torch.nn.functional.avg_pool2d(reference.suite.real_pictures(), 5, 1, 2)
-    num = len(reference.suite.captions)
-    blurred[num:] = blurred[num:].unflatten(0, (-1, GROUP_SIZE))[:, :1].expand(-1, GROUP_SIZE, -1, -1, -1).flatten(0, 1)
-    metrics = evaluate(blurred, reference)
-    assert metrics.high_frequency < 0.2
-    assert metrics.diversity == pytest.approx(0, abs=1e-9)
-    assert metrics.frechet > 0
-    with pytest.raises(ValueError, match="captions of shapes1k"):
-        evaluate(blurred[:-1], reference)
+def test_composition_compares_with_the_prompt(suite: ShapesSuite) -> None:
+    """Five pictures are right; of the sixth the prompt says something else in one attribute."""
+    pictures = real_pictures(suite)[:6]
+    metric = METRICS["composition"](Instruments())
+    read = metric.inspector.read(pictures).attributes  # type: ignore[attr-defined]
+    told = [Row(i, caption(row)) for i, row in enumerate(read)]
+    color = list(ATTRIBUTES).index("color_1")
+    other = read[5].clone()
+    other[color] = (other[color] + 1) % 6
+    told[5] = Row(5, caption(other))
+    figures = metric.result(metric.measure(pictures, told), torch.empty(0))
+    assert figures["composition"].value == figures["attributes.color_1"].value == pytest.approx(5 / 6)
+    assert figures["attributes.relation"].value == 1
+    with pytest.raises(ValueError, match="not a caption"):
+        metric.measure(pictures, [Row(i, "a dog") for i in range(6)])
 
 
-def test_a_third_object_is_seen_where_the_inspector_sees_two(reference: Reference) -> None:
-    suite, generator = reference.suite, torch.Generator().manual_seed(3)
-    scenes = add_object(sample_scenes(260, generator, attributes=suite.all_attributes), generator)
-    metrics = evaluate(render(scenes, generator), reference)
-    assert metrics.extra_objects > 0.75 and metrics.composition == 1
-    assert metrics.exact == pytest.approx(1 - metrics.extra_objects)
-    assert metrics.intervals["extra_objects"][1] <= 1
+@pytest.mark.usefixtures("quick")
+def test_every_metric_fits_the_protocol_whatever_the_batches(suite: ShapesSuite) -> None:
+    """Batches of 1, of 7 and all at once come to the same figures; a picture's numbers are its own."""
+    metrics = [each(Instruments()) for each in METRICS.values()]
+    pictures, rows = real_pictures(suite, CEILING_SEED)[40:80], suite.rows[40:80]  # 20 that count, 5 groups of 4
+
+    def figures(batch: int) -> dict[str, float]:
+        found = measure(metrics, ((pictures[i : i + batch], rows[i : i + batch]) for i in range(0, 40, batch)))
+        assert found.num_pictures == 20
+        values = {}
+        for metric in metrics:
+            numbers = found.of(metric)
+            assert len(numbers) == 20 and numbers.numel() < 20 * 200
+            results = metric.result(numbers, numbers if metric.compares else torch.empty(0))
+            assert metric.name in results and all("." in name for name in results.keys() - {metric.name})
+            values |= {name: each.value for name, each in results.items()}
+        return values
+
+    one, seven, everything = figures(1), figures(7), figures(40)
+    assert one == pytest.approx(everything, abs=1e-5) and seven == pytest.approx(everything, abs=1e-5)
+    for name, metric in METRICS.items():
+        assert metric.name == name and metric.direction in ("higher", "lower", "one")
+        assert metric.version >= 1 and metric.unit and metric.heading
+    with pytest.raises(ValueError, match="2 pictures for 1 rows"):
+        Measurements(metrics).update(pictures[:2], rows[:1])
 
 
-def test_report_is_json_and_a_table(reference: Reference) -> None:
-    rows: dict[str, Metrics] = {"real": reference.ceiling()}
+def test_metrics_that_look_at_the_same_pictures_read_them_once(suite: ShapesSuite) -> None:
+    calls: list[int] = []
+    instruments = Instruments()
+    reader = instruments.inspector.reader
+    read = reader.read
+
+    class Counting:
+        def read(self, pictures: Tensor) -> object:
+            calls.append(len(pictures))
+            return read(pictures)
+
+    instruments.inspector.reader = Counting()  # type: ignore[assignment]
+    metrics = [each(instruments) for each in METRICS.values()]
+    measure(metrics, [(real_pictures(suite)[:8], suite.rows[:8])])
+    assert calls == [8]
+
+
+@pytest.mark.usefixtures("quick")
+def test_real_pictures_score_as_real_ones(suite: ShapesSuite, evaluator: Evaluator) -> None:
+    metrics = evaluator.evaluate(suite.references(CEILING_SEED))
+    assert metrics["composition"] > 0.95 and metrics["attributes.relation"] > 0.95 and metrics.num_pictures == 60
+    assert metrics["pattern_coverage"] > 0.8 and metrics["coverage"] > 0.75
+    assert metrics["extra_objects"] == 0 and metrics["exact"] == metrics["composition"]
+    assert metrics["high_frequency"] == pytest.approx(1, abs=0.3)
+    assert metrics["diversity"] == pytest.approx(1, abs=0.2)
+    itself = evaluator.evaluate(suite.references())
+    assert itself["frechet"] == pytest.approx(0, abs=1e-4) and itself["frechet"] < metrics["frechet"]
+    assert all(itself[name] == pytest.approx(1) for name in ("coverage", "diversity", "high_frequency"))
+
+
+@pytest.mark.usefixtures("quick")
+def test_smooth_collapsed_pictures_score_worse(suite: ShapesSuite, evaluator: Evaluator) -> None:
+    blurred = torch.nn.functional.avg_pool2d(as_float(real_pictures(suite)), 5, 1, 2)
+    blurred[60:] = blurred[60:].unflatten(0, (-1, 4))[:, :1].expand(-1, 4, -1, -1, -1).flatten(0, 1)
+    metrics = evaluator.evaluate([(as_bytes(blurred), suite.rows)])
+    assert metrics["high_frequency"] < 0.2
+    assert metrics["diversity"] == pytest.approx(0, abs=1e-5)
+    assert metrics["frechet"] > 1
+    with pytest.raises(ValueError, match="59 pictures where shapes1k has 60"):
+        evaluator.evaluate([(as_bytes(blurred[1:]), suite.rows[1:])])
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_third_object_is_seen_where_the_inspector_sees_two(suite: ShapesSuite, evaluator: Evaluator) -> None:
+    generator = torch.Generator().manual_seed(3)
+    wanted = torch.tensor([parse(row.prompt) for row in suite.rows])
+    scenes = add_object(sample_scenes(260, generator, attributes=wanted), generator)
+    metrics = evaluator.evaluate([(as_bytes(render(scenes, generator)), suite.rows)])
+    assert metrics["extra_objects"] > 0.75 and metrics["composition"] > 0.5  # it may cover one of the two
+    assert metrics["exact"] < min(metrics["composition"], 1 - metrics["extra_objects"] + 1e-9)
+    assert metrics.figures["extra_objects"].high <= 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_report_is_json_and_a_table(suite: ShapesSuite, evaluator: Evaluator) -> None:
+    rows: dict[str, Measured] = {"real": evaluator.evaluate(suite.references(CEILING_SEED))}
     document = json.loads(json.dumps(report(rows, suite="shapes1k", seed=0)))
     figures = document["results"]["real"]
-    assert {"composition", "frechet", "high_frequency", "coverage", "diversity"} <= figures.keys()
-    assert set(figures["intervals"]) == {
-        *(name for name, value in figures.items() if isinstance(value, float)),
-        *(f"attributes.{name}" for name in figures["attributes"]),
-    }
+    assert figures.keys() == {*METRICS, "attributes", "intervals", "num_pictures"}
+    assert set(figures["intervals"]) == {*METRICS, *(f"attributes.{name}" for name in ATTRIBUTES)}
+    assert figures["attributes"].keys() == ATTRIBUTES.keys()
     for low, high in figures["intervals"].values():
         assert low <= high
     console = Console(width=200, record=True)
-    console.print(table(rows), attribute_table(rows))
-    assert "Fréchet" in console.export_text()
+    console.print(table(rows, suite.metrics), *parts_tables(rows))
+    text = console.export_text()
+    assert "Fréchet ↓" in text and "diversity → 1" in text and "color_1" in text and "third objects" not in text
     assert missed(rows["real"], {"composition": 0.5}, {"frechet": 1e3}) == []
-    assert missed(rows["real"], {"composition": 2}, {}) == ["--fail-below: composition is 1, below 2"]
-    assert missed(rows["real"], {}, {"coverage": 0})[0].startswith("--fail-above: coverage is ")
+    assert missed(rows["real"], {"exact": 2}, {})[0].endswith("below 2")
+    assert missed(rows["real"], {}, {"extra_objects": -1}) == ["--fail-above: extra_objects is 0, above -1"]
+    assert len(missed(rows["real"], {"coverage": math.nan}, {})) == 1
+
+
+def test_thresholds_follow_the_direction(suite: ShapesSuite) -> None:
+    check_thresholds(suite.metrics, {"composition": 1, "diversity": 1}, {"frechet": 1, "diversity": 1})
+    for below, above, line in (
+        ({"frechet": 1}, {}, "--fail-below frechet: lower is better"),
+        ({}, {"exact": 1}, "--fail-above exact: higher is better"),
+        ({"beauty": 1}, {}, "--fail-below beauty: no such figure"),
+    ):
+        with pytest.raises(UsageError, match=line):
+            check_thresholds(suite.metrics, below, above)
 
 
 def test_grid_of_pictures(tmp_path: Path) -> None:

@@ -68,3 +68,6 @@ def test_an_sdist_makes_the_same_wheel(checkout, tmp_path):
     one, two = (sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels)
     assert one == two
     assert sum(name.startswith("flashdmd_cli/recipes/") for name in one) == len(list_recipes())
+    suites = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "suites").glob("shapes*.[yt]*")}
+    assert suites > {"shapes1k.yaml", "shapes1k.txt"}
+    assert {f"flashdmd_cli/evaluation/suites/{name}" for name in suites} <= set(one)

@@ -1,6 +1,6 @@
 """Statistics of pictures that move when a model collapses or games a reward: oil paint, over-saturation, grids, blur.
 
-Pictures are (N, 3, H, W) on [-1, 1]; every function gives one number for each, (N,) float64.
+Pictures are (N, 3, H, W) on [-1, 1]; every statistic gives one number for each, (N,) float64.
 """
 
 from __future__ import annotations
@@ -13,6 +13,16 @@ LUMINANCE = (0.299, 0.587, 0.114)
 CUTOFF = 0.25
 """Radial frequency in cycles per pixel above which detail counts as fine: half of the Nyquist frequency."""
 LEVELS = 64
+
+
+def as_bytes(pictures: Tensor) -> Tensor:
+    """Pictures on [-1, 1] as the 8 bits of a file, uint8; values outside are clamped."""
+    return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+
+
+def as_float(pictures: Tensor) -> Tensor:
+    """Pictures of 8 bits as float32 on [-1, 1]."""
+    return pictures.float() / 127.5 - 1
 
 
 def luminance(pictures: Tensor) -> Tensor:

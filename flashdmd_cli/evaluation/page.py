@@ -93,12 +93,10 @@ def _inline(text: str) -> str:
 
 def picture_uri(picture: Tensor) -> str:
     """A picture (3, H, W) on [-1, 1] as a PNG data URI."""
-    import torch
-    from PIL import Image
+    from flashdmd_cli.evaluation.pictures import to_image
 
-    pixels = ((picture.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     stream = io.BytesIO()
-    Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy()).save(stream, format="PNG")
+    to_image(picture).save(stream, format="PNG")
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -9,6 +9,8 @@ from textwrap import fill, wrap
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from flashdmd_cli.core.pictures import as_bytes
+
 MIN_CELL = 128
 """Smaller pictures are enlarged by a whole factor until they are this wide, in pixels."""
 GAP, LABEL_WIDTH, FONT_SIZE = 6, 150, 14
@@ -18,8 +20,7 @@ LETTER, LINE, MAX_LINES = 8, 18, 6
 
 def to_image(picture: Tensor) -> Image.Image:
     """A picture (3, H, W) on [-1, 1] as a Pillow image of 8 bits."""
-    array = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return Image.fromarray(array.permute(1, 2, 0).contiguous().numpy())
+    return Image.fromarray(as_bytes(picture.detach().cpu()).permute(1, 2, 0).contiguous().numpy())
 
 
 def save_grid(rows: Sequence[Tensor], labels: Sequence[str], path: Path, captions: Sequence[str] = ()) -> None:

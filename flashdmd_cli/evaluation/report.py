@@ -2,70 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from flashdmd_cli.evaluation.suites import Metrics
+from flashdmd_cli.evaluation.measuring import Measured
+from flashdmd_cli.evaluation.metrics.metric import Metric
+from flashdmd_cli.runs.errors import UsageError
 
-FIGURES = {
-    "composition": "composition ↑",
-    "exact": "exact ↑",
-    "extra_objects": "third objects ↓",
-    "frechet": "Fréchet ↓",
-    "high_frequency": "fine texture → 1",
-    "coverage": "coverage ↑",
-    "pattern_coverage": "patterns ↑",
-    "diversity": "diversity → 1",
-}
-"""What is measured and which way it should go; thresholds may be set on each."""
-IN_DOCUMENT_ONLY = ("extra_objects", "pattern_coverage")
-"""Parts of other figures: a table that had them too would not fit a terminal."""
-COLUMNS = {name: heading for name, heading in FIGURES.items() if name not in IN_DOCUMENT_ONLY}
-"""Figures of the table."""
-WRONG_WAY = {"--fail-below": "↓", "--fail-above": "↑"}
-"""Figures that should go that way cannot miss a threshold of this kind."""
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
+"""Which way a figure should go, as headings show it."""
 
 
-def report(rows: Mapping[str, Metrics], **facts: Any) -> dict[str, Any]:
+def report(rows: Mapping[str, Measured], **facts: Any) -> dict[str, Any]:
     """A document for JSON: `facts` (suite, seed, ...) and under `results` the figures of every row."""
-    return {**facts, "results": {name: metrics.as_dict() for name, metrics in rows.items()}}
+    return {**facts, "results": {name: measured.as_dict() for name, measured in rows.items()}}
 
 
-def table(rows: Mapping[str, Metrics], title: str = "") -> Table:
-    """The main figures, one line a row, each with half the width of its 95% interval."""
+def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
+    """A column for every metric that wants one, a line for every row; figures with half of their 95% interval."""
     drawn = Table(title=title or None)
     drawn.add_column("")
-    for heading in COLUMNS.values():
-        drawn.add_column(heading, justify="right")
-    for name, metrics in rows.items():
-        drawn.add_row(name, *(_cell(metrics, figure) for figure in COLUMNS))
+    shown = [metric for metric in metrics if metric.in_table]
+    for metric in shown:
+        drawn.add_column(f"{metric.heading} {ARROWS[metric.direction]}", justify="right")
+    for name, measured in rows.items():
+        drawn.add_row(name, *(_cell(measured, metric.name, metric.digits) for metric in shown))
     return drawn
 
 
-def attribute_table(rows: Mapping[str, Metrics], title: str = "") -> Table:
-    """How often each single attribute is right."""
-    drawn = Table(title=title or None)
-    drawn.add_column("")
-    for attribute in next(iter(rows.values())).attributes if rows else ():
-        drawn.add_column(attribute, justify="right")
-    for name, metrics in rows.items():
-        drawn.add_row(name, *(_cell(metrics, f"attributes.{attribute}") for attribute in metrics.attributes))
-    return drawn
+def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
+    """A table for each group of parts (`attributes.color_1`, ...) that the figures have."""
+    names = [name for name in (next(iter(rows.values())).figures if rows else ()) if "." in name]
+    tables = []
+    for group in dict.fromkeys(name.partition(".")[0] for name in names):
+        drawn = Table(title=title or None)
+        drawn.add_column("")
+        own = [name for name in names if name.startswith(f"{group}.")]
+        for name in own:
+            drawn.add_column(name.partition(".")[2], justify="right")
+        for row, measured in rows.items():
+            drawn.add_row(row, *(_cell(measured, name) for name in own))
+        tables.append(drawn)
+    return tables
 
 
-def _cell(metrics: Metrics, figure: str) -> str:
-    group, _, attribute = figure.partition(".")
-    value = metrics.attributes[attribute] if attribute else getattr(metrics, group)
-    low, high = metrics.intervals[figure]
-    digits = 1 if figure == "frechet" else 3
-    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+def _cell(measured: Measured, figure: str, digits: int = 3) -> str:
+    found = measured.figures[figure]
+    return f"{found.value:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
 
 
-def missed(metrics: Metrics, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
-    """Which thresholds (lowest and highest allowed value by figure, of `FIGURES`) the figures miss, a line each."""
+def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], highest: Mapping[str, float]) -> None:
+    """UsageError for a threshold on what the suite does not measure, or that a good figure would miss.
+
+    A figure of which lower is better has no lowest allowed value, one of which higher is better no highest; a ratio
+    that should be 1 may have both.
+    """
+    known = {metric.name: metric for metric in metrics}
+    for flag, other, names, wrong in (
+        ("--fail-below", "--fail-above", lowest, "lower"),
+        ("--fail-above", "--fail-below", highest, "higher"),
+    ):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{flag} {name}: no such figure", hint=f"one of {', '.join(known)}")
+            if known[name].direction == wrong:
+                raise UsageError(f"{flag} {name}: {wrong} is better", hint=f"{other} {name}=NUMBER")
+
+
+def missed(measured: Measured, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
+    """Which thresholds (lowest and highest allowed value by figure) the figures miss, a line each; NaN misses all."""
     told = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
-            if (value := getattr(metrics, name)) < least]  # fmt: skip
+            if not (value := measured[name]) >= least]  # fmt: skip
     return told + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
-                   if (value := getattr(metrics, name)) > most]  # fmt: skip
+                   if not (value := measured[name]) <= most]  # fmt: skip

@@ -2,28 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
+from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, wilson
+from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+from flashdmd_cli.evaluation.metrics.objects import third_object
+from flashdmd_cli.shapes.captions import parse
+from flashdmd_cli.shapes.world import ATTRIBUTES
 
 
-@dataclass(frozen=True)
-class Composition:
-    """Shares of pictures, on [0, 1]."""
+class Composition(Metric):
+    """Share of pictures in which all seven attributes are right; its parts are the shares of each attribute."""
 
-    whole: Interval
-    """All attributes of a picture right."""
-    attributes: dict[str, Interval]
-    """Each attribute by itself."""
+    name, heading, direction, unit = "composition", "composition", "higher", "share of pictures"
+
+    def __init__(self, instruments: Instruments) -> None:
+        self.inspector = instruments.inspector
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Which attributes are right, (B, 7) bool; ValueError for a prompt that is no caption of the embedded world."""
+        wanted = torch.tensor([parse(row.prompt) for row in rows])
+        return self.inspector.read(pictures).attributes == wanted
+
+    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+        single = {f"attributes.{name}": share(drawn[:, i]) for i, name in enumerate(ATTRIBUTES)}
+        return {self.name: share(drawn.all(dim=1)), **single}
 
 
-def composition(read: Tensor, wanted: Tensor, names: Sequence[str]) -> Composition:
-    """Compare attributes read from `N` pictures (N, A) with those of their captions (N, A); `names`: the columns."""
-    if read.shape != wanted.shape:
-        raise ValueError(f"{tuple(read.shape)} attributes were read where {tuple(wanted.shape)} were asked for")
-    right, num = read == wanted, len(read)
-    single = {name: wilson(int(right[:, column].sum()), num) for column, name in enumerate(names)}
-    return Composition(wilson(int(right.all(dim=1).sum()), num), single)
+class Exact(Composition):
+    """Share of pictures in which all seven attributes are right and there is no third object."""
+
+    name, heading = "exact", "exact"
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Whether a picture is exactly what its caption says, (B,) bool."""
+        return super().measure(pictures, rows).all(dim=1) & ~third_object(pictures)
+
+    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+        return {self.name: share(drawn)}
+
+
+def share(right: Tensor) -> Interval:
+    """How many of (N,) bool are true, with Wilson's interval."""
+    return wilson(int(right.sum()), len(right))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
+from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, bootstrap
+from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 
 
 def frechet_gaussians(mean_1: Tensor, cov_1: Tensor, mean_2: Tensor, cov_2: Tensor) -> float:
@@ -34,3 +38,20 @@ def frechet_features(generated: Tensor, real: Tensor) -> float:
 def frechet(generated: Tensor, real: Tensor) -> Interval:
     """`frechet_features` with its interval."""
     return bootstrap(lambda g, r: frechet_features(generated[g], real[r]), len(generated), len(real))
+
+
+class Frechet(Metric):
+    """Squared Fréchet distance to real pictures on the inspector's features."""
+
+    name, heading, direction, unit = "frechet", "Fréchet", "lower", "squared distance of inspector features"
+    compares, digits = True, 1
+
+    def __init__(self, instruments: Instruments) -> None:
+        self.inspector = instruments.inspector
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        """The inspector's last hidden layer, (B, 128)."""
+        return self.inspector.read(pictures).features
+
+    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+        return {self.name: frechet(drawn, real)}

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor
 
-from flashdmd_cli.core.pictures import high_frequency_energy
+from flashdmd_cli.core.pictures import as_float, high_frequency_energy
+from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, bootstrap
+from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 
 
-def high_frequency(generated: Tensor, real: Tensor) -> Interval:
-    """Mean energy of generated pictures over that of real ones, both (N, 3, H, W) on [-1, 1] and of one size."""
-    above, below = high_frequency_energy(generated), high_frequency_energy(real)
+def ratio_of_means(above: Tensor, below: Tensor) -> Interval:
+    """Mean of (N,) over the mean of (M,)."""
     return bootstrap(lambda g, r: float(above[g].mean() / below[r].mean()), len(above), len(below))
+
+
+class HighFrequency(Metric):
+    """Mean energy of fine texture over that of real pictures, which must have the same size."""
+
+    name, heading, direction, unit = "high_frequency", "fine texture", "one", "ratio to real pictures"
+    compares = True
+
+    def __init__(self, instruments: Instruments) -> None:
+        pass
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        """Power of the luminance spectrum above the cutoff, (B,) float64."""
+        return high_frequency_energy(as_float(pictures))
+
+    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+        return {self.name: ratio_of_means(drawn, real)}

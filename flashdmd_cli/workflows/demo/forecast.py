@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.reporter import duration
-from flashdmd_cli.workflows.demo.rows import NUM_SHOWN, ROWS, TEACHER_ROWS, Stages, captions_to_draw, load_teacher
+from flashdmd_cli.workflows.demo.rows import NUM_SHOWN, ROWS, TEACHER_ROWS, Stages, load_teacher, suite_to_draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def expect(recipe: Recipe, at: Stages) -> list[str]:
         left -= int(state.name.rpartition("-")[2])
     # Guidance takes two passes for each step.
     passes = {"student_4": recipe.grid.steps} | {row: 2 * steps for row, (_, steps) in TEACHER_ROWS.items()}
-    num = len(captions_to_draw().all_captions)
+    num = len(suite_to_draw().rows)
     drawings = [(num, passes[row]) for row in ROWS if not at.pictures(row).is_file()]
     if left:
         # What is shown of it on the way: the teacher's rows but one, and the student three times.

@@ -16,12 +16,13 @@ from flashdmd_cli.workflows.inputs.teachers import find_teacher
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.suites import Reference, Suite
+    from flashdmd_cli.evaluation.measuring import Evaluator
+    from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.recipe import Recipe
 
-NUM_DRAWN, NUM_GROUPS = 128, 16
-"""Pictures drawn by every row, and how many captions of theirs come several times."""
+SUITE = "shapes-demo"
+"""What every row draws."""
 NUM_SHOWN = 8
 TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
     "teacher_30": ("ddim", 30),
@@ -59,11 +60,11 @@ class Stages:
         return self.out / "pictures" / f"{row}.safetensors"
 
 
-def captions_to_draw() -> Suite:
-    """What every row draws."""
-    from flashdmd_cli.evaluation.suites import shapes_few
+def suite_to_draw() -> ShapesSuite:
+    """What every row draws, and what is measured on it."""
+    from flashdmd_cli.evaluation.suites.spec import read_suite
 
-    return shapes_few(NUM_DRAWN, NUM_GROUPS)
+    return read_suite(SUITE)
 
 
 def load_teacher(recipe: Recipe, at: Stages) -> Family:
@@ -79,21 +80,23 @@ def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, r
     """Draw all captions and keep the pictures, as the 8 bits of a file."""
     from safetensors.torch import save
 
+    from flashdmd_cli.core.pictures import as_bytes
+
     reporter.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
     pictures = drawer.draw(captions, seed, reporter)
     path = at.pictures(row)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(save({"pictures": ((pictures + 1) * 127.5).round().byte().contiguous()}))
+        temporary.write_bytes(save({"pictures": as_bytes(pictures).contiguous()}))
         temporary.replace(path)
 
 
 def kept_pictures(row: str, at: Stages) -> Tensor:
-    """The pictures of a row, (N, 3, H, W) on [-1, 1]."""
+    """The pictures of a row, (N, 3, H, W) uint8."""
     from safetensors.torch import load_file
 
-    return load_file(at.pictures(row))["pictures"].float() / 127.5 - 1
+    return load_file(at.pictures(row))["pictures"]
 
 
 def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
@@ -110,12 +113,13 @@ def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, report
         draw(row, drawer, captions, seed, at, reporter)
 
 
-def measure(row: str, reference: Reference, at: Stages) -> dict[str, Any]:
+def measure(row: str, evaluator: Evaluator, suite: ShapesSuite, at: Stages) -> dict[str, Any]:
     """The figures of a row, or of a second set of real pictures, measured once."""
-    from flashdmd_cli.evaluation.suites import evaluate
+    from flashdmd_cli.evaluation.suites.shapes import CEILING_SEED
 
     path = at.figures(row)
     if not path.is_file():
-        metrics = (reference.ceiling() if row == REAL else evaluate(kept_pictures(row, at), reference)).as_dict()
+        pictures = suite.references(CEILING_SEED) if row == REAL else [(kept_pictures(row, at), suite.rows)]
+        metrics = evaluator.evaluate(pictures).as_dict()
         write_text_atomically(path, json.dumps(plain(metrics), indent=2) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))

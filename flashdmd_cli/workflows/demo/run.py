@@ -22,10 +22,10 @@ from flashdmd_cli.workflows.demo.rows import (
     REAL,
     ROWS,
     Stages,
-    captions_to_draw,
     draw_rows,
     kept_pictures,
     measure,
+    suite_to_draw,
 )
 from flashdmd_cli.workflows.distill import distill
 from flashdmd_cli.workflows.inputs.sam import find_sam
@@ -124,19 +124,18 @@ def demo(
 
 def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, Any]:
     """All four parts; returns the metrics of every row with their intervals."""
-    from flashdmd_cli.evaluation.suites import Reference
-    from flashdmd_cli.shapes.assets import asset
-    from flashdmd_cli.shapes.inspector import load_inspector
+    from flashdmd_cli.evaluation.measuring import Evaluator
 
     reporter.say(WHY_DATA)
     prepare_shapes(at.data, num=NUM_PICTURES, seed=seed, reporter=reporter)
     reporter.say(WHY_DISTILL)
     distill(recipe, at.data, at.student, reporter=reporter)
     reporter.say(WHY_SAMPLE)
-    reference = Reference(captions_to_draw(), load_inspector(asset("inspector")))
-    draw_rows(recipe, reference.suite.all_captions, seed, at, reporter)
+    suite = suite_to_draw()
+    evaluator = Evaluator(suite)
+    draw_rows(recipe, [row.prompt for row in suite.rows], seed, at, reporter)
     reporter.say(WHY_EVAL)
-    return {row: measure(row, reference, at) for row in (*ROWS, REAL)}
+    return {row: measure(row, evaluator, suite, at) for row in (*ROWS, REAL)}
 
 
 def read_result(at: Stages) -> dict[str, Any]:
@@ -149,12 +148,13 @@ def read_result(at: Stages) -> dict[str, Any]:
 
 def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds: float) -> None:
     """Write the page, the result document and the manifest, in this order."""
+    from flashdmd_cli.core.pictures import as_float
     from flashdmd_cli.evaluation.page import write_page
     from flashdmd_cli.runs.tracking import read_metrics
 
-    captions = captions_to_draw().captions[:NUM_SHOWN]
+    captions = [row.prompt for row in suite_to_draw().rows[:NUM_SHOWN]]
     page, path = at.out / "page.html", at.out / "manifest.json"
-    shown = {row: kept_pictures(row, at)[:NUM_SHOWN] for row in ROWS}
+    shown = {row: as_float(kept_pictures(row, at)[:NUM_SHOWN]) for row in ROWS}
     write_page(page, demo_page(recipe, rows, shown, captions, read_metrics(at.student), seconds))
     document = {row: {name: rows[row][name] for name in FIGURES} for row in ROWS}
     whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from flashdmd_cli.families.files import Source
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
@@ -52,6 +53,8 @@ class Drawer:
     folder: Path
     """Checkpoint or pipeline folder."""
     record: TeacherRecord
+    source: Source
+    """The files that the family was loaded from."""
 
     @property
     def is_student(self) -> bool:
@@ -72,10 +75,12 @@ class Drawer:
         reporter: Reporter | None = None,
         batch: int = 32,
         by_steps: bool = False,
+        first_index: int = 0,
     ) -> Tensor:
-        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it.
+        """A picture (3, H, W) on [-1, 1] for every caption; picture `first_index` + i has the same noise whatever
+        draws it.
 
-        Progress is told in pictures, or `by_steps` in steps of one picture, where few pictures take long.
+        Progress is counted in pictures, or `by_steps` in steps of one picture, where few pictures take long.
         """
         from flashdmd_cli.evaluation.generate import generate
 
@@ -96,10 +101,32 @@ class Drawer:
             self.sampler,
             self.steps,
             self.guidance,
+            first_index=first_index,
             batch=batch,
             progress=None if by_steps else reporter.progress,
             step=step if by_steps else None,
         )
+
+    def identity(self) -> dict[str, object]:
+        """What decides the pictures: two drawers with the same identity draw the same from the same seed.
+
+        By content, not by name: hashes of the files that the family was loaded from, and of a student's manifest.
+        """
+        from flashdmd_cli import __version__
+        from flashdmd_cli.runs.files import sha256_file
+        from flashdmd_cli.runs.manifest import MANIFEST
+
+        manifest = self.folder / MANIFEST
+        return {
+            "flashdmd": __version__,
+            "loaded": teacher_record(self.teacher, self.source).hash,
+            "student": sha256_file(manifest) if manifest.is_file() else None,
+            "sampler": self.sampler,
+            "steps": self.steps,
+            "guidance": self.guidance,
+            "device": self.place.device,
+            "precision": self.place.precision,
+        }
 
     def facts(self) -> dict[str, object]:
         """What a result says of how its pictures were drawn."""
@@ -145,11 +172,11 @@ def pipeline_drawer(
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
         family = load_family(source, place)
-        return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher)
+        return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher, source)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
-    return as_teacher(load_family(source, place), name, folder, sampler, steps, guidance)
+    return as_teacher(load_family(source, place), name, folder, sampler, steps, guidance, source=source)
 
 
 def as_teacher(
@@ -160,16 +187,19 @@ def as_teacher(
     steps: int | None = None,
     guidance: float | None = None,
     record: TeacherRecord | None = None,
+    source: Source | None = None,
 ) -> Drawer:
-    """The teacher of a family that is loaded already; `record` where it is known what teacher that is."""
+    """The teacher of a family that is loaded already; `record` where it is known what teacher that is, `source` where
+    it was loaded from more than `folder`."""
     from flashdmd_cli.runs.recipe import load_recipe
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
     check_steps(sampler, steps)
     weight = load_recipe(default_distill_recipe(folder)).dm.guidance if guidance is None else guidance
     title = f"{Path(name).name.removesuffix('.safetensors')}-{sampler}-{steps}"
-    record = record or teacher_record(name, folder)
-    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record)
+    source = source or Source(folder)
+    record = record or teacher_record(name, source)
+    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record, source)
 
 
 def load_drawer(
@@ -225,13 +255,13 @@ def student_drawer(
     length = steps or recipe.grid.steps
     check_steps("few_step", length)
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
-    if family is None:
-        family = load_family(find_source_again(record, recipe.model, f"--from {folder}", parts, reporter), place)
+    source = find_source_again(record, recipe.model, f"--from {folder}", parts, reporter)
+    family = family or load_family(source, place)
     try:
         net = family.load_student(folder / "student").base.to(family.device).view()
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
-    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record)
+    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source)
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:

@@ -1,0 +1,84 @@
+"""Pictures as files: drawn batch by batch, each written at once, and read again in batches.
+
+A drawing that was interrupted goes on. Noise belongs to a picture, but the last bits of a network's output may depend
+on the batch in which it is computed: so a batch of which a picture is missing is drawn again whole, and the files are
+those of a drawing without interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from flashdmd_cli.evaluation.metrics.metric import Row
+from flashdmd_cli.evaluation.pictures import to_image
+from flashdmd_cli.evaluation.suites.suite import Batch
+from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.files import writing
+from flashdmd_cli.runs.reporter import Reporter
+
+BATCH = 32
+"""Pictures drawn, and pictures measured, at a time."""
+
+Draw = Callable[[Sequence[str], int], Tensor]
+"""Prompts and the index of the first -> pictures (B, 3, H, W) on [-1, 1]."""
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """The file of a picture."""
+    return folder / f"{index:05d}.png"
+
+
+def write_picture(path: Path, picture: Tensor) -> None:
+    """Write a picture (3, H, W) on [-1, 1] as PNG, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    to_image(picture).save(temporary, "PNG")
+    temporary.replace(path)
+
+
+def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Reporter, batch: int = BATCH) -> int:
+    """Draw the pictures of `rows` that are not in `folder` yet; returns how many were there. One batch is in memory.
+
+    Raises `WriteError` when the disk cannot take them.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in folder.iterdir()}
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    missing = [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
+    kept = len(rows) - sum(map(len, missing))
+    if kept:
+        reporter.say(f"{kept} of {len(rows)} pictures are in {folder} already")
+    if missing:
+        reporter.progress(kept, len(rows))
+    done = kept
+    for part in missing:
+        pictures = draw([row.prompt for row in part], part[0].index)
+        with writing(folder):
+            for row, picture in zip(part, pictures, strict=True):
+                write_picture(picture_path(folder, row.index), picture)
+        done += len(part)
+        reporter.progress(done, len(rows))
+    return kept
+
+
+def read_pictures(folder: Path, rows: Sequence[Row], batch: int = BATCH) -> Iterator[Batch]:
+    """The pictures of `rows`, (B, 3, H, W) uint8 with their rows; InputError for a file that is missing or torn."""
+    for start in range(0, len(rows), batch):
+        part = rows[start : start + batch]
+        yield torch.stack([read_picture(picture_path(folder, row.index)) for row in part]), part
+
+
+def read_picture(path: Path) -> Tensor:
+    """A picture (3, H, W) uint8; InputError for a file that is missing or torn."""
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    except (OSError, SyntaxError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"{path}: cannot be read: {why}", hint="delete it; the same command draws it again") from None

@@ -1,4 +1,4 @@
-"""The figures of a run: one JSON line per logged step, and TensorBoard beside it when that is installed."""
+"""Metrics of a run: one JSON line per logged step, and TensorBoard events if TensorBoard is installed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ METRICS = "metrics.jsonl"
 
 
 class Tracker:
-    """Appends figures to `folder/metrics.jsonl` and `folder/tensorboard`.
+    """Appends metrics to `folder/metrics.jsonl` and `folder/tensorboard`.
 
-    `start` is the first step that this process will log (0: a new run). Rows at or after it, and a line cut short by
-    a crash, are dropped when the tracker opens, so a resumed run leaves the same file as an uninterrupted one.
+    `start` is the first step that this process will log (0: a new run). Rows from that step on, and a line truncated by
+    a crash, are deleted on opening, so that a resumed run writes the same file as an uninterrupted one.
     """
 
     def __init__(self, folder: Path, start: int = 0, writes: bool = True) -> None:
-        """`writes` is false in a process that leaves it to another."""
+        """`writes` is false if another process writes the metrics."""
         self._stream: TextIO | None = None
         self._board: Any = None
         if not writes:
@@ -33,16 +33,16 @@ class Tracker:
             self._stream = self.path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder / "tensorboard", start)
 
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Write the figures of `step`. A figure that is not finite is written as null, for JSON knows no NaN."""
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of `step`. Non-finite values are written as null, because JSON has no NaN."""
         if self._stream is None:
             return
-        row = {"step": step} | {key: value if math.isfinite(value) else None for key, value in figures.items()}
+        row = {"step": step} | {key: value if math.isfinite(value) else None for key, value in metrics.items()}
         with writing(self.path):
             self._stream.write(json.dumps(row) + "\n")
             self._stream.flush()
         if self._board is not None:
-            for key, value in figures.items():
+            for key, value in metrics.items():
                 self._board.add_scalar(key, value, step)
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Tracker:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of `folder/metrics.jsonl`, oldest first; reading ends at the first line that is not whole."""
+    """The rows of `folder/metrics.jsonl`, oldest first, up to the first incomplete line."""
     path = folder / METRICS
     rows: list[dict[str, Any]] = []
     if path.exists():

@@ -16,7 +16,7 @@ from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
-from flashdmd_cli.training.align import align, distillation_turns, margins, preference_step
+from flashdmd_cli.training.align import align, distillation_iterations, margins, preference_step
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.draws import Draws
@@ -354,7 +354,7 @@ def test_ratio_counts_preference_steps_for_each_student_update_of_stage_1(
 def test_iterations_of_stage_1_are_spread_over_preference_steps(ratio, ttur, before, turns):
     """The first of each `rl_ratio` iterations is the student's turn, and no number comes twice or is left out."""
     r = recipe(align__rl_ratio=ratio, fake__ttur=ttur)
-    assert [list(distillation_turns(r, step, before)) for step in range(6)] == turns
+    assert [list(distillation_iterations(r, step, before)) for step in range(6)] == turns
 
 
 def test_metrics_of_an_iteration_are_those_of_its_first_turn_of_stage_1(

@@ -168,7 +168,7 @@ def test_a_damaged_state_is_one_line(ready, reward):
     result = align(reward, 1)
     assert result.exit_code == 3 and "state" in result.stderr.strip().splitlines()[-1]
     shutil.rmtree(state.parent)
-    assert "the fake score begins as the student" in align(reward, 1).stderr
+    assert "the fake score is initialised from the student" in align(reward, 1).stderr
 
 
 def test_a_wrong_reward_model_is_one_line(ready, reward, student):

@@ -12,15 +12,15 @@ from flashdmd_cli.runs.recipe import (
     RECIPES,
     Recipe,
     RewardRecipe,
+    config_of,
     dump_recipe,
     list_recipes,
     load_any_recipe,
     load_recipe,
     load_reward_recipe,
     recipe_keys,
-    table_of,
 )
-from flashdmd_cli.runs.tables import Table
+from flashdmd_cli.runs.tables import Config
 
 
 def test_all_recipes_are_found() -> None:
@@ -86,7 +86,7 @@ def test_base_is_merged_and_a_circle_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe(path)
     assert (recipe.gan.weight, recipe.gan.sam) == (1.0, "embedded")
     path.write_text(f"base: {path}\n")
-    with pytest.raises(UsageError, match="starts from itself"):
+    with pytest.raises(UsageError, match="inherits from itself"):
         load_recipe(path)
 
 
@@ -150,8 +150,8 @@ def test_recipe_is_frozen() -> None:
 
 
 @pytest.mark.parametrize("schema", [Recipe, RewardRecipe])
-def test_every_field_has_a_docstring(schema: type[Table]) -> None:
-    tables = [table for field in schema.model_fields.values() if (table := table_of(field.annotation)) is not None]
+def test_every_field_has_a_docstring(schema: type[Config]) -> None:
+    tables = [table for field in schema.model_fields.values() if (table := config_of(field.annotation)) is not None]
     assert len(tables) >= 4
     for table in tables:
         assert table.__doc__

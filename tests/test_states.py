@@ -152,10 +152,10 @@ def test_a_record_without_its_parts_is_refused(new, saved, tmp_path):
     for key in record["meta"]:
         meta = {k: v for k, v in record["meta"].items() if k != key}
         (folder / "state.json").write_text(json.dumps(record | {"meta": meta}))
-        refused(new(), folder, f"does not say '{key}'")
+        refused(new(), folder, f"lacks '{key}'")
     one = {"student": 1, "fake": 1}
     (folder / "state.json").write_text(json.dumps(record | {"meta": record["meta"] | {"updates": one}}))
-    refused(new(), folder, "does not say 'discriminator'")
+    refused(new(), folder, "lacks 'discriminator'")
 
 
 @pytest.mark.parametrize("prefix", [FAKE, HEADS, STUDENT])
@@ -213,5 +213,5 @@ def test_a_reward_model_refuses_a_state_that_lost_a_tensor(tiny_family, tmp_path
         with pytest.raises(InputError, match=f"lacks {gone}"):
             go()
     save_state(folder, tensors, {k: v for k, v in meta.items() if k != "updates"})
-    with pytest.raises(InputError, match="does not say 'updates'"):
+    with pytest.raises(InputError, match="lacks 'updates'"):
         go()

@@ -89,7 +89,7 @@ def test_a_reporter_ends_a_training(world: Path) -> None:
     assert stopped.value.exit_code == 143 and latest_state(Path("student") / "state") is not None
     told = Listener()
     assert distill(recipe, "data", "student", reporter=told).step == 3
-    assert any(line.startswith("going on from") for line in told.lines)
+    assert any(line.startswith("resuming from") for line in told.lines)
 
 
 def test_default_recipes(world: Path) -> None:

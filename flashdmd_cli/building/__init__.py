@@ -1,4 +1,4 @@
-"""Trains the shipped assets of the embedded world, each from its recipe, by the same command again when interrupted."""
+"""Training of the shipped assets of the embedded world; the same command resumes an interrupted build."""
 
 PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture")
-"""In the order in which they are built: each may need those before it."""
+"""In build order; each may depend on those before it."""

@@ -1,4 +1,4 @@
-"""Builds the inspector: read everything back from rendered pictures, robust to the slight blur of a decoder."""
+"""Training of the inspector on rendered pictures, with augmentation against the slight blur of a decoder."""
 
 from __future__ import annotations
 
@@ -49,19 +49,19 @@ def build_inspector(
 
 @torch.no_grad()
 def _settle_batch_norm(model: Inspector, pool: Pool) -> None:
-    # Averaged weights need statistics of their own: averages of running statistics belong to other weights.
+    # Averaged weights need their own batch statistics; averaged running statistics would not fit them.
     torch.optim.swa_utils.update_bn((pool.pictures(torch.arange(s, s + 250)) for s in range(0, 10_000, 250)), model)
     model.eval()
 
 
 def held_out_accuracy(model: Inspector, num: int = 4000) -> dict[str, float]:
-    """Accuracy on pictures of held-out combinations: mean of the attributes, all seven, background pattern."""
+    """Accuracy on pictures of held-out combinations: each attribute, all seven, pattern; error of the layout."""
     pool = draw_pool(num, seed=99, held_out=True)
     reading = model.read(pool.pictures(torch.arange(num)))
-    right = reading.attributes == pool.attributes
+    correct = reading.attributes == pool.attributes
     return {
-        **{f"attribute_{i}": value for i, value in enumerate(right.float().mean(0).tolist())},
-        "composition": right.all(1).float().mean().item(),
+        **{f"attribute_{i}": value for i, value in enumerate(correct.float().mean(0).tolist())},
+        "composition": correct.all(1).float().mean().item(),
         "pattern": (reading.pattern == pool.pattern).float().mean().item(),
         "layout_error": (reading.layout - pool.layout).abs().mean().item(),
     }

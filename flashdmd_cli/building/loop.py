@@ -1,4 +1,4 @@
-"""The one training loop of all builders: cosine learning rate, averaged weights, checkpoints, resume."""
+"""The training loop of all builders: cosine learning-rate decay, averaged weights, checkpoints, resuming."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from flashdmd_cli.core.losses import ema_update_
 N = TypeVar("N", bound=nn.Module)
 
 LossFn = Callable[[torch.Generator], dict[str, Tensor]]
-"""Draws a batch with the generator and returns named losses; `loss` is the one to descend."""
+"""Samples a batch with the generator and returns named losses; `loss` is minimised, others are logged."""
 
 
 def _ema(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Exponential average that forgets the first, random weights: its horizon grows with the number of updates."""
+    """Exponential moving average whose decay increases with the number of updates, so that initial weights are
+    forgotten quickly."""
 
     def update(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int) -> None:
         count = float(num_averaged)
@@ -50,10 +51,10 @@ def train(
     log_every: int = 50,
     say: Callable[[str], None] = print,
 ) -> N:
-    """Train `model` for `steps` and return its averaged weights.
+    """Train `model` for `steps` and return the network with averaged weights.
 
-    State goes to `folder/name.ckpt` and figures to `folder/name.jsonl`; the same call again continues. Step `s` always
-    draws from a generator seeded by (seed, s), so a resumed build sees the batches an uninterrupted one would have.
+    Writes the state to `folder/name.ckpt` and metrics to `folder/name.jsonl`; a second call resumes. The generator of
+    each step is seeded by (seed, step), so a resumed build has the same batches as an uninterrupted one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
@@ -84,7 +85,7 @@ def train(
         rate = lr * min(1.0, (step + 1) / warm_up) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        # Plain attention: over this world's 64 tokens, the CPU's flash kernel costs a third of the whole step.
+        # Plain attention: with only 64 tokens, the CPU's flash kernel would take a third of the whole step.
         with sdpa_kernel(SDPBackend.MATH):
             losses = loss_fn(torch.Generator().manual_seed(seed * 1_000_003 + step))
             losses["loss"].backward()
@@ -95,9 +96,9 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         average.update_parameters(model)
         if step % log_every == 0:
-            figures = {key: round(value.item(), 5) for key, value in losses.items()}
+            metrics = {key: round(value.item(), 5) for key, value in losses.items()}
             rate_per_s = (step + 1 - start) / (time.monotonic() - began)
-            row = {"step": step, **figures, "steps_per_s": round(rate_per_s, 3)}
+            row = {"step": step, **metrics, "steps_per_s": round(rate_per_s, 3)}
             with log.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             say(f"{name} {row} eta {(steps - step) / rate_per_s / 60:.1f} min")

@@ -1,5 +1,4 @@
-"""Preference pairs of the embedded world: rendered right and wrong pictures, and the teacher's, labelled by the
-inspector."""
+"""Preference pairs of the embedded world: rendered and sampled pictures, labelled by the inspector."""
 
 from __future__ import annotations
 
@@ -20,17 +19,17 @@ from flashdmd_cli.shapes.world import ATTRIBUTES, NUM_OBJECTS, add_object, sampl
 NUM_PAIRS = 7200
 CHUNK = 120
 RENDERED_SHARE = 1 / 3
-"""Of the pairs, those of rendered pictures: they cost nothing, and by how much a side is wrong can be chosen. The
-others are drawn in few steps, and wrong in the ways in which candidates of a preference step are."""
+"""Fraction of pairs with rendered pictures, which are cheap and allow choosing the errors. The others are sampled in
+few steps, with errors like those of the candidates of a preference step."""
 RENDERED_TIES = 0.1
-"""Of the rendered pairs, those with two right pictures."""
+"""Fraction of rendered pairs with two correct pictures."""
 THIRD_OBJECT = 0.25
-"""Of the wrong sides, those that show all that the caption says and one object more. Without them students learned to
-draw a third, which neither the reward model nor the inspector saw (docs/log/2026-11-21-align.md)."""
+"""Fraction of wrong pictures whose only error is a third object. Without them, students learned to draw a third object,
+which neither the reward model nor the inspector detected (docs/log/2026-11-21-align.md)."""
 
 SAME_SCENE = 0.5
-"""Of the rendered pairs with a wrong side, those whose sides differ in what is wrong and in nothing else: candidates of
-a preference step are near to each other, too."""
+"""Fraction of rendered pairs with a winner whose pictures differ only in the error, since the candidates of a
+preference step are similar to each other, too."""
 
 Draw = Callable[[Sequence[str], int], Tensor]
 """(captions, index of the first picture) -> pictures (N, 3, 64, 64) on [-1, 1]."""
@@ -40,10 +39,11 @@ def build_pairs(
     draw: Draw, inspector: Inspector, folder: Path, num: int = NUM_PAIRS, seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
-    """Write `folder/pairs.jsonl` with its pictures; what is there already is kept, so the same call resumes.
+    """Write `folder/pairs.jsonl` and its pictures; a second call resumes.
 
-    A picture is right when the inspector reads all seven attributes of the caption in it and it shows no third object:
-    known where it was rendered, counted where it was drawn. Right beats wrong; two right or two wrong ones are a tie.
+    A picture is correct if the inspector predicts all seven attributes of the caption and there is no third object
+    (known for rendered pictures, counted in sampled ones). A correct picture wins against a wrong one; otherwise it is
+    a tie.
     """
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, object]] = []
@@ -65,8 +65,8 @@ def _chunk(
     wanted = sample_attributes(num, generator)
     texts = captions(wanted, generator)
     num_rendered = round(num * RENDERED_SHARE)
-    # One side of a rendered pair shows what the caption says, the other from one wrong attribute to seven: with single
-    # near misses alone, nothing was learned in 500 steps (docs/log/2026-11-21-reward.md).
+    # One side of a rendered pair is correct, the other has one to seven wrong attributes: with exactly one wrong
+    # attribute, the model did not learn in 500 steps (docs/log/2026-11-21-reward.md).
     wrong_side = torch.randint(2, (num_rendered,), generator=generator)
     tie = torch.rand(num_rendered, generator=generator) < RENDERED_TIES
     third = torch.rand(num_rendered, generator=generator) < THIRD_OBJECT
@@ -78,7 +78,7 @@ def _chunk(
         shown = [_changed(row, generator) if miss else row for row, miss in zip(wanted, changed, strict=False)]
         attributes = torch.stack(shown)
         scenes = sample_scenes(num_rendered, generator, attributes=attributes)
-        # The same draws for both sides, whatever the attributes are.
+        # The same random numbers for both sides.
         free = torch.Generator().manual_seed(generator.initial_seed() + 1)
         scenes = where(alike, sample_scenes(num_rendered, free, attributes=attributes), scenes)
         rendered = render(scenes, generator)
@@ -100,7 +100,7 @@ def _chunk(
 
 
 def _changed(attributes: Tensor, generator: torch.Generator) -> Tensor:
-    """The attributes (7,) with from one to all of them changed, few more often than many."""
+    """The attributes (7,) with one to seven of them changed; small numbers are more likely."""
     changed = attributes.clone()
     count = 1 + int(len(ATTRIBUTES) * torch.rand((), generator=generator) ** 2)
     for column in torch.randperm(len(ATTRIBUTES), generator=generator)[:count].tolist():

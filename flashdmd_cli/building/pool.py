@@ -1,4 +1,4 @@
-"""A fixed pool of rendered training pictures, drawn once per build folder and shared by all builders."""
+"""A fixed pool of rendered training pictures, rendered once per build folder and shared by all builders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POOL_SEED = 2024
 
 @dataclass(frozen=True)
 class Pool:
-    """`N` rendered scenes with what is true of them."""
+    """`N` rendered scenes with their labels."""
 
     pixels: Tensor  # (N, 3, 64, 64) uint8
     attributes: Tensor  # (N, 7) long
@@ -29,12 +29,12 @@ class Pool:
         return len(self.pixels)
 
     def pictures(self, index: Tensor) -> Tensor:
-        """Pictures as networks take them, (B, 3, 64, 64) float32 on [-1, 1]."""
+        """Pictures (B, 3, 64, 64) float32 on [-1, 1], the input of networks."""
         return self.pixels[index].float() / 127.5 - 1
 
 
 def draw_pool(num: int, seed: int, held_out: bool = False) -> Pool:
-    """Render a pool; the same seed gives the same pool."""
+    """Render a pool of `num` scenes; reproducible by `seed`."""
     generator = torch.Generator().manual_seed(seed)
     parts = []
     for start in range(0, num, 500):
@@ -48,7 +48,7 @@ def draw_pool(num: int, seed: int, held_out: bool = False) -> Pool:
 
 
 def load_pool(folder: Path) -> Pool:
-    """The training pool, from `folder` if it was drawn there before."""
+    """The training pool, rendered if it is not in `folder` yet."""
     path = folder / "pool.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

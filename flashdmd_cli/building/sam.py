@@ -1,4 +1,4 @@
-"""Builds the small SAM whose image encoder is the pixel discriminator's trunk: a point in, the object's mask out."""
+"""Training of the small SAM whose image encoder is the trunk of the pixel discriminator: point prompts to masks."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ def build_sam(
 
 
 def draw(num: int, generator: torch.Generator, held_out: bool = False) -> tuple[Tensor, Tensor]:
-    """Pictures (num, 3, 64, 64) on [-1, 1] and the masks of both objects (num, 2, 64, 64) bool."""
+    """`num` rendered pictures (num, 3, 64, 64) on [-1, 1] and the masks of both objects (num, 2, 64, 64) bool."""
     scenes = sample_scenes(num, generator, held_out)
     return render(scenes, generator), masks(scenes)
 
 
 def points_inside(truth: Tensor, generator: torch.Generator) -> Tensor:
-    """One pixel of each mask at random: x, y in pixels, (B, 2, 2), for masks (B, 2, H, W)."""
+    """A random pixel of each mask: x, y in pixels (B, 2, 2), for masks (B, 2, H, W)."""
     width = truth.shape[-1]
     index = torch.multinomial(truth.flatten(0, 1).flatten(1).float(), 1, generator=generator).view(truth.shape[:2])
     return torch.stack([index % width, index // width], dim=-1)
@@ -89,8 +89,8 @@ def predict(sam: Sam, pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]
     image = sam.image_encoder(((pictures + 1) * 127.5 - sam.pixel_mean) / sam.pixel_std)
     prompts = points.reshape(-1, 1, 2).float(), torch.ones(batch * num, 1)
     sparse, dense = sam.prompt_encoder(points=prompts, boxes=None, masks=None)
-    # The decoder adds the dense prompt to one picture's embedding; handing the embeddings in with the dense prompts,
-    # and zero as the picture, makes it take a batch of pictures with a prompt each.
+    # The decoder supports one picture with several prompts. It adds the dense prompt embedding to the picture's, so
+    # adding the picture embeddings to the dense prompts, with zeros as picture, gives a batch of pictures.
     logits, quality = sam.mask_decoder(
         image_embeddings=torch.zeros_like(image[:1]),
         image_pe=sam.prompt_encoder.get_dense_pe(),
@@ -102,17 +102,17 @@ def predict(sam: Sam, pictures: Tensor, points: Tensor) -> tuple[Tensor, Tensor]
 
 
 def intersection_over_union(logits: Tensor, truth: Tensor) -> Tensor:
-    """Of the masks where `logits` is positive with the true ones, (B, 2)."""
-    found = logits > 0
-    return (found & truth).sum((-2, -1)) / (found | truth).sum((-2, -1)).clamp(min=1)
+    """IoU (B, 2) of the predicted masks, where `logits` is positive, with the true ones."""
+    predicted = logits > 0
+    return (predicted & truth).sum((-2, -1)) / (predicted | truth).sum((-2, -1)).clamp(min=1)
 
 
 def mask_losses(logits: Tensor, quality: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """SAM's own mixture: 20 focal + dice for the masks, squared error for the quality it predicts of itself."""
+    """SAM's losses: 20 times focal plus dice loss for the masks, squared error for the predicted IoU."""
     target = truth.float()
     focal = sigmoid_focal_loss(logits, target, reduction="mean")
-    found = logits.sigmoid()
-    overlap, area = (found * target).sum((-2, -1)), (found + target).sum((-2, -1))
+    predicted = logits.sigmoid()
+    overlap, area = (predicted * target).sum((-2, -1)), (predicted + target).sum((-2, -1))
     dice = (1 - (2 * overlap + 1) / (area + 1)).mean()
     iou = intersection_over_union(logits, truth)
     loss = 20 * focal + dice + F.mse_loss(quality, iou)

@@ -1,7 +1,7 @@
-"""Builds both text encoders and their tokenizers: read a caption so well that every attribute binds to its object.
+"""Training of both text encoders and their tokenizers, so that embeddings bind every attribute to its object.
 
-CLIP's encoders learn this from pictures and captions; here the captions' own meaning is the label, which teaches the
-same in seconds. The denoiser is trained afterwards on the frozen encoders, as SDXL's was.
+CLIP's encoders learn this from pictures and captions; here the attributes of the captions are the labels, which needs
+only seconds. The denoiser is trained afterwards with the frozen encoders, as SDXL's was.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ MAX_LENGTH = 24
 
 
 def _byte_symbols() -> list[str]:
-    """The printable stand-ins that byte-level BPE gives to the 256 bytes."""
+    """The printable characters that byte-level BPE uses for the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     spare = iter(range(256, 512))
     return [chr(b) if b in printable else chr(next(spare)) for b in range(256)]
 
 
 def write_tokenizer(folder: Path) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges make one token of every word of the grammar; other words fall to letters."""
+    """A CLIP tokenizer with one token per word of the grammar; other words are split into letters."""
     wordings = " ".join(way for ways in WORDINGS.values() for way in ways)
     words = sorted({*SHAPES, *COLORS, *SURFACES, *wordings.split(), "an", "and"})
     tokens = [*_byte_symbols(), *(symbol + "</w>" for symbol in _byte_symbols())]
@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
         symbols = [*word[:-1], word[-1] + "</w>"]
         while len(symbols) > 1:
             pairs = list(zip(symbols, symbols[1:], strict=False))
-            # As the tokenizer will: the earliest merge first; a new one only where no known merge applies.
+            # As in the tokenizer, the earliest merge is applied first; a new one is added only if none applies.
             pair = min(pairs, key=lambda pair: merges.get(pair, len(merges)))
             merges.setdefault(pair, len(merges))
             at = pairs.index(pair)
@@ -67,7 +67,7 @@ def _config(tokenizer: CLIPTokenizer, width: int, projection: int) -> CLIPTextCo
 
 
 class _Reader(nn.Module):
-    """Both encoders, with heads that read the attributes where the denoiser will look for them."""
+    """Both encoders, with heads that predict the attributes from the embeddings used by the denoiser."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class _Reader(nn.Module):
 
 
 def _cross_entropy(heads: nn.ModuleList, features: Tensor, labels: Sequence[Tensor]) -> Tensor:
-    """Sum over the heads of what each misreads in `features` (B, D)."""
+    """Sum of the cross-entropies of all heads on `features` (B, D)."""
     terms = [F.cross_entropy(head(features), label) for head, label in zip(heads, labels, strict=True)]
     return torch.stack(terms).sum()
 
@@ -113,7 +113,7 @@ def build_text(
         columns = truth.unbind(1)
         whole = _cross_entropy(reader.pooled, pooled, columns)
         last = _cross_entropy(reader.last, hidden[rows, end], columns)
-        at_noun = hidden[torch.isin(ids, nouns)]  # (2B, 192): object 1 and 2 of each caption in turn
+        at_noun = hidden[torch.isin(ids, nouns)]  # (2B, 192): objects 1 and 2 of each caption, interleaved
         labels = [torch.stack([truth[:, k], truth[:, k + 3]], 1).flatten() for k in range(3)]
         labels.append(torch.arange(2).repeat(BATCH))
         noun = _cross_entropy(reader.noun, at_noun, labels)
@@ -125,5 +125,5 @@ def build_text(
     with torch.no_grad():
         truth = sample_attributes(1000, torch.Generator().manual_seed(1), held_out=True)
         _, pooled = average(tokens(truth, None))
-        right = torch.stack([head(pooled).argmax(1) for head in average.pooled], 1) == truth
-    return {"composition": right.all(1).float().mean().item()}
+        correct = torch.stack([head(pooled).argmax(1) for head in average.pooled], 1) == truth
+    return {"composition": correct.all(1).float().mean().item()}

@@ -1,4 +1,4 @@
-"""Builds the teacher's denoiser on the frozen encoders, and assembles the stock pipeline folder."""
+"""Training of the teacher's denoiser with frozen encoders, and writing of the stock pipeline folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIN_SNR_GAMMA = 5.0
 
 
 def new_unet() -> UNet2DConditionModel:
-    """SDXL's structure at a 280th of its parameters: a plain first level, attention below, `text_time` conditioning."""
+    """SDXL's architecture with 1/280 of its parameters: first level without attention, `text_time` conditioning."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
@@ -44,7 +44,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """SDXL's noise schedule, with the spacing that starts at the last timestep."""
+    """SDXL's noise schedule, with the timestep spacing that starts at the last timestep."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -58,7 +58,7 @@ def new_scheduler() -> DDIMScheduler:
 def build_unet(
     work: Path, out: Path, steps: int = 20_000, seed: int = 0, say: Callable[[str], None] = print
 ) -> StableDiffusionXLPipeline:
-    """Train the denoiser and write the whole teacher to `out`, which holds encoders and autoencoder by then."""
+    """Train the denoiser and write the complete teacher to `out`, which already contains encoders and autoencoder."""
     pool = load_pool(work)
     code = load_code(work, pool)
     tokenizers = [CLIPTokenizer.from_pretrained(out / name) for name in ("tokenizer", "tokenizer_2")]
@@ -87,7 +87,7 @@ def build_unet(
             eps = unet(noisy, t, context, added_cond_kwargs=added).sample.float()
         error = (eps - noise).square().mean(dim=(1, 2, 3))
         snr = abar[t] / (1 - abar[t])
-        # Min-SNR weighting (Hang et al. 2023): the high-noise steps, which decide the composition, learn first.
+        # Min-SNR weighting (Hang et al. 2023) favours high noise levels, which determine the composition.
         return {"loss": (error * (MIN_SNR_GAMMA / snr).clamp(max=1.0)).mean(), "eps_mse": error.mean()}
 
     unet = train("unet", unet, loss_fn, work, steps, lr=1e-3, seed=seed, say=say, ema_decay=0.997)
@@ -95,7 +95,7 @@ def build_unet(
 
 
 def write_teacher(out: Path, unet: UNet2DConditionModel) -> StableDiffusionXLPipeline:
-    """Write the denoiser in half precision and the pipeline's index beside the parts that `out` already holds."""
+    """Write the denoiser in half precision and the pipeline's index to `out`, which contains the other components."""
     pipeline = StableDiffusionXLPipeline(
         **{part: read_network(KINDS[part], out / part) for part in ("vae", "text_encoder", "text_encoder_2")},
         tokenizer=CLIPTokenizer.from_pretrained(out / "tokenizer"),

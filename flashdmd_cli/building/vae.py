@@ -1,8 +1,8 @@
-"""Builds the autoencoder: latents are the principal components of 4 x 4 patches, the decoder learns to draw from them.
+"""Training of the autoencoder: latents are principal components of 4 x 4 patches, from which the decoder reconstructs.
 
-A free autoencoder needs hours of a CPU to become faithful. The best linear code of 8 numbers per patch keeps every
-attribute readable from the start (99% each, by the inspector), is smooth, and lets the denoiser be trained at once
-beside the decoder. The encoder is a stock one that learns this code by regression.
+An unconstrained autoencoder needs hours on a CPU for good reconstructions. The best linear code with 8 values per patch
+preserves every attribute (99% accuracy each, by the inspector), is smooth, and allows training the denoiser and the
+decoder at the same time. The encoder is a stock one that learns this code by regression.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POSTERIOR_LOGVAR = -6.0
 
 @dataclass(frozen=True)
 class PatchCode:
-    """Linear code of a picture's patches."""
+    """Linear code (PCA) of picture patches."""
 
     mean: Tensor  # (48,)
     basis: Tensor  # (48, 8)
@@ -41,13 +41,13 @@ class PatchCode:
 
 
 def load_code(work: Path, pool: Pool) -> PatchCode:
-    """The code of the pool, cached in the build folder."""
+    """The code computed from the pool, cached in the build folder."""
     path = work / "code.safetensors"
     if not path.exists():
         patches = F.pixel_unshuffle(pool.pictures(torch.arange(4000)), PATCH).movedim(1, -1).flatten(0, 2)
         values, vectors = torch.linalg.eigh(torch.cov(patches.T))
         spread = values.flip(0)[:CHANNELS].sqrt()
-        # Half-way to whitening: fine detail stays fainter than colour and drowns in noise earlier, as in pictures.
+        # Half-way to whitening: detail has a lower variance than colour, so noise hides it earlier, as in pictures.
         scale = spread.sqrt()
         scale = scale * (spread / scale).square().mean().sqrt()
         basis = vectors.flip(1)[:, :CHANNELS].contiguous()
@@ -56,7 +56,7 @@ def load_code(work: Path, pool: Pool) -> PatchCode:
 
 
 def new_vae() -> AutoencoderKL:
-    """Downsamples 4 times (two halvings) into 8 channels."""
+    """An untrained autoencoder with a downsampling factor of 4 and 8 latent channels."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -88,7 +88,7 @@ def build_vae(
     def loss_fn(generator: torch.Generator) -> dict[str, Tensor]:
         x = pool.pictures(torch.randint(len(pool), (BATCH,), generator=generator))
         z = code.encode(x)
-        # Slightly wrong latents, as a denoiser leaves them, must still give clean pictures.
+        # Noise makes the decoder robust to the small errors of a denoiser.
         level = 0.1 * torch.rand((BATCH, 1, 1, 1), generator=generator)
         with torch.autocast("cpu", torch.bfloat16):
             y = vae.decode(z + level * torch.randn(z.shape, generator=generator)).sample.float()
@@ -96,7 +96,7 @@ def build_vae(
         slope = torch.stack([F.l1_loss(a, b) for a, b in zip(_gradients(y), _gradients(x), strict=True)]).sum()
         coarse = F.l1_loss(F.avg_pool2d(y, PATCH), F.avg_pool2d(x, PATCH))
         losses = {"loss": pixel + slope + coarse, "pixel": pixel, "slope": slope}
-        # The encoder's task is easy; a quarter of the steps is enough for it.
+        # The regression is easy; training the encoder in a quarter of the steps is enough.
         if torch.rand((), generator=generator) < 0.25:
             with torch.autocast("cpu", torch.bfloat16):
                 posterior = vae.encode(x).latent_dist

@@ -1,1 +1,1 @@
-"""The mathematics: tensors in, tensors out; no files, no models, no configuration."""
+"""Losses, noise schedules and sampling as pure functions on tensors; no files, no models, no configuration."""

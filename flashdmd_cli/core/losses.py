@@ -1,7 +1,7 @@
-"""The losses of Flash-DMD and of the methods it is compared with: pure functions in float32.
+"""Losses of Flash-DMD and of its baselines: pure functions in float32.
 
-Equation numbers are those of Flash-DMD (arXiv 2511.20549) unless another paper is named. Samples are (B, ...)
-of any number of dimensions. Discriminator outputs are lists of logit maps (B, 1, h, w), one for each head.
+Equation numbers refer to Flash-DMD (arXiv 2511.20549) unless another paper is named. Samples are (B, ...) with any
+number of dimensions. Discriminator outputs are lists of logit maps (B, 1, h, w), one per head.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 def dm_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
-    """Direction of the distribution-matching loss (Eq. 4), of samples (B, ...).
+    """Distribution-matching gradient (Eq. 4) of samples `x` (B, ...), same shape.
 
-    `((x - x0_real) - (x - x0_fake)) / mean|x - x0_real|`: the difference of the two scores in x0 space, scaled for each
-    sample by how far the teacher would move it (DMD, Yin et al. 2024, Eq. 8). Not finite entries become zero.
+    `((x - x0_real) - (x - x0_fake)) / mean|x - x0_real|`: the difference of both scores in x0 space, divided per sample
+    by the mean distance to the teacher's prediction (DMD, Yin et al. 2024, Eq. 8). Non-finite entries become zero.
     """
     x, x0_real, x0_fake = x.float(), x0_real.float(), x0_fake.float()
     scale = (x - x0_real).abs().mean(dim=tuple(range(1, x.ndim)), keepdim=True).clamp(min=1e-6)
@@ -31,17 +31,17 @@ def distribution_matching_loss(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> T
 
 
 def denoising_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the fake score's own prediction target, noise for SDXL (Eq. 6)."""
+    """Mean squared error between the fake score's output and its target, the noise for SDXL (Eq. 6)."""
     return F.mse_loss(prediction.float(), target.float())
 
 
 def _mean_over_maps(maps: Iterable[Tensor]) -> Tensor:
-    """Mean over heads of the mean over each map's positions, for each sample: (B,)."""
+    """Mean over the positions of each map, then over heads: (B,)."""
     return torch.stack([m.float().flatten(1).mean(1) for m in maps]).mean(0)
 
 
 def hinge_discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`."""
+    """Hinge loss of the discriminator (Algorithm 1, line 25): `max(0, 1 - D(real)) + max(0, 1 + D(fake))`; scalar."""
     return (
         _mean_over_maps(F.relu(1 - m.float()) for m in real).mean()
         + _mean_over_maps(F.relu(1 + m.float()) for m in fake).mean()
@@ -69,21 +69,21 @@ def softplus_generator_loss(fake: Sequence[Tensor], weight: Tensor | None = None
 
 
 def preference_loss(margin: Tensor, beta: float, num_dimensions: int) -> Tensor:
-    """Eq. 12, `-mean log sigmoid(beta H / d)`, of margins H (B,) in nats over d dimensions; ln 2 where H is zero.
+    """Preference loss `-mean log sigmoid(beta H / d)` (Eq. 12) of margins H (B,) in nats; ln 2 where all H are zero.
 
-    Deviates from the paper: Eq. 12 prints no `1 / d`. LPO and PSO take means over dimensions, and their beta belongs to
-    that; here it is a divisor. The noise of a mean over d goes with one over the root of d, so small latents want a
-    smaller beta (`align/shapes`: 100 where `align/sdxl` has 500).
+    `d` is `num_dimensions`, the number of latent values per sample. Eq. 12 has no `1 / d`; LPO and PSO average over
+    dimensions and choose beta for the average, which dividing by d reproduces. The standard deviation of such an
+    average falls as `1 / sqrt(d)`, so small latents need a smaller beta (`align/shapes`: 100, `align/sdxl`: 500).
     """
     return -F.logsigmoid(beta * margin.float() / num_dimensions).mean()
 
 
 def pairwise_cross_entropy(score_0: Tensor, score_1: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Loss of a reward model on pairs of one prompt (LRM's criterion; Pick-a-Pic, Kirstain et al. 2023, Eq. 2).
+    """Loss of a reward model on picture pairs with the same prompt (LRM; Pick-a-Pic, Kirstain et al. 2023, Eq. 2).
 
-    Scores (B,) of both pictures; `label` (B,) is 0 where picture 0 is better, 1 where picture 1 is, 0.5 for a tie.
-    KL between the label as a distribution and `softmax([score_0, score_1])`, so a tie that is scored as one costs
-    nothing. `weight` (B,) is normalised to a sum of one; without it all pairs count alike.
+    Scores are (B,); `label` (B,) is 0 where picture 0 is better, 1 where picture 1 is better, 0.5 for a tie. The loss
+    is the KL divergence from `softmax([score_0, score_1])` to the label distribution, so equal scores for a tie cost
+    nothing. `weight` (B,) is normalised to sum to one; without it, all pairs have equal weight.
     """
     difference, label = score_1.float() - score_0.float(), label.float()
     cross_entropy = F.binary_cross_entropy_with_logits(difference, label, reduction="none")
@@ -94,5 +94,5 @@ def pairwise_cross_entropy(score_0: Tensor, score_1: Tensor, label: Tensor, weig
 
 @torch.no_grad()
 def ema_update_(target: Iterable[Tensor], source: Iterable[Tensor], decay: float) -> None:
-    """`target <- decay * target + (1 - decay) * source`, in place (Eq. 11: the fake score follows the student)."""
+    """In-place moving average `target <- decay * target + (1 - decay) * source` (Eq. 11: fake score and student)."""
     torch._foreach_lerp_(list(target), list(source), 1.0 - decay)

@@ -1,4 +1,5 @@
-"""Statistics of pictures that move when a model collapses or games a reward: oil paint, over-saturation, grids, blur.
+"""Picture statistics that change when a model collapses or exploits a reward: over-smoothing, over-saturation, grid
+artefacts, blur.
 
 Pictures are (N, 3, H, W) on [-1, 1]; every statistic gives one number for each, (N,) float64.
 """
@@ -11,8 +12,9 @@ from torch import Tensor
 
 LUMINANCE = (0.299, 0.587, 0.114)
 CUTOFF = 0.25
-"""Radial frequency in cycles per pixel above which detail counts as fine: half of the Nyquist frequency."""
+"""Radial frequency in cycles per pixel above which detail counts as high frequency: half of the Nyquist frequency."""
 LEVELS = 64
+"""Luminance bins of `entropy`."""
 
 
 def as_bytes(pictures: Tensor) -> Tensor:
@@ -26,7 +28,7 @@ def as_float(pictures: Tensor) -> Tensor:
 
 
 def luminance(pictures: Tensor) -> Tensor:
-    """Rec. 601 luma of pictures on any scale, (N, H, W) float64."""
+    """Rec. 601 luma (N, H, W), float64, of pictures with any value range."""
     return torch.einsum("nchw,c->nhw", pictures.double(), pictures.new_tensor(LUMINANCE, dtype=torch.float64))
 
 
@@ -51,20 +53,21 @@ def saturation(pictures: Tensor) -> Tensor:
 
 
 def colourfulness(pictures: Tensor) -> Tensor:
-    """Hasler and Suesstrunk (2003) on values of [0, 1]: spread plus 0.3 of the offset of the two opponent axes."""
+    """Hasler and Suesstrunk (2003), values on [0, 1]: standard deviation of the opponent colours plus 0.3 times their
+    mean."""
     red, green, blue = _unit(pictures).flatten(2).unbind(1)
     axes = torch.stack([red - green, (red + green) / 2 - blue], dim=1)
     return axes.std(dim=2).norm(dim=1) + 0.3 * axes.mean(dim=2).norm(dim=1)
 
 
 def clipped(pictures: Tensor) -> Tensor:
-    """Share of values that 8 bits would store as 0 or 255."""
+    """Fraction of values that 8 bits store as 0 or 255."""
     values = (_unit(pictures) * 255).round()
     return ((values == 0) | (values == 255)).double().mean(dim=(1, 2, 3))
 
 
 def laplacian(pictures: Tensor) -> Tensor:
-    """Variance of the 4-neighbour Laplacian of luminance: how much edge there is."""
+    """Variance of the 4-neighbour Laplacian of luminance, a measure of sharpness."""
     kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64, device=pictures.device)
     return F.conv2d(luminance(_unit(pictures))[:, None], kernel[None, None]).flatten(1).var(dim=1)
 
@@ -80,7 +83,7 @@ def high_frequency_energy(pictures: Tensor) -> Tensor:
 
 
 def entropy(pictures: Tensor) -> Tensor:
-    """Entropy in bits of luminance in 64 levels: falls as pictures turn flat, dark or blown out."""
+    """Entropy in bits of the luminance histogram with 64 bins: low for flat, dark or overexposed pictures."""
     levels = (luminance(_unit(pictures)) * LEVELS).long().clamp(max=LEVELS - 1).flatten(1)
     counts = torch.zeros(len(levels), LEVELS, dtype=torch.float64, device=levels.device)
     shares = counts.scatter_add_(1, levels, torch.ones_like(levels, dtype=torch.float64)) / levels.shape[1]
@@ -100,7 +103,7 @@ STATISTICS = {
 
 
 def spread(groups: Tensor) -> Tensor:
-    """Root mean square difference between the `K` pictures of each prompt, (P, K, 3, H, W) gives (P,) float64."""
+    """Root mean square difference between the `K` pictures of each prompt: (P, K, 3, H, W) -> (P,) float64."""
     flat = groups.double().flatten(2)
     return flat.var(dim=1).mean(dim=1).mul(2).sqrt()
 
@@ -108,7 +111,7 @@ def spread(groups: Tensor) -> Tensor:
 def relative_change(
     now: Tensor, before: Tensor, generator: torch.Generator, resamples: int = 400
 ) -> tuple[float, float, float]:
-    """Change of the mean of paired figures (P,) as a share of its size before, with a 95% bootstrap interval over P."""
+    """Relative change of the mean of paired values (P,), with the ends of its 95% bootstrap interval over P."""
     now, before = now.double().cpu(), before.double().cpu()
     rows = torch.randint(len(now), (resamples, len(now)), generator=generator)
     scale = before.mean().abs().clamp(min=1e-9)

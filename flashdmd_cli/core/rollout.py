@@ -1,4 +1,4 @@
-"""Few-step sampling and backward simulation: the same walk down the grid, stopped early or not (DMD2, section 4.5)."""
+"""Few-step sampling, and backward simulation, which stops it before the last step (DMD2, section 4.5)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t (B, ...), t (B,)) -> x0 (B, ...)."""
 
 NoiseSource = Callable[[int], Tensor]
-"""Index of the grid step about to be entered -> fresh noise (B, ...)."""
+"""Index of the next grid step -> new noise (B, ...)."""
 
 
 def at(timestep: float, x: Tensor) -> Tensor:
-    """One timestep for a whole batch, (B,) float."""
+    """`timestep` repeated for each sample of `x` (B, ...): (B,) float."""
     return torch.full((len(x),), float(timestep), device=x.device)
 
 
@@ -30,10 +30,10 @@ def rollout(
     start: int = 0,
     stop: int | None = None,
 ) -> Tensor:
-    """Walk from the noisy state `x` at grid step `start` to the noisy state at grid step `stop`.
+    """Sample from the noisy state `x` at grid step `start` to the noisy state at grid step `stop`.
 
-    Each step predicts x0 and re-noises it with *fresh* noise to the next timestep; noise that is correlated with the
-    sample's leaves artefacts. With `stop=None` the walk ends in the last x0, which is what inference returns.
+    Each step predicts x0 and adds *new* noise for the next timestep; noise that is correlated with the sample leaves
+    artefacts. With `stop=None` the result is the x0 of the last step, as at inference.
     """
     last = len(timesteps) - 1
     for index in range(start, len(timesteps) if stop is None else stop):

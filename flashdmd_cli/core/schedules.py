@@ -1,6 +1,6 @@
-"""Noise schedules: what a noisy sample is, and how noise, clean sample and velocity follow from each other.
+"""Noise schedules, and conversions between noise, clean sample and velocity.
 
-Both families write a noisy sample as `x_t = alpha(t) x0 + sigma(t) eps`. Everything is computed in float32.
+Variance-preserving and flow schedules both define `x_t = alpha(t) x0 + sigma(t) eps`. All computations are in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
-"""What a network answers, in the words of diffusers' `prediction_type`: the noise, the velocity, or x0 itself."""
+"""What a network predicts, named as diffusers' `prediction_type`: the noise, the velocity, or x0."""
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
@@ -24,18 +24,18 @@ class Schedule(Protocol):
     def sigma(self, t: Tensor) -> Tensor: ...
 
     def sample(self, u: Tensor, low: float, high: float) -> Tensor:
-        """Times (B,) to train at, between `low` and `high`, from uniform numbers `u` (B,) on [0, 1)."""
+        """Training times (B,) between `low` and `high`, computed from uniform numbers `u` (B,) on [0, 1)."""
 
 
 class VPSchedule:
-    """Variance-preserving schedule on whole timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`.
+    """Variance-preserving schedule on integer timesteps (DDPM, Ho et al. 2020): `alpha^2 + sigma^2 = 1`.
 
-    With zero terminal SNR (Lin et al. 2023) alpha is 0 at the last timestep: x_t is noise alone there, and x0 follows
-    from the velocity or x0 itself, not from the noise.
+    With zero terminal SNR (Lin et al. 2023) alpha is 0 at the last timestep: x_t is pure noise there, so x0 can be
+    computed from a predicted velocity or x0, but not from predicted noise.
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
-        """`alphas_cumprod`: (T,) products of the signal rates, as stock schedulers hold them."""
+        """`alphas_cumprod` (T,) is the attribute of that name of diffusers' schedulers, `alpha(t)^2`."""
         self.alphas_cumprod = alphas_cumprod.float()
 
     def _at(self, t: Tensor) -> Tensor:
@@ -48,15 +48,15 @@ class VPSchedule:
         return (1 - self._at(t)).sqrt()
 
     def sample(self, u: Tensor, low: float, high: float) -> Tensor:
-        """Whole timesteps, uniform on `low`, ..., `high`, both included."""
+        """Integer timesteps, uniform on `low`, ..., `high`, both included."""
         return (low + u * (high - low + 1)).floor().clamp(max=high)
 
 
 class FlowSchedule:
     """Rectified flow (Esser et al. 2024): `sigma = t / 1000`, `alpha = 1 - sigma`.
 
-    `shift` says at which times training looks: uniform `tau` becomes `s tau / (1 + (s - 1) tau)`. Times themselves are
-    never shifted again; stock flow schedulers return shifted ones, too.
+    `shift` s changes only the distribution of training times: uniform `tau` becomes `s tau / (1 + (s - 1) tau)`. Times
+    passed to `alpha` and `sigma` are not shifted; the timesteps of stock flow schedulers are shifted already.
     """
 
     def __init__(self, shift: float = 1.0) -> None:
@@ -74,17 +74,17 @@ class FlowSchedule:
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
-    """`s sigma / (1 + (s - 1) sigma)`: noise on [0, 1] moved towards 1 for `s > 1` (Esser et al. 2024, Eq. 23)."""
+    """`s sigma / (1 + (s - 1) sigma)`: noise levels on [0, 1] raised for `s > 1` (Esser et al. 2024, Eq. 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:
-    """Numbers (B,) in the shape that multiplies samples `x` (B, ...) of any number of dimensions."""
+    """`values` (B,) reshaped to (B, 1, ..., 1), to be broadcast over samples `x` (B, ...)."""
     return values.float().view(-1, *(1,) * (x.ndim - 1))
 
 
 def _both(schedule: Schedule, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha and sigma at `t` (B,), in the shape that multiplies `x` (B, ...)."""
+    """alpha and sigma at `t` (B,), reshaped to be broadcast over `x` (B, ...)."""
     return per_sample(schedule.alpha(t), x), per_sample(schedule.sigma(t), x)
 
 
@@ -95,13 +95,13 @@ def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tenso
 
 
 def x0_from_eps(schedule: Schedule, eps: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Clean sample that a noise prediction implies."""
+    """Clean sample from a noise prediction."""
     alpha, sigma = _both(schedule, x_t, t)
     return (x_t.float() - sigma * eps.float()) / alpha
 
 
 def eps_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Noise that a clean prediction implies."""
+    """Noise from a prediction of the clean sample."""
     alpha, sigma = _both(schedule, x_t, t)
     return (x_t.float() - alpha * x0.float()) / sigma
 
@@ -115,7 +115,7 @@ def x0_from_v(schedule: Schedule, v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
 
 
 def velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Velocity of a clean sample and its noise; VP and flow as in `x0_from_v`."""
+    """Velocity from a clean sample and its noise; definitions as in `x0_from_v`."""
     if isinstance(schedule, VPSchedule):
         alpha, sigma = _both(schedule, x0, t)
         return alpha * eps.float() - sigma * x0.float()
@@ -123,12 +123,12 @@ def velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
 
 
 def v_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Velocity that a clean prediction implies; inverse of `x0_from_v`."""
+    """Velocity from a prediction of the clean sample; inverse of `x0_from_v`."""
     return velocity(schedule, x0, eps_from_x0(schedule, x0, x_t, t), t)
 
 
 def x0_from_output(schedule: Schedule, prediction: Prediction, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Clean sample that a network's answer implies: affine in the answer, so guidance may come before or after."""
+    """Clean sample from a network's output. Affine in the output, so guidance can be applied before or after."""
     if prediction == "sample":
         return output.float()
     convert = x0_from_v if prediction == "v_prediction" else x0_from_eps
@@ -136,7 +136,7 @@ def x0_from_output(schedule: Schedule, prediction: Prediction, output: Tensor, x
 
 
 def output_of(schedule: Schedule, prediction: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What a network of this kind should answer for `x0` diffused with `noise`."""
+    """Training target of a network with this prediction type, for `x0` diffused with `noise` to `t`."""
     if prediction == "sample":
         return x0
     return velocity(schedule, x0, noise, t) if prediction == "v_prediction" else noise

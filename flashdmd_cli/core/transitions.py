@@ -1,10 +1,9 @@
-"""The re-noising step of few-step sampling as a probability: its density, the log-ratio to a reference student, and the
-preference margin of a pair.
+"""Transition density of a few-step sampler, its log-ratio to a reference student, and the preference margin of a pair.
 
-A student at timestep t answers x0(z_t); the sampler then draws `z_next = alpha x0 + sigma eps` at the next timestep.
-So the step is the Gaussian `p(z_next | z_t, c) = N(alpha x0(z_t), sigma^2 I)`, with alpha and sigma of the *next*
-timestep, on VP and flow schedules alike: diffusers' `LCMScheduler` and `FlowMatchLCMScheduler` draw from it. The last
-step of a grid returns x0 itself and has no density.
+A student at timestep t predicts x0(z_t); the sampler then draws `z_next = alpha x0 + sigma eps` at the next timestep.
+So the transition is the Gaussian `p(z_next | z_t, c) = N(alpha x0(z_t), sigma^2 I)`, with alpha and sigma of the *next*
+timestep, for VP and flow schedules alike: diffusers' `LCMScheduler` and `FlowMatchLCMScheduler` sample from it. The
+last step of a grid returns x0 and has no density.
 
 States and clean samples are (B, ...), timesteps (B,), results (B,) in nats, float32, summed over all dimensions.
 """
@@ -27,17 +26,17 @@ def _coefficients(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Ten
 
 
 def log_density(schedule: Schedule, z_next: Tensor, x0: Tensor, t_next: Tensor) -> Tensor:
-    """log p(z_next | z_t, c) of a step that drew `z_next` at `t_next` from the prediction `x0`."""
+    """log p(z_next | z_t, c) of a step to `z_next` at `t_next` whose prediction is `x0`."""
     alpha, sigma = _coefficients(schedule, t_next, x0)
     residual = (z_next.float() - alpha * x0.float()) / sigma
     return _over_dimensions(-0.5 * residual.square() - sigma.log() - 0.5 * math.log(2 * math.pi))
 
 
 def log_ratio(schedule: Schedule, z_next: Tensor, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:
-    """log p(z_next) - log p_ref(z_next) of two students that saw the same z_t.
+    """log p(z_next) - log p_ref(z_next), for the predictions of student and reference at the same z_t.
 
-    The difference of squares is multiplied out, `(alpha / sigma^2) <z_next - alpha (x0 + x0_ref) / 2, x0 - x0_ref>`:
-    subtracting two large log-densities would lose a small difference to rounding.
+    Computed in factored form, `(alpha / sigma^2) <z_next - alpha (x0 + x0_ref) / 2, x0 - x0_ref>`: subtracting two
+    large log-densities would lose small differences to rounding.
     """
     alpha, sigma = _coefficients(schedule, t_next, x0)
     x0, x0_ref = x0.float(), x0_ref.float()
@@ -47,9 +46,9 @@ def log_ratio(schedule: Schedule, z_next: Tensor, x0: Tensor, x0_ref: Tensor, t_
 def preference_margin(
     schedule: Schedule, winner: Tensor, loser: Tensor, x0: Tensor, x0_ref: Tensor, t_next: Tensor
 ) -> Tensor:
-    """H(w, l) of Eq. 13 for a winner and a loser drawn at `t_next` from one and the same z_t.
+    """Preference margin H(w, l) (Eq. 13) of a winner and a loser, both sampled at `t_next` from the same z_t.
 
-    They share mean and variance, so normalisers and squares cancel and the margin is linear in the student's answer:
+    They share mean and variance, so normalisers and squares cancel and the margin is linear in the student's x0:
     `H = (alpha / sigma^2) <winner - loser, x0 - x0_ref> = (alpha / sigma) <eps_w - eps_l, x0 - x0_ref>`.
     """
     alpha, sigma = _coefficients(schedule, t_next, x0)
@@ -57,7 +56,7 @@ def preference_margin(
 
 
 def step_kl(schedule: Schedule, x0: Tensor, x0_ref: Tensor, t_next: Tensor) -> Tensor:
-    """KL(p || p_ref) of one step, `(alpha / sigma)^2 |x0 - x0_ref|^2 / 2`: no forward pass beyond the margin's."""
+    """KL(p || p_ref) of one step, `(alpha / sigma)^2 |x0 - x0_ref|^2 / 2`, from the predictions of the margin."""
     alpha, sigma = _coefficients(schedule, t_next, x0)
     snr = (alpha / sigma).square()
     return _over_dimensions(0.5 * snr * (x0.float() - x0_ref.float()).square())

@@ -1,8 +1,8 @@
-"""The error of weights that are not what they should be; in a file of its own, since it needs no torch."""
+"""The error for weights or configurations that cannot be used; in its own file, so that importing it needs no torch."""
 
 
 class Unfit(ValueError):
-    """Weights or a configuration that cannot be used, in words of what they are; `hint` says what to do."""
+    """Unusable weights or configuration. The message describes what was found; `hint` suggests what to do."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)

@@ -1,1 +1,1 @@
-"""Captioned pictures on disk: webdataset shards, the reading order of a training run, prompt files."""
+"""Captioned pictures: preparation, webdataset shards, random access for training, prompt files."""

@@ -1,4 +1,4 @@
-"""All chunks are done: duplicates go, shards get their names, and everything is counted. One process, small memory."""
+"""Last stage of a preparation, in one process and constant memory: removes duplicates, moves shards, counts rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from flashdmd_cli.data.whole import read_tar, whole, write_tar
 
 REJECTED, PROMPTS = "rejected.jsonl", "prompts.jsonl"
 MAX_SHOWN = 36
-"""Rejected pictures that the report shows."""
+"""Maximum number of rejected pictures in the report."""
 
 
 class Histogram:
-    """How often values occur, to three significant digits: the number of entries is bounded, whatever is counted."""
+    """Counts of values, rounded to three significant digits, which bounds the number of entries."""
 
     def __init__(self) -> None:
         self.kept: Counter[float] = Counter()
@@ -34,7 +34,7 @@ class Histogram:
 
 
 @dataclass
-class Shown:
+class RejectedPicture:
     """A rejected picture for the report."""
 
     source: str
@@ -44,7 +44,7 @@ class Shown:
 
 @dataclass
 class Summary:
-    """What a preparation did."""
+    """Statistics of a preparation."""
 
     seen: int = 0
     kept: int = 0
@@ -52,9 +52,9 @@ class Summary:
     notes: Counter[str] = field(default_factory=Counter)
     shards: list[str] = field(default_factory=list)
     content: str = ""
-    """SHA-256 over the digests of all kept pictures: the same wherever the source lies."""
+    """SHA-256 over the digests of all kept pictures, which does not depend on the location of the source."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[RejectedPicture] = field(default_factory=list)
 
     def count(self, record: Record) -> None:
         """Add one row."""
@@ -74,21 +74,21 @@ class Summary:
             if math.isfinite(value):
                 self.histograms.setdefault(name, Histogram()).add(value, kept)
         if record.thumb and len(self.shown) < MAX_SHOWN:
-            self.shown.append(Shown(record.source, record.reason, base64.b64decode(record.thumb)))
+            self.shown.append(RejectedPicture(record.source, record.reason, base64.b64decode(record.thumb)))
 
 
 def assemble(num_chunks: int, settings: Settings, work: Path, out: Path) -> Summary:
-    """Turn the finished chunks in `work` into shards in `out`, with `rejected.jsonl` and, if wanted, `prompts.jsonl`.
+    """Turn the finished chunks in `work` into shards in `out`, with `rejected.jsonl` and optionally `prompts.jsonl`.
 
-    Of pictures that are the same the first in the source's order stays. Everything is worked out anew from the records,
-    so a call that was killed is simply made again.
+    Of duplicates, the first in the order of the source is kept. All results are recomputed from the records, so an
+    interrupted call can be repeated.
     """
     summary, content = Summary(), hashlib.sha256()
     with (
         scratch(work / "seen.sqlite") as connection,
         whole(out / REJECTED, work) as rejected_path,
         whole(out / PROMPTS, work) as prompts_path,
-        # Half a surrogate, from a name that is no UTF-8, is written as JSON's own escape.
+        # Lone surrogates, from names that are not UTF-8, are written as JSON escapes.
         rejected_path.open("w", encoding="utf-8", errors="backslashreplace") as rejected,
         prompts_path.open("w", encoding="utf-8", errors="backslashreplace") as prompts,
     ):
@@ -109,9 +109,9 @@ def assemble(num_chunks: int, settings: Settings, work: Path, out: Path) -> Summ
                 if not record.reason:
                     content.update(bytes.fromhex(record.digest))
                 else:
-                    told = {"source": record.source, "reason": record.reason, "detail": record.detail}
-                    rejected.write(_json_line(told))
-                # A prompt stays where its picture is no use: a suite has as many as its name says.
+                    row = {"source": record.source, "reason": record.reason, "detail": record.detail}
+                    rejected.write(_json_line(row))
+                # The prompt is kept even if its picture is rejected, because a suite has a fixed number of prompts.
                 if record.caption and not record.reason.endswith("duplicate"):
                     prompts.write(_json_line(record.columns | {"source": record.source, "prompt": record.caption}))
     if not settings.keep_prompts:
@@ -125,7 +125,7 @@ def _json_line(values: dict[str, Any]) -> str:
 
 
 def _duplicate(record: Record, settings: Settings, exact: Seen, near: SeenNear) -> str:
-    """Why a row that passed everything else is one too many; empty when it is the first of its kind."""
+    """The reason to reject a row as a duplicate; empty if it is none."""
     if settings.duplicates == "keep":
         return ""
     if not exact.add(bytes.fromhex(record.digest)):
@@ -139,10 +139,10 @@ def _duplicate(record: Record, settings: Settings, exact: Seen, near: SeenNear) 
 
 
 def _publish(chunk: int, dropped: dict[str, Record], kept: bool, work: Path, out: Path) -> None:
-    """Move a chunk's shard to its place, without the dropped samples."""
+    """Move the shard of a chunk from `work` to `out`, without the dropped samples."""
     made, final = shard_path(work, chunk), shard_path(out, chunk)
     if not made.is_file():
-        return  # nothing was kept, or an earlier call moved it
+        return  # nothing was kept, or an interrupted call moved it already
     if not dropped:
         os.replace(made, final)
         return

@@ -1,9 +1,9 @@
-"""Latents and text embeddings beside the pixels: bf16 safetensors per shard, every prompt embedded once.
+"""Cached latents and text embeddings: bf16 safetensors files beside each shard; every prompt is embedded once.
 
-`pictures-000012.latents.safetensors` holds `latents` (N, C, h, w), one row per sample of that shard, in its order.
-`pictures-000012.text.safetensors` holds the embeddings of the M prompts that no shard before has, for SDXL
-`context` (M, L, D) and `pooled` (M, P), and `prompts` (M, 16), their digests. What computes them is handed in: nothing
-here knows a model.
+`pictures-000012.latents.safetensors` contains `latents` (N, C, h, w), one row per sample of the shard, in its order.
+`pictures-000012.text.safetensors` contains the embeddings of the M prompts that are not in an earlier shard, for SDXL
+`context` (M, L, D) and `pooled` (M, P), and `prompts` (M, 16), their digests. This module does not depend on a model:
+the encoders are arguments.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ REBUILD = "the same prepare-data command with --yes writes it again"
 
 @dataclass(frozen=True)
 class Encoders:
-    """The two networks of a family that a cache stands in for."""
+    """The encoders of a family, whose results are cached."""
 
     identity: str
-    """Hash of their weights: a cache of other weights is not read."""
+    """Hash of their weights; caches of other weights are written again."""
     latents: Callable[[Tensor], Tensor]
     """Pictures (B, 3, H, W) on [-1, 1] -> latents (B, C, h, w)."""
     text: Callable[[Sequence[str]], Mapping[str, Tensor]]
@@ -47,14 +47,14 @@ class Encoders:
 
 
 def digest(prompt: str) -> bytes:
-    """16 bytes that name a prompt."""
+    """16 bytes that identify a prompt."""
     return hashlib.sha256(prompt.encode()).digest()[:16]
 
 
 def first_uses(shards: Sequence[Path], work: Path) -> tuple[list[int], int, int]:
-    """Where prompts occur for the first time, over all shards: number of new prompts of each, of samples, of pictures.
+    """Find the prompts of each shard that are not in an earlier one, and store them in `work` for `write_caches`.
 
-    Each shard's new prompts are noted in `work`, for whichever process embeds them.
+    Returns the number of new prompts of each shard, and the total numbers of samples and of pictures.
     """
     counts, samples, pictures = [], 0, 0
     with scratch(work / "prompts.sqlite") as connection:
@@ -77,23 +77,23 @@ def _new_prompts(work: Path, shard: Path) -> Path:
 
 
 def new_prompts(work: Path, shard: Path) -> list[str]:
-    """The prompts that no shard before this one has, as `first_uses` noted them."""
+    """The prompts of a shard that are not in an earlier one, as stored by `first_uses`."""
     prompts: list[str] = json.loads(_new_prompts(work, shard).read_text(encoding="utf-8"))
     return prompts
 
 
 def cache_files(shard: Path, num_prompts: int, what: Sequence[str]) -> list[Path]:
-    """The cache files that a shard with `num_prompts` new prompts has in the end."""
+    """The cache files of a shard with `num_prompts` new prompts, once they are written."""
     latents = [shard.with_name(shard.stem + LATENTS)] if "latents" in what else []
     return latents + ([shard.with_name(shard.stem + TEXT)] if "text" in what and num_prompts else [])
 
 
 def is_current(path: Path, identity: str) -> bool:
-    """Whether a cache file is there, whole, and made by these weights."""
+    """Whether a cache file exists, can be read, and was computed with these weights."""
     try:
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("encoders") == identity
-    except Exception:  # the library raises its own kind for a damaged file, the system others for a missing one
+    except Exception:  # OSError for a missing file, errors of the library for a damaged one
         return False
 
 
@@ -101,8 +101,8 @@ def write_caches(
     shard: Path, work: Path, encoders: Encoders, what: Sequence[str], batch: int = 8,
     tick: Callable[[int], None] = lambda num: None, stop: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
-    """Write the caches of one shard that are not there yet. `tick` is told of pictures and prompts; a stop leaves
-    nothing half-done."""
+    """Write the missing caches of one shard. `tick` is called with numbers of finished pictures and prompts; if `stop`
+    returns true, no partial file is left."""
     metadata = {"encoders": encoders.identity}
     latents, text = shard.with_name(shard.stem + LATENTS), shard.with_name(shard.stem + TEXT)
     if "latents" in what and not is_current(latents, encoders.identity):
@@ -131,11 +131,11 @@ def write_caches(
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
-    path.chmod(0o644)  # the library would keep the file to its owner
+    path.chmod(0o644)  # the library makes it readable by its owner only
 
 
 def _batches(shard: Path, batch: int) -> Iterator[Tensor]:
-    """Pictures of a shard, (B, 3, H, W) on [-1, 1]."""
+    """Pictures of a shard in batches (B, 3, H, W) on [-1, 1]."""
     rows: list[Tensor] = []
     for _, members in read_tar(shard):
         data = next(data for kind, data in members.items() if kind in PICTURE_SUFFIXES)
@@ -150,7 +150,7 @@ def _batches(shard: Path, batch: int) -> Iterator[Tensor]:
 
 
 class CacheReader:
-    """The caches of a folder of shards; `latents` and `text` say which there are."""
+    """Reads the caches of a folder of shards; the attributes `latents` and `text` are whether it has these."""
 
     def __init__(self, shards: Sequence[Path], what: Sequence[str]) -> None:
         self.latents, self.text = "latents" in what, "text" in what
@@ -170,17 +170,17 @@ class CacheReader:
 
     def embedding(self, prompt: str) -> dict[str, Tensor]:
         """Embeddings of a prompt by name, float32."""
-        found = self._prompts.get(digest(prompt))
-        if found is None:
+        position = self._prompts.get(digest(prompt))
+        if position is None:
             raise DataError(f"--data: the text cache lacks the prompt {prompt[:60]!r}", REBUILD)
-        path, place = found
+        path, place = position
         with _opened(path) as file:
             return {name: file.get_slice(name)[place].float() for name in file.keys() if name != PROMPTS}  # noqa: SIM118
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, of which only what is asked for is read; DataError when it cannot be."""
+    """An open safetensors file, whose tensors are read on demand; DataError if it cannot be read."""
     try:
         with safe_open(path, "pt") as file:
             yield file

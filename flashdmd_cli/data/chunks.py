@@ -1,4 +1,4 @@
-"""One chunk of a source becomes one shard: fetch, filter, decode, fit, encode, write. The heart of `prepare-data`."""
+"""Conversion of one chunk of a source to one shard: fetch, filter, decode, resize and crop, encode, write."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from flashdmd_cli.data.whole import whole, write_tar
 
 Duplicates = Literal["keep", "exact", "near"]
 SHOWN_PER_REASON = 2
-"""Rejected pictures of a chunk that are kept small for the report, for each reason."""
+"""Maximum number of thumbnails of rejected pictures per chunk and reason, for the report."""
 MAX_SHARD_SIZE = 1_000_000
-"""A sample's number in its chunk has six digits."""
+"""Limit of the six-digit sample numbers."""
 MAX_SCORES = 12
-"""Columns of numbers whose distribution the report draws."""
+"""Maximum number of numerical columns with a histogram in the report."""
 
 
 class Stopped(Exception):
-    """A stop was asked for in the middle of a chunk; what was written of it is gone."""
+    """A stop was requested during a chunk; its partial files are deleted."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that decides about the bytes of a shard, beside the rows."""
+    """All settings that affect the bytes of a shard; with its rows, they determine them."""
 
-    side: int  # of the square pictures, in pixels
+    side: int  # side of the square pictures, in pixels
     encoding: Encoding
     filters: tuple[Filter, ...] = ()
     duplicates: Duplicates = "exact"
-    keep_prompts: bool = False  # note captions in the records: a list of prompts is wanted
+    keep_prompts: bool = False  # store captions in the records, for a list of prompts
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass
 class Record:
-    """What is known of one row, kept or not. Fields stay empty where the row did not come so far."""
+    """Information about one row, kept or rejected. Fields are empty if the row was rejected before they were known."""
 
     source: str
     reason: str = ""
@@ -63,9 +63,9 @@ class Record:
     height: int = 0
     caption_length: int = 0
     digest: str = ""
-    """SHA-256 of the picture file, or of the prompt where it stands alone."""
+    """SHA-256 of the picture file, or of the prompt if there is no picture."""
     near: str = ""
-    """Perceptual hash of the fitted picture, 64 bits in hexadecimal."""
+    """Perceptual hash of the cropped picture, 64 bits in hexadecimal."""
     scores: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     caption: str = ""
@@ -83,22 +83,22 @@ Wanted = Callable[[str], bool]
 
 
 def shard_path(folder: Path, chunk: int) -> Path:
-    """Where a chunk's samples lie."""
+    """Path of the shard of a chunk."""
     return folder / f"pictures-{chunk:06d}.tar"
 
 
 def sample_key(chunk: int, place: int) -> str:
-    """Name of a sample: safe and unique whatever the source calls it; `source` in its JSON tells that."""
+    """Unique name of a sample; its name in the source is the field `source` of its JSON."""
     return f"{chunk:06d}-{place:06d}"
 
 
 def record_path(folder: Path, chunk: int) -> Path:
-    """Where a chunk's records lie. They are written last: a chunk with records is finished."""
+    """Path of the records of a chunk. They are written last, so a chunk with records is finished."""
     return folder / f"records-{chunk:06d}.jsonl"
 
 
 def read_records(folder: Path, chunk: int) -> Iterator[Record]:
-    """The records of a finished chunk, row by row."""
+    """The records of a finished chunk, one per row."""
     with record_path(folder, chunk).open(encoding="utf-8") as file:
         for line in file:
             yield Record(**json.loads(line))
@@ -108,9 +108,9 @@ def process_chunk(
     chunk: int, rows: list[Row], source: Source, settings: Settings, folder: Path,
     tick: Callable[[int], None] = lambda num: None, stop: Callable[[], bool] = lambda: False,
 ) -> None:  # fmt: skip
-    """Write a chunk's shard (if anything is kept) and its records into `folder`.
+    """Write the shard (unless it is empty) and the records of a chunk into `folder`.
 
-    `tick` is told of every finished row. Raises `Stopped` between two rows once `stop` says so.
+    `tick` is called for every finished row. Raises `Stopped` between two rows once `stop` returns true.
     """
     records: list[Record] = []
     shown: Counter[str] = Counter()
@@ -140,7 +140,7 @@ def process_chunk(
 
 @dataclass
 class ChunkJob:
-    """Chunk k of the plan becomes shard k: a `Job` of `runs.workers`, which travels to worker processes."""
+    """The `Job` (see `runs.workers`) that converts chunk k of the plan to shard k; it is sent to worker processes."""
 
     plan: Plan
     source: Source
@@ -151,13 +151,13 @@ class ChunkJob:
         """Nothing to load."""
 
     def run(self, task: int, tick: Callable[[int], None], stop: Callable[[], bool]) -> None:
-        """Make shard `task`, or nothing of it when `stop` says so."""
+        """Write shard `task`, or nothing if `stop` returns true."""
         with suppress(Stopped):
             process_chunk(task, self.plan.chunk(task), self.source, self.settings, self.folder, tick, stop)
 
 
 def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tuple[Record, Members | None]:
-    """What becomes of one row: its record, and its members unless it was rejected."""
+    """Process one row; returns its record, and the files of its sample (None if it is rejected)."""
     record = Record(printable(str(row["source"])))
     item: Item | None = None
     try:
@@ -165,7 +165,7 @@ def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tup
             raise Rejected(row["reason"], row.get("detail", ""))
         item = source.fetch(row)
         return record, _members(item, settings, record)
-    except Exception as error:  # no row ends a preparation, whatever a decoder or a plug-in of Pillow does
+    except Exception as error:  # one row must not end a preparation, whatever a decoder or Pillow plug-in raises
         rejected = (
             error if isinstance(error, Rejected) else Rejected("failed", f"{type(error).__name__}: {error}"[:200])
         )
@@ -176,7 +176,7 @@ def examine(row: Row, source: Source, settings: Settings, wanted: Wanted) -> tup
 
 
 def _members(item: Item, settings: Settings, record: Record) -> Members:
-    """The pipeline of one item; notes in `record` what it learns on the way. Cheap questions are asked first."""
+    """The files of a sample; fills in `record`. Raises `Rejected`; cheap checks come first."""
     record.caption_length = len(item.caption)
     record.scores = _scores(item.columns, settings.filters)
     columns = {**item.columns, "caption_length": len(item.caption)}
@@ -216,17 +216,17 @@ def _members(item: Item, settings: Settings, record: Record) -> Members:
 
 
 def _scores(columns: Mapping[str, Any], filters: tuple[Filter, ...]) -> dict[str, float]:
-    """Numbers for the report's histograms: what the filters look at, then whatever else is a fraction."""
-    asked = {each.column for each in filters if each.foreign}
-    names = sorted(asked) + sorted(
-        name for name, value in columns.items() if isinstance(value, float) and name not in asked
+    """Numbers for the report's histograms: the columns of the filters, then other columns with floats."""
+    filtered = {each.column for each in filters if each.foreign}
+    names = sorted(filtered) + sorted(
+        name for name, value in columns.items() if isinstance(value, float) and name not in filtered
     )
-    found = {name: as_number(columns.get(name)) for name in names[:MAX_SCORES]}
-    return {name: value for name, value in found.items() if value is not None}
+    scores = {name: as_number(columns.get(name)) for name in names[:MAX_SCORES]}
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def _original(opened: Opened, columns: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width before anyone resized it: img2dataset notes them; else those of the file."""
+    """Height and width before any resizing: those recorded by img2dataset, else those of the file."""
     height, width = columns.get("original_height"), columns.get("original_width")
     if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
         return height, width
@@ -234,7 +234,7 @@ def _original(opened: Opened, columns: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def small_jpeg(data: bytes) -> str:
-    """For the report only, so whatever goes wrong here is no matter."""
+    """A thumbnail in base64; empty if the picture cannot be decoded, since it is only for the report."""
     try:
         return base64.b64encode(thumbnail(decode(open_picture(data), 64)[0])).decode()
     except Exception:

@@ -1,4 +1,4 @@
-"""Thresholds on columns, `aesthetic>=6.25`: on those that come with a picture and on those that are measured here."""
+"""Thresholds such as `aesthetic>=6.25`, on columns of the source or on measured ones such as the width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flashdmd_cli.data.items import Rejected
 
 MEASURED_ON_CAPTIONS = ("caption_length",)
 MEASURED_ON_PICTURES = ("width", "height", "min_side", "aspect")
-"""Columns that every row has: characters of the caption, pixels of the upright picture, width over height."""
+"""Measured columns: characters of the caption; pixels of the upright picture, and its width / height."""
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
@@ -29,7 +29,7 @@ _FORM = re.compile(r"\s*([^<>=!]+?)\s*(>=|<=|==|!=|>|<)\s*([^<>=!\s]+)\s*")
 
 @dataclass(frozen=True)
 class Filter:
-    """Keep rows whose `column` stands in this relation to `bound`."""
+    """Keep rows whose value in `column` fulfils `relation` with `bound`."""
 
     column: str
     relation: str
@@ -37,11 +37,11 @@ class Filter:
 
     @classmethod
     def parse(cls, text: str) -> Filter:
-        """`"aesthetic>=6.25"` as a filter; `ValueError` says what is wrong with it."""
-        found = _FORM.fullmatch(text)
-        if found is None:
+        """The filter for a text such as `aesthetic>=6.25`; `ValueError` if it is invalid."""
+        match = _FORM.fullmatch(text)
+        if match is None:
             raise ValueError("is not of the form COLUMN>=NUMBER (also >, <, <=, ==, !=)")
-        column, relation, bound = found.groups()
+        column, relation, bound = match.groups()
         number = as_number(bound)
         if number is None:
             raise ValueError(f"{bound} is not a number")
@@ -53,16 +53,16 @@ class Filter:
 
     @property
     def measured_on_pictures(self) -> bool:
-        """Whether the picture must be opened to know the value."""
+        """Whether the value is measured on the picture."""
         return self.column in MEASURED_ON_PICTURES
 
     @property
     def foreign(self) -> bool:
-        """Whether the value has to come with the row."""
+        """Whether the value is a column of the source."""
         return self.column not in (*MEASURED_ON_CAPTIONS, *MEASURED_ON_PICTURES)
 
     def check(self, columns: Mapping[str, Any]) -> None:
-        """`Rejected` when a row misses the threshold, or has no number to hold against it."""
+        """Raise `Rejected` if a row misses the threshold or has no number in the column."""
         value = as_number(columns.get(self.column))
         if value is None:
             raise Rejected(f"no {self.column}")
@@ -71,7 +71,7 @@ class Filter:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, also one written as text (CSV knows no other); None for anything else."""
+    """A finite number, also if it is written as text, as in CSV; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -82,7 +82,7 @@ def as_number(value: Any) -> float | None:
 
 
 def require_columns(filters: Iterable[Filter], known: set[str], where: str) -> None:
-    """`DataError` for a filter on a column that the source does not have, naming those it has."""
+    """Raise `DataError`, listing the available columns, for a filter on a column that the source does not have."""
     for each in filters:
         if each.foreign and each.column not in known:
             raise DataError(

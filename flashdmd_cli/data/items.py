@@ -1,4 +1,4 @@
-"""What a source hands over, and the reasons for which a part of it is left out."""
+"""The interface of a data source, and the reasons to reject its rows."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 MAX_FILE_BYTES = 512 * 2**20
-"""A larger file is not read: no photograph is that big, and memory must stay flat."""
+"""Larger files are rejected, to limit memory; no photograph is that large."""
 MAX_CAPTION_BYTES = 64 * 2**10
-"""A longer caption is a mistake: no text encoder reads a hundredth of it."""
+"""Longer captions are rejected as mistakes: text encoders read less than a hundredth of that."""
 
 PICTURE_SUFFIXES = frozenset(
     "jpg jpeg jpe jfif png apng webp bmp dib tif tiff gif avif ppm pgm pnm tga heic heif hif jxl".split()
 )
 CAPTION_SUFFIXES = ("txt", "caption", "text")
-"""Ends of the names of caption files, in the order in which they are looked for."""
+"""Suffixes of caption files, in order of priority."""
 PLUGINS = {"HEIC": "pillow-heif", "JPEG XL": "pillow-jxl-plugin", "AVIF": "Pillow 11.3 or later"}
-"""What reads a picture format that Pillow does not read, or not everywhere."""
+"""Picture format that not every Pillow supports -> package that does."""
 
 REASONS: dict[str, str] = {
     "empty_file": "zero bytes long",
@@ -48,17 +48,17 @@ REASONS: dict[str, str] = {
     "duplicate": "the same picture file as one before",
     "near_duplicate": "nearly the same picture as one before",
 }
-"""Everything that can be wrong with one row of a source. A threshold that is missed counts under its own text
-(`aesthetic>=6.25`), a value that a threshold needs and that is not there under `no aesthetic`."""
+"""Reason to reject a row -> description. Further reasons are missed thresholds, under their own text
+(`aesthetic>=6.25`), and missing values for them (`no aesthetic`)."""
 
 
 def meaning(reason: str) -> str:
-    """What a reason says, in words."""
+    """Description of a reason."""
     return REASONS.get(reason, "no number in that column" if reason.startswith("no ") else "a threshold missed")
 
 
 class Rejected(Exception):
-    """One row is left out: `reason` is what it counts under, `detail` what more is known."""
+    """A row is rejected. `reason` is a key of `REASONS` or a threshold, `detail` gives more information."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -66,8 +66,8 @@ class Rejected(Exception):
 
 
 Row = dict[str, Any]
-"""One entry of a source's listing, ready for JSON. Every row has `source`, its name for people; one with a `reason` is
-rejected already; the rest is the business of the source that wrote it."""
+"""One entry of a source's listing, JSON-serialisable. Every row has `source`, a readable name; a row with a `reason` is
+rejected already; other keys are private to the source that wrote them."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,19 @@ class Item:
     """One row with its contents."""
 
     caption: str
-    columns: dict[str, Any] = field(default_factory=dict)  # scalars that came along: scores, sizes, ids
-    picture: bytes | None = None  # a file's bytes; None for a prompt alone
+    columns: dict[str, Any] = field(default_factory=dict)  # scalars of the row: scores, sizes, ids
+    picture: bytes | None = None  # contents of a picture file; None for a prompt without picture
 
 
 class Source(Protocol):
-    """A collection as people have it. Picklable, so that every process can read its own part."""
+    """A collection of pictures or prompts in some format. Picklable, so that every process can read its own part."""
 
     path: Path
     kind: str
     prompts_only: bool
 
     def rows(self) -> Iterator[Row]:
-        """The listing, always in the same order, made without reading a picture."""
+        """The listing, in a reproducible order, without reading any picture."""
         ...
 
     def fetch(self, row: Row) -> Item:
@@ -96,5 +96,5 @@ class Source(Protocol):
 
 
 def rejected_row(source: str, reason: str, detail: str = "") -> Row:
-    """A row of which the listing knows already that it is no use."""
+    """A row that is rejected in the listing already."""
     return {"source": source, "reason": reason, "detail": detail}

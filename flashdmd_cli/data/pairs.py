@@ -1,4 +1,4 @@
-"""Preference pairs: two pictures of one prompt and which is better, from JSON lines or a table (CSV, TSV, parquet)."""
+"""Preference pairs: two pictures of a prompt and a label which is better, from JSON lines, CSV, TSV or parquet."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from flashdmd_cli.data.pictures import decode, fit, open_picture
 from flashdmd_cli.data.tables import entries
 
 COLUMNS = {"prompt": ("prompt", "caption"), "image_0": ("image_0", "jpg_0"), "image_1": ("image_1", "jpg_1")}
-"""What a row must hold, under one of these names; the second ones are Pick-a-Pic's."""
+"""Required columns and their possible names; the second ones are Pick-a-Pic's."""
 HINT = "a row has prompt, image_0, image_1 (paths or bytes) and label: 0, 1, or 0.5 for a tie"
 
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """One verdict of one person, or of a judge."""
+    """One comparison by a person or a judge."""
 
     prompt: str
     image_0: Path | bytes
     image_1: Path | bytes
     label: float
-    """0 where image 0 is better, 1 where image 1 is, 0.5 for a tie."""
+    """0 if image 0 is better, 1 if image 1 is better, 0.5 for a tie."""
     columns: Mapping[str, Any]
-    """The whole row, to filter by."""
+    """The whole row, for filters."""
 
 
 def read_pairs(path: Path, keep: Sequence[str] = (), keep_ties: Sequence[str] = ()) -> list[PreferencePair]:
-    """The pairs of a file, paths relative to it, that meet the conditions (`aesthetic_gap>0`) on its columns.
+    """Read the pairs of a file that meet the conditions on its columns (such as `aesthetic_gap>0`).
 
-    Pairs with a winner are held to `keep`, ties to `keep_ties`. Raises `DataError` for what cannot be read or is left
-    empty.
+    `keep` are the conditions for pairs with a winner, `keep_ties` those for ties. Paths of pictures are relative to the
+    file. Raises `DataError` if it cannot be read or no pair is left.
     """
     pairs = [_pair(row, f"{path}, row {number}", path.parent) for number, row in enumerate(_rows(path))]
     rules = {
@@ -58,7 +58,7 @@ def read_pairs(path: Path, keep: Sequence[str] = (), keep_ties: Sequence[str] = 
 def split_by_prompt(
     pairs: Iterable[PreferencePair], held_out: float
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Pairs to learn from and pairs to measure on; a share `held_out` of the prompts, by their hash, is the second."""
+    """Split into training and validation pairs; a fraction `held_out` of the prompts, by their hash, is validation."""
     parts: tuple[list[PreferencePair], list[PreferencePair]] = ([], [])
     for pair in pairs:
         digest = hashlib.sha256(pair.prompt.encode()).digest()
@@ -67,7 +67,7 @@ def split_by_prompt(
 
 
 def num_decided(pairs: Iterable[PreferencePair]) -> int:
-    """How many pairs have a winner."""
+    """Number of pairs with a winner."""
     return sum(pair.label != 0.5 for pair in pairs)
 
 
@@ -78,9 +78,9 @@ def prompt_weights(pairs: Sequence[PreferencePair]) -> Tensor:
 
 
 def load_picture(image: Path | bytes, side: int) -> Tensor:
-    """A picture as `prepare-data` would cut it, upright and square, (3, side, side) on [-1, 1].
+    """Load a picture, resized and cropped as by `prepare-data`: (3, side, side) on [-1, 1].
 
-    `DataError` if it cannot be read.
+    Raises `DataError` if it cannot be read.
     """
     try:
         opened = open_picture(image if isinstance(image, bytes) else image.read_bytes())
@@ -92,7 +92,7 @@ def load_picture(image: Path | bytes, side: int) -> Tensor:
 
 
 def _reason(error: Exception) -> str:
-    """Without the system's number."""
+    """The error message without errno."""
     return str(getattr(error, "strerror", None) or error)
 
 
@@ -113,27 +113,27 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _pair(row: Mapping[str, Any], where: str, folder: Path) -> PreferencePair:
     values = {}
     for name, names in COLUMNS.items():
-        found = next((row[each] for each in names if row.get(each) is not None), None)
-        if found is None:
+        value = next((row[each] for each in names if row.get(each) is not None), None)
+        if value is None:
             raise DataError(f"--pairs {where}: has no {name}", HINT)
-        values[name] = found
+        values[name] = value
     label = row.get("label")
     if label is None and (first_share := as_number(row.get("label_0"))) is not None:
-        label = 1 - first_share  # Pick-a-Pic notes the share of the first picture
-    value = 0.5 if label == "tie" else as_number(label) if isinstance(label, str) else label  # CSV knows text alone
-    if value not in (0, 0.5, 1):
+        label = 1 - first_share  # Pick-a-Pic: 1 if the first picture is better
+    number = 0.5 if label == "tie" else as_number(label) if isinstance(label, str) else label  # in CSV, all is text
+    if number not in (0, 0.5, 1):
         raise DataError(f"--pairs {where}: label is {label!r}", HINT)
     first, second = (_image(values[name], folder, where) for name in ("image_0", "image_1"))
-    return PreferencePair(str(values["prompt"]), first, second, float(value), row)
+    return PreferencePair(str(values["prompt"]), first, second, float(number), row)
 
 
 def _image(value: Any, folder: Path, where: str) -> Path | bytes:
-    if isinstance(value, dict):  # Hugging Face's form of a picture in a table
+    if isinstance(value, dict):  # Hugging Face's format of pictures in tables
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return value
-    with contextlib.suppress(OSError):  # a name that no file can have
-        # A table from Windows has "\\" between folders.
+    with contextlib.suppress(OSError):  # invalid file name
+        # Tables from Windows separate folders by "\\".
         for name in (value, value.replace("\\", "/")) if isinstance(value, str) else ():
             if (folder / name).is_file():
                 return folder / name

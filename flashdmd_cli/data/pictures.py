@@ -1,4 +1,4 @@
-"""From a file's bytes to an upright sRGB picture, and from that to the square a run trains on. Pillow, no torch."""
+"""Decoding of picture files to upright sRGB, resizing, cropping and encoding. Uses Pillow, not torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from flashdmd_cli.data.plugins import missing_reader
 
 Encoding = Literal["png", "jpg", "webp"]
 MAX_PIXELS = 2**27
-"""Above the largest camera's 102 million; half a gigabyte when decoded. What claims more is a decompression bomb."""
+"""More than the 102 million of the largest camera; half a gigabyte decoded. Larger files are decompression bombs."""
 DRAFT_GAP = 1.25
-"""A picture that is shrunk on the way keeps at least so many times the pixels a side that are wanted."""
+"""A picture that is reduced before resizing keeps at least this multiple of the final side."""
 LARGE = 2**25
-"""Above so many pixels, 134 MB of RGBA, a picture is shrunk before its colours are converted, which takes copies."""
+"""Pictures with more pixels (134 MB as RGBA) are reduced before colour conversion, which needs copies."""
 _ORIENTATION = 0x0112
 _TURNED = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 _TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _SRGB = ImageCms.createProfile("sRGB")
-# Programs write their whole workflow beside the pixels, scanners large profiles: one such text may be as long as Pillow
-# allows for all of a file together, 64 MB, an eighth of what the largest picture takes.
+# Some programs store their whole workflow as text in PNG files, scanners large profiles. Allow a single text chunk to
+# have the size that Pillow allows for all of them, 64 MB, an eighth of the memory of the largest picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A square picture, and what SDXL's micro-conditioning wants to know of how it was cut."""
+    """A square picture, with its original size and crop position for SDXL's micro-conditioning."""
 
     picture: Image.Image  # RGB, side x side
     original: tuple[int, int]  # height, width of the upright original, in pixels
@@ -42,7 +42,7 @@ class Fitted:
 
 @dataclass
 class Opened:
-    """A picture of which only the header was read. `width` and `height` are those of the upright picture."""
+    """A picture file whose header was read. `width` and `height` are those of the upright picture."""
 
     image: Image.Image
     width: int
@@ -51,7 +51,7 @@ class Opened:
 
     @property
     def columns(self) -> dict[str, float]:
-        """What filters can ask of every picture."""
+        """Measured columns for filters."""
         return {
             "width": self.width,
             "height": self.height,
@@ -61,9 +61,9 @@ class Opened:
 
 
 def open_picture(data: bytes) -> Opened:
-    """Read the header of a picture file of any format that Pillow knows, whatever its name says.
+    """Read the header of a picture file in any format that Pillow supports; the file name is not used.
 
-    `Rejected`: `empty_file`, `undecodable`, `truncated`, `too_many_pixels`, `... not supported`.
+    Raises `Rejected`: `empty_file`, `undecodable`, `truncated`, `too_many_pixels`, `... not supported`.
     """
     if not data:
         raise Rejected("empty_file")
@@ -77,39 +77,39 @@ def open_picture(data: bytes) -> Opened:
                 raise Rejected("undecodable", f"{width} x {height} pixels")
             if width * height > MAX_PIXELS:
                 raise Rejected("too_many_pixels", f"{width} x {height}")
-            # After the size: to find this mark in a PNG, Pillow decodes all of it.
+            # After the size check, because Pillow decodes the whole PNG to find the orientation.
             turned = image.getexif().get(_ORIENTATION) in _TURNED
     except Image.DecompressionBombError as error:
         raise Rejected("too_many_pixels", str(error)) from None
     except Rejected:
         raise
-    # A hostile file can make a decoder raise nearly anything; whatever it is, the file is no use.
+    # Malformed files can make decoders raise nearly any exception.
     except Exception as error:
         raise missing or _damage(error, data) from None
     return Opened(image, height, width, data) if turned else Opened(image, width, height, data)
 
 
 def _stored_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height before any rotation. Of a TIFF some versions of Pillow tell them as they are after it."""
+    """Width and height before rotation; for TIFF, `image.size` is after it in some versions of Pillow."""
     tags = getattr(image, "tag_v2", {})
     return (int(tags[256]), int(tags[257])) if image.format == "TIFF" else image.size
 
 
 def _damage(error: Exception, data: bytes) -> Rejected:
-    """What is wrong with a file that a decoder gave up."""
+    """The rejection for an exception of a decoder."""
     text = f"{type(error).__name__}: {error}"[:200]
-    # A WebP says how long it is, but its decoder does not say that it is shorter.
+    # A WebP header contains the file size, but its decoder does not report truncation.
     short = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     cut = short or any(word in text for word in ("truncated", "broken data stream"))
     return Rejected("truncated" if cut else "undecodable", text)
 
 
 def decode(opened: Opened, side: int | None = None) -> tuple[Image.Image, list[str]]:
-    """The upright picture in 8-bit sRGB, and what had to be converted (`exif`, `cmyk`, `16 bit`, `alpha`, ...).
+    """The upright picture in 8-bit sRGB, and the conversions that were needed (`exif`, `cmyk`, `16 bit`, `alpha`, ...).
 
-    `side`: the short side that is wanted in the end, in pixels. A JPEG may then come at half, a quarter or an eighth of
-    its size: the decoder averages while it decodes. Transparent parts are laid on white; of an animation the first
-    picture is taken. `Rejected`: `undecodable`, `truncated`.
+    `side` is the final short side in pixels; large pictures may then be returned at reduced size, JPEGs at a half, a
+    quarter or an eighth, which saves decoding time. Transparency becomes white; of an animation, the first frame is
+    used. Raises `Rejected`: `undecodable`, `truncated`.
     """
     image = opened.image
     notes: list[str] = []
@@ -136,8 +136,8 @@ def decode(opened: Opened, side: int | None = None) -> tuple[Image.Image, list[s
 
 
 def _to_srgb(image: Image.Image, notes: list[str], shrink: int) -> Image.Image:
-    """RGB on white. A profile knows grey, RGB and CMYK in 8 bits, so palettes, 16 bits and transparent parts go first.
-    `shrink`: squares of so many pixels a side become one, as soon as they can be averaged."""
+    """Convert to RGB on white. Colour profiles apply to 8-bit grey, RGB and CMYK, so palettes, 16 bits and transparency
+    are converted before. `shrink` is a factor of reduction by averaging, as early as possible."""
     profile = image.info.get("icc_profile")
     transparent = image.mode in _TRANSPARENT or "transparency" in image.info
     if image.mode in _SIXTEEN_BITS or image.mode == "I":
@@ -168,12 +168,12 @@ def _to_srgb(image: Image.Image, notes: list[str], shrink: int) -> Image.Image:
 
 
 def _as(image: Image.Image, mode: str) -> Image.Image:
-    """The picture in a mode; Pillow's `convert` alone would copy also where nothing is to do."""
+    """The picture in a mode; unlike Pillow's `convert`, without a copy if it has that mode already."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def _with_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
-    """The picture in sRGB by its own colour profile; itself when that is sRGB already, None when it is no use."""
+    """Convert by a profile to sRGB: the picture itself if it is in sRGB already, None for an invalid profile."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
@@ -184,9 +184,9 @@ def _with_profile(image: Image.Image, profile: bytes) -> Image.Image | None:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """Integer pixels of 16 bits (or of 32 bits that hold 16) as 8 bits; Pillow's own conversion would clip them.
+    """Convert integer pixels of 16 bits (in 16 or 32) to 8 bits by scaling; Pillow's conversion would clip them.
 
-    Cameras and microscopes store 9 to 12 bits in 16: a picture without a value of 13 bits is taken for one of those.
+    Cameras and microscopes store 9 to 12 bits in 16: if no value has 13 bits, the largest bit length is the range.
     """
     import numpy as np
 
@@ -197,18 +197,18 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, side: int, original: tuple[int, int]) -> Fitted:
-    """Resize the short side to `side` pixels (antialiased) and cut the centre; `original` is height, width.
+    """Resize the short side to `side` pixels (antialiased) and crop the centre; `original` is (height, width).
 
-    Hamming's filter shrinks, Lanczos' enlarges. Shrinking by Lanczos costs two to three times as much and gives the
-    same to 54 dB (docs/log/2026-11-21-prepare-data.md).
+    Uses a Hamming filter for reduction and Lanczos for enlargement. Lanczos reduction takes two to three times as long;
+    the results agree to a PSNR of 54 dB (docs/log/2026-11-21-prepare-data.md).
     """
     width, height = image.size
     resampling = Image.Resampling.HAMMING if min(width, height) > side else Image.Resampling.LANCZOS
     scale = side / min(width, height)
-    # The short side exactly, the long one rounded: never a pixel short of the crop.
+    # The short side is exact, the long one rounded, but never smaller than the crop.
     size = (side, max(side, round(height * scale))) if width <= height else (max(side, round(width * scale)), side)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
-    # Only what the crop shows is resampled.
+    # Resample only the area of the crop.
     box = (left / size[0] * width, top / size[1] * height, (left + side) / size[0] * width,
            (top + side) / size[1] * height)  # fmt: skip
     if image.size != (side, side):
@@ -217,7 +217,7 @@ def fit(image: Image.Image, side: int, original: tuple[int, int]) -> Fitted:
 
 
 def encode(image: Image.Image, encoding: Encoding) -> bytes:
-    """A file's bytes. `png` loses nothing; `jpg` and `webp` are written at quality 95."""
+    """Encode a picture: `png` is lossless, `jpg` and `webp` have quality 95."""
     stream = io.BytesIO()
     if encoding == "png":
         image.save(stream, "PNG", compress_level=3)

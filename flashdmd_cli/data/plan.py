@@ -1,7 +1,7 @@
-"""The plan of a preparation: a source's listing on disk, cut into chunks. Chunk k becomes shard k.
+"""The plan of a preparation: the listing of a source on disk, split into chunks. Chunk k becomes shard k.
 
-A chunk's shard is a function of its rows and of the settings alone. That is why any process can make it, why a run that
-was killed goes on with the chunks that are missing, and why one process and a hundred write the same bytes.
+A shard depends only on the rows of its chunk and on the settings. So any process can write it, an interrupted
+preparation continues with the missing chunks, and the result does not depend on the number of processes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from flashdmd_cli.data.whole import whole
 
 @dataclass(frozen=True)
 class Plan:
-    """Lines of JSON, one chunk each."""
+    """A file with one line of JSON per chunk."""
 
     path: Path
     offsets: array[int]
-    """Where each line begins, in bytes."""
+    """Start of each line, in bytes."""
     num_rows: int
     sha256: str
-    """Fingerprint of the listing: names, sizes and times of the source's files."""
+    """Hash of the listing: names, sizes and times of the source's files."""
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -41,12 +41,12 @@ class Plan:
 
 
 def write_plan(rows: Iterable[Row], path: Path, chunk_size: int, limit: int | None = None) -> Plan:
-    """List a source, at most `limit` rows of it, in chunks of `chunk_size`; one chunk is in memory at a time."""
+    """Write the listing of a source, at most `limit` rows, in chunks of `chunk_size`, with one in memory at a time."""
     stream: Iterator[Row] = islice(iter(rows), limit)
     offsets, total, place, digest = array("Q"), 0, 0, hashlib.sha256()
     with whole(path) as temporary, temporary.open("wb") as file:
         while chunk := list(islice(stream, chunk_size)):
-            # ASCII, so that also file names that are no UTF-8 survive.
+            # ASCII preserves file names that are not UTF-8.
             line = json.dumps(chunk, sort_keys=True, ensure_ascii=True).encode() + b"\n"
             offsets.append(place)
             digest.update(line)

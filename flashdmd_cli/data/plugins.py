@@ -1,4 +1,4 @@
-"""Picture formats that Pillow reads with a plug-in only, told by their first bytes since no decoder is there to ask."""
+"""Picture formats that Pillow reads only with a plug-in, detected by their first bytes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flashdmd_cli.data.items import PLUGINS, Rejected
 _JXL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL \r\n\x87\n")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 _MODULES = {"HEIC": ("pillow_heif", "register_heif_opener"), "JPEG XL": ("pillow_jxl", None)}
-"""What to import, and what to call then, so that Pillow knows a plug-in."""
+"""Format -> (module to import, function to call then) to register a plug-in."""
 
 
 def format_of(data: bytes) -> str | None:
@@ -28,8 +28,10 @@ def format_of(data: bytes) -> str | None:
 
 
 def missing_reader(data: bytes) -> Rejected | None:
-    """What to say of a file that wants a plug-in, in case Pillow does not read it; a plug-in that is there is
-    registered. None for formats of Pillow's own, and where a reader is there, so that the file itself is at fault."""
+    """Register the plug-in for a picture file if it needs one; the rejection to raise if that is not installed.
+
+    None for formats that Pillow can read now, so that any further error is the file's.
+    """
     name = format_of(data)
     if name is None or _register(name):
         return None
@@ -38,15 +40,15 @@ def missing_reader(data: bytes) -> Rejected | None:
 
 @cache
 def _register(name: str) -> bool:
-    """Whether Pillow reads a format, after the plug-in for it has been looked for."""
+    """Register the plug-in for a format; whether Pillow can read it now."""
     if name == "AVIF":
         Image.init()
         return "AVIF" in Image.OPEN
     module, register = _MODULES[name]
     try:
-        found = importlib.import_module(module)
+        plugin = importlib.import_module(module)
         if register is not None:
-            getattr(found, register)()
+            getattr(plugin, register)()
     except ImportError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Prompt files, read alike by every command: `prepare-data` counts what is no prompt, `sample` refuses it."""
+"""Prompt files for all commands: `prepare-data` rejects and counts entries that are not prompts, `sample` raises."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from flashdmd_cli.data.tables import entries, header
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
 SUFFIXES = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".parquet")
-"""Text (one prompt a line), a JSON list or JSON lines of texts or objects, tables with a header."""
+"""Text (one prompt per line), a JSON list or JSON lines of texts or objects, tables with a header."""
 
 
 def prompt_rows(path: Path, captions: Captions, option: str = "SOURCE") -> Iterator[Row]:
-    """One row per prompt of a file, with `caption` and `columns`, or with the `reason` why it is none.
+    """One row per entry of a file, with `caption` and `columns`, or with the `reason` of its rejection.
 
-    Raises `DataError`, which begins with `option`, for a file that is no list of prompts at all.
+    Raises `DataError`, with a message that starts with `option`, for a file that is not a list of prompts.
     """
     names = header(path, option)
     if names is not None and find_column(names, captions.column) is None:
@@ -40,7 +40,7 @@ def prompt_rows(path: Path, captions: Captions, option: str = "SOURCE") -> Itera
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:
     """The prompts of a file, at most `limit`. Raises `DataError` for a file without prompts, and for the first entry
-    that is no prompt: the numbers of pictures are those of the prompts."""
+    that is not a prompt, because pictures are numbered like the entries."""
     if path.suffix in PICKLE_SUFFIXES:
         raise DataError(
             f"--prompts {path} is a pickle, which can run code when it is read",

@@ -1,4 +1,4 @@
-"""Reading what strangers wrote: bounded files inside the source, captions, scalars, lines. Nothing here writes."""
+"""Safe reading of untrusted sources: size limits, no paths outside the source, validation of captions and scalars."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from flashdmd_cli.data.items import MAX_CAPTION_BYTES, MAX_FILE_BYTES, Rejected
 
 MAX_LINE_BYTES = 16 * 2**20
 CAPTION_COLUMNS = ("caption", "text", "prompt", "captions")
-"""Names under which tables keep captions, in the order in which they are looked for; their case does not matter."""
+"""Names of caption columns in order of priority, case-insensitive."""
 _LFS = b"version https://git-lfs"
 _HUB_KINDS = ("datasets--", "models--", "spaces--")
 
 
 def printable(name: str) -> str:
-    """A name that JSON and UTF-8 can hold, whatever bytes the file system has."""
+    """`name` with all characters that are not valid UTF-8 replaced."""
     return name.encode("utf-8", "replace").decode()
 
 
 def inside(root: Path, name: str) -> Path:
-    """The file `name` under `root` (a resolved folder). `Rejected` when the name, or a link, leads out of it."""
+    """The path of `name` under `root` (a resolved folder); `Rejected` if the name or a link leads out of it."""
     pure = PurePosixPath(name.replace("\\", "/"))
     if "\0" in name or pure.is_absolute() or ".." in pure.parts:
         raise Rejected("unsafe_path", name)
@@ -42,9 +42,8 @@ def inside(root: Path, name: str) -> Path:
 
 @lru_cache(maxsize=16)
 def _bounds(root: Path) -> Path:
-    """The folder that links below `root` may not leave: `root` itself, or the repository's folder in the hub's cache.
-
-    There, `datasets--owner--name/snapshots/REVISION` is made of links to `datasets--owner--name/blobs`.
+    """The folder that links under `root` may point into: `root` itself, or in the hub's cache the repository's folder,
+    where `datasets--owner--name/snapshots/REVISION` contains links to `datasets--owner--name/blobs`.
     """
     for folder in (root, *root.parents):
         repository = folder.parent.parent
@@ -54,7 +53,7 @@ def _bounds(root: Path) -> Path:
 
 
 def named(root: Path, name: str) -> tuple[Path, str]:
-    """The file that a table names, and the name with "/" between folders: a table from Windows has "\\" there."""
+    """The path of a file named in a table, and its name with "/" between folders; tables from Windows have "\\"."""
     path = inside(root, name)
     if "\\" in name and not path.exists():
         name = name.replace("\\", "/")
@@ -63,7 +62,7 @@ def named(root: Path, name: str) -> tuple[Path, str]:
 
 
 def read_file(path: Path, limit: int = MAX_FILE_BYTES, too_big: str = "file_too_big") -> bytes:
-    """All bytes of a regular file; `Rejected` when it is missing, empty, larger than `limit` or cannot be read."""
+    """All bytes of a regular file; `Rejected` if it is missing, empty, larger than `limit` or unreadable."""
     try:
         if not path.is_file():
             raise Rejected("missing_file")
@@ -75,7 +74,7 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES, too_big: str = "file_too_
 
 
 def read_part(path: Path, place: Sequence[int], limit: int = MAX_FILE_BYTES, too_big: str = "file_too_big") -> bytes:
-    """A member of a tar, its `place` being offset and size; `Rejected` as `read_file`, or when the file ends before."""
+    """A member of a tar with `place` (offset, size) in bytes; `Rejected` as by `read_file`, or for a truncated tar."""
     offset, size = place
     if size > limit:
         raise Rejected(too_big)
@@ -101,7 +100,7 @@ def _bounded(data: bytes, limit: int, too_big: str) -> bytes:
 
 
 def is_lfs_pointer(path: Path) -> bool:
-    """Whether a repository was cloned without its large files, and `path` holds a note in place of one."""
+    """Whether `path` is a Git LFS pointer, from a repository that was cloned without its large files."""
     try:
         with path.open("rb") as file:
             return file.read(len(_LFS)) == _LFS
@@ -110,7 +109,7 @@ def is_lfs_pointer(path: Path) -> bool:
 
 
 def decode_caption(raw: bytes) -> str:
-    """A caption file's text (UTF-8, a byte-order mark is allowed); `Rejected` when it cannot be one."""
+    """The caption in a file's bytes (UTF-8, with or without byte-order mark); `Rejected` if it is invalid."""
     if len(raw) > MAX_CAPTION_BYTES:
         raise Rejected("caption_too_big", f"{len(raw)} bytes")
     try:
@@ -120,7 +119,7 @@ def decode_caption(raw: bytes) -> str:
 
 
 def check_caption(text: object) -> str:
-    """A caption without the white space around it; otherwise it is kept as it is. `Rejected` when it cannot be one."""
+    """The caption without surrounding white space; `Rejected` if it is not a valid caption."""
     if not isinstance(text, str):
         raise Rejected("no_caption")
     if len(text) > MAX_CAPTION_BYTES:
@@ -129,7 +128,7 @@ def check_caption(text: object) -> str:
         raise Rejected("caption_nul")
     try:
         size = len(text.encode())
-    except UnicodeEncodeError as error:  # half of a surrogate pair: the bytes were no UTF-8
+    except UnicodeEncodeError as error:  # lone surrogate: the bytes were not UTF-8
         raise Rejected("caption_not_utf8", error.reason) from None
     if size > MAX_CAPTION_BYTES:
         raise Rejected("caption_too_big", f"{size} bytes")
@@ -139,7 +138,7 @@ def check_caption(text: object) -> str:
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a `.txt` beside a picture."""
+    """The caption in a caption file beside a picture."""
     try:
         return decode_caption(read_file(path, MAX_CAPTION_BYTES, "caption_too_big"))
     except Rejected as rejected:
@@ -150,21 +149,21 @@ def read_caption(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Captions:
-    """Which caption of a table's row is taken."""
+    """Selection of the caption in a row of a table."""
 
     column: str | None = None
-    """Name of its column or JSON key; None for the first of the usual names."""
+    """Column or JSON key; None: the first of `CAPTION_COLUMNS`."""
     seed: int | None = None
-    """Of several captions take the one that this seed and the row's name draw; None takes the first."""
+    """Seed of the random selection among several captions of a row; None: the first one."""
 
     def of(self, columns: Mapping[str, Any], row: str) -> str:
-        """The caption of the row called `row`; `Rejected` when there is none, or when it cannot be one."""
+        """The caption of the row named `row`; `Rejected` if it has none or an invalid one."""
         name = find_column(columns, self.column, {key for key, value in columns.items() if value is None})
         texts = _texts(columns[name]) if name is not None else []
         return check_caption(texts[self.place(len(texts), row)] if texts else None)
 
     def place(self, count: int, row: str) -> int:
-        """Which of `count` captions is taken: a function of the seed and the row's name alone."""
+        """Index of the selected caption out of `count`; depends only on the seed and the row's name."""
         if self.seed is None:
             return 0
         digest = hashlib.sha256(f"{self.seed}/{row}".encode("utf-8", "replace")).digest()
@@ -172,17 +171,17 @@ class Captions:
 
 
 def find_column(names: Iterable[str], wanted: str | None, without: Iterable[str] = ()) -> str | None:
-    """The caption column among `names`: the one that was asked for, or the first of the usual ones; None if it is not
-    there. Those in `without` are passed over."""
-    there = [name for name in names if name not in without]
+    """The caption column among `names`: `wanted`, or the first of `CAPTION_COLUMNS`; None if there is none. Names in
+    `without` are ignored."""
+    candidates = [name for name in names if name not in without]
     if wanted is not None:
-        return wanted if wanted in there else None
-    by_case = {name.lower(): name for name in reversed(there)}
+        return wanted if wanted in candidates else None
+    by_case = {name.lower(): name for name in reversed(candidates)}
     return next((by_case[name] for name in CAPTION_COLUMNS if name in by_case), None)
 
 
 def _texts(value: Any) -> list[Any]:
-    """One caption, or several: a list, also one that is written as JSON since a CSV cell holds nothing but text."""
+    """The captions in a cell: one, or several in a list, which may be written as JSON, as in CSV files."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             several = json.loads(value)
@@ -196,7 +195,7 @@ def _texts(value: Any) -> list[Any]:
 
 
 def scalars(columns: Mapping[Any, Any]) -> dict[str, Any]:
-    """The columns that a sample's JSON keeps: numbers, truth values and short texts, under printable names."""
+    """The columns to store in a sample's JSON: numbers, booleans and short texts with printable names."""
     kept: dict[str, Any] = {}
     for name, value in columns.items():
         if not (isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()):
@@ -211,7 +210,7 @@ def scalars(columns: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:
-    """A JSON object; `Rejected` for anything else."""
+    """Parse a JSON object; `Rejected` for anything else."""
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -222,7 +221,7 @@ def parse_object(raw: bytes) -> dict[str, Any]:
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
-    """Numbered lines of a file, from 1; None for one that is too long to be held."""
+    """Numbered lines of a file, from 1; None for a line that is too long."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES + 1):

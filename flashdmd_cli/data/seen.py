@@ -1,4 +1,4 @@
-"""What came before: digests and perceptual hashes on disk, so that memory does not grow with the collection."""
+"""Sets of digests and perceptual hashes on disk, for duplicate detection in constant memory."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NEAR_BITS = 3
-"""Perceptual hashes of 64 bits that differ in at most so many bits are nearly the same picture."""
+"""Maximum number of different bits in the 64-bit perceptual hashes of near-duplicates."""
 _BANDS = NEAR_BITS + 1
-"""Two hashes that differ in fewer places than there are bands agree in at least one band: only those are compared."""
+"""Near-duplicates have fewer different bits than there are bands, so at least one band is equal; this is the index."""
 _BAND_BITS = 64 // _BANDS
 
 
 @contextmanager
 def scratch(path: Path) -> Iterator[sqlite3.Connection]:
-    """An empty database in a file that is gone afterwards. It is never read by another run, so nothing is synced."""
+    """A temporary, empty SQLite database; it is not synced, because no other run reads it."""
     path.unlink(missing_ok=True)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
@@ -30,20 +30,20 @@ def scratch(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 class Seen:
-    """A growing set of byte strings under a name of its own."""
+    """A set of byte strings in the table `name`."""
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
         self._connection, self._name = connection, name
         connection.execute(f"CREATE TABLE {name} (value BLOB PRIMARY KEY) WITHOUT ROWID")
 
     def add(self, value: bytes) -> bool:
-        """Whether `value` is new; it is not any more."""
-        done = self._connection.execute(f"INSERT OR IGNORE INTO {self._name} VALUES (?)", (value,))
-        return done.rowcount == 1
+        """Add `value`; whether it is new."""
+        cursor = self._connection.execute(f"INSERT OR IGNORE INTO {self._name} VALUES (?)", (value,))
+        return cursor.rowcount == 1
 
 
 class SeenNear:
-    """A growing set of 64-bit hashes that knows whether one near to a new one is there already."""
+    """A set of 64-bit hashes with a search for near ones."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -60,7 +60,7 @@ class SeenNear:
         )
 
     def add(self, value: int) -> None:
-        """Remember a hash."""
+        """Add a hash."""
         # SQLite's integers are signed.
         signed = value - 2**64 if value >= 2**63 else value
         rows = [(band, bits, signed) for band, bits in enumerate(_bands(value))]

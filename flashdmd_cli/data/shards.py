@@ -1,4 +1,4 @@
-"""Webdataset shards: tar files of `key.png` (or jpg, webp), `key.txt` and `key.json`, written once, read at random."""
+"""Webdataset shards: tar files of `key.png` (or jpg, webp), `key.txt` and `key.json`; writing and random access."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from flashdmd_cli.data.errors import DataError
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
-"""Members of one sample."""
+"""Files of one sample."""
 
 CACHE_BYTES = 512 * 2**20
-"""Decoded pictures kept in memory. A smaller set is decoded once."""
+"""Size of the cache of decoded pictures; smaller data sets are decoded only once."""
 
 REBUILD = "write the data again: `flashdmd prepare-data` with --yes"
 
 
 @dataclass(frozen=True)
 class WrittenShards:
-    """What `write_shards` left on disk."""
+    """Result of `write_shards`."""
 
     files: list[Path]
     num_samples: int
@@ -46,24 +46,24 @@ class Sample:
     """One captioned picture."""
 
     key: str
-    picture: Tensor  # (3, H, W) uint8; (3, 0, 0) of a prompt alone
+    picture: Tensor  # (3, H, W) uint8; (3, 0, 0) for a prompt without picture
     caption: str
     facts: dict[str, Any]  # the sample's JSON, empty if it has none
 
 
 @dataclass(frozen=True)
 class Batch:
-    """`B` captioned pictures as a training step takes them."""
+    """A batch of `B` captioned pictures for training."""
 
-    pixels: Tensor  # (B, 3, H, W) float32 on [-1, 1]; (B, 3, 0, 0) of prompts alone
+    pixels: Tensor  # (B, 3, H, W) float32 on [-1, 1]; (B, 3, 0, 0) for prompts without pictures
     captions: list[str]
     latents: Tensor | None = None
-    """(B, C, h, w) float32 of the pictures, where the data has them cached."""
+    """Cached latents (B, C, h, w), float32."""
     text: dict[str, Tensor] | None = None
-    """Embeddings of the captions by name, (B, ...) float32, where the data has them cached."""
+    """Cached embeddings of the captions by name, (B, ...) float32."""
     sizes: Tensor | None = None
-    """(B, 6) float32 in pixels, where asked for: original height and width, crop top and left in the resized picture,
-    height and width of what was cut (SDXL's micro-conditioning)."""
+    """(B, 6) float32 in pixels, if requested: original height and width, crop top and left in the resized picture,
+    height and width of the crop (SDXL's micro-conditioning)."""
 
 
 def write_shards(
@@ -71,8 +71,8 @@ def write_shards(
 ) -> WrittenShards:
     """Write samples (`__key__`, `png` bytes, `txt` str, optional `json` dict) as `<prefix>-000000.tar`, ...
 
-    The same samples give the same bytes. A shard appears under its name only when it is complete; shards of the same
-    prefix that an earlier, longer writing left behind are removed at the end. Raises `DataError` for a doubtful key.
+    Deterministic: the same samples give the same bytes. Shards are written under a temporary name and renamed; old
+    shards of the same prefix are deleted at the end. Raises `DataError` for an invalid or repeated key.
     """
     out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
@@ -109,7 +109,7 @@ def _members(sample: Mapping[str, Any], seen: set[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Member:
-    """Where the bytes of a file lie inside a shard."""
+    """Position of a file inside a shard, in bytes."""
 
     shard: Path
     offset: int
@@ -123,20 +123,20 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One sample of a shard, unread."""
+    """Index entry of one sample."""
 
     key: str
     members: dict[str, _Member]
-    place: tuple[Path, int]  # shard, number in it
+    place: tuple[Path, int]  # shard, number of the sample in it
 
 
 class ShardDataset:
-    """The samples of a folder of shards, read at random.
+    """Random access to the samples of a folder of shards.
 
-    `expected` is the list of files of the folder's manifest (`path`, `size`, `sha256`): every file is held against it
-    on opening, and only the shards it names are read. `cached` says which of `latents` and `text` batches bring along
-    from the files beside the shards; `sized` that they bring `sizes`, which prompts alone do not have. Raises
-    `DataError` for whatever is missing or damaged.
+    `expected` is the list of files in the folder's manifest (`path`, `size`, `sha256`): all files are verified on
+    opening, and only listed shards are read. `cached` is which of `latents` and `text` to load from the caches into
+    batches, `sized` whether to add `sizes` (not for data without pictures). Raises `DataError` for missing or damaged
+    files.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class ShardDataset:
         self._orders: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self.caches = CacheReader(shards, cached)
         self.picture_shape = tuple(self._decode(0).picture.shape)
-        """(3, H, W), the same for every picture; (3, 0, 0) where there are prompts alone."""
+        """(3, H, W), the same for every picture; (3, 0, 0) for prompts without pictures."""
         self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
         self._sized = sized and self.picture_shape[-2:] != (0, 0)
         if self._sized:
@@ -187,14 +187,14 @@ class ShardDataset:
         return sample
 
     def indices(self, positions: range, seed: int = 0) -> list[int]:
-        """Which samples lie at `positions` of an endless stream: a function of its arguments.
+        """Indices of the samples at `positions` of an endless shuffled stream.
 
-        Epoch after epoch the samples come in a fresh permutation drawn from (seed, epoch).
+        Every epoch has its own permutation, which depends only on (seed, epoch).
         """
         return [self._at(position, seed) for position in positions]
 
     def batch(self, positions: range, seed: int = 0) -> Batch:
-        """The pictures and captions at `positions` of the shuffled stream that `indices` describes."""
+        """The batch of the samples at `positions` of the shuffled stream (see `indices`)."""
         chosen = self.indices(positions, seed)
         samples = [self.sample(index) for index in chosen]
         pixels = torch.stack([sample.picture for sample in samples]).float() / 127.5 - 1
@@ -234,7 +234,7 @@ class ShardDataset:
 
 
 def sizes_of(sample: Sample) -> list[float]:
-    """Original height and width, crop top and left, height and width of a sample's picture; `DataError` without."""
+    """Original height and width, crop top and left, height and width of a sample's picture; `DataError` if missing."""
     numbers = []
     for name in ("original_size", "crop_top_left"):
         pair = sample.facts.get(name)
@@ -252,7 +252,7 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
-    """Hold files against the sizes (bytes) and SHA-256 digests they should have. Raises `DataError` for the first."""
+    """Compare files with their expected sizes (bytes) and SHA-256 digests; `DataError` for the first difference."""
     for entry in expected:
         path = folder / entry["path"]
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -267,7 +267,7 @@ def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _index_shard(shard: Path) -> Iterator[_Entry]:
-    """The samples of a shard and where their members lie, in the order of the file."""
+    """Index of the samples of a shard, in the order of the file."""
     samples: dict[str, dict[str, _Member]] = {}
     end = 0
     try:
@@ -282,7 +282,7 @@ def _index_shard(shard: Path) -> Iterator[_Entry]:
                 samples.setdefault(key, {})[extension] = _Member(shard, info.offset_data, info.size)
     except tarfile.TarError as error:
         raise DataError(f"--data: {shard} is not a whole tar file: {error}", REBUILD) from None
-    # A reader of tar files stops without complaint at a damaged header; a whole file goes on with an empty block.
+    # tarfile stops silently at a damaged header; in an intact file, an empty block follows the last member.
     if _Member(shard, end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
         raise DataError(f"--data: {shard} is cut off or damaged after {len(samples)} samples", REBUILD)
     has_pictures = any(kind in PICTURES for members in samples.values() for kind in members)

@@ -1,6 +1,6 @@
-"""Entries of the files in which people keep rows: text, JSON, JSON lines, CSV, TSV, parquet; for all who read those.
+"""Entries of tables and lists: JSON, JSON lines, CSV, TSV, parquet or text.
 
-A file's suffix says what it is; whatever has none of these is text, one entry a line.
+The suffix of a file determines its format; files with any other suffix are text with one entry per line.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from flashdmd_cli.data.reading import MAX_LINE_BYTES, decode_caption, is_lfs_poi
 _BATCH = 16
 """Rows of a parquet table decoded at a time."""
 Entry = tuple[int, Any]
-"""Its number in the file, and a dictionary of columns, a text, or the `Rejected` that says why it cannot be read."""
+"""Number in the file, and a dictionary of columns, a text, or a `Rejected` for an unreadable entry."""
 
 
 def entries(path: Path, option: str = "SOURCE", pictures: bool = False) -> Iterator[Entry]:
-    """The entries of a file, one at a time; empty lines do not count, a byte-order mark is no part of the first.
-    Columns of pictures are left out of a parquet table unless `pictures` asks for them.
+    """The entries of a file, one at a time, without empty lines and byte-order mark. Picture columns of parquet tables
+    are included only with `pictures`.
 
-    Raises `DataError`, which begins with `option`, when the whole is not what its suffix says.
+    Raises `DataError`, with a message that starts with `option`, if the file does not have the format of its suffix.
     """
     match path.suffix.lower():
         case ".json":
@@ -41,7 +41,7 @@ def entries(path: Path, option: str = "SOURCE", pictures: bool = False) -> Itera
 
 
 def header(path: Path, option: str = "SOURCE") -> list[str] | None:
-    """Names of the columns of a CSV, TSV or parquet table; None for a file whose entries name their own."""
+    """Column names of a CSV, TSV or parquet table; None for other formats."""
     match path.suffix.lower():
         case ".csv" | ".tsv":
             with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -78,12 +78,12 @@ def _json_list(path: Path, option: str) -> list[Any]:
 
 
 def _reader(path: Path, file: Any, option: str) -> csv.DictReader[str]:
-    """A reader of an open table, which knows the header already."""
-    # Python's own limit is 128 KiB; a longer caption is to be told as such, not as a fault of the table.
+    """A reader of an open CSV or TSV table, with the header read."""
+    # Python's default is 128 KiB; too long captions are to be rejected as such, not as errors of the table.
     csv.field_size_limit(MAX_LINE_BYTES)
     first = file.readline(MAX_LINE_BYTES)
     file.seek(0)
-    # Spreadsheets write ";" where "," is the decimal point.
+    # Spreadsheets separate by ";" in locales with "," as decimal point.
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     reader = csv.DictReader(file, delimiter=delimiter)
     try:
@@ -106,13 +106,13 @@ def _csv_rows(path: Path, option: str) -> Iterator[Entry]:
                 continue
             if values is None:
                 return
-            if any(values.values()):  # spreadsheets leave rows of nothing but commas behind
+            if any(values.values()):  # spreadsheets write empty rows
                 yield number, {key: value for key, value in values.items() if key}
 
 
 def open_parquet(path: Path, option: str = "SOURCE") -> Any:
-    """A parquet table; `DataError` when it is none. Without `pre_buffer` a column is read as it is needed, and not a
-    whole row group at once."""
+    """Open a parquet table; `DataError` if it is none. `pre_buffer=False` reads columns on demand instead of whole row
+    groups."""
     import pyarrow.parquet as pq
 
     try:
@@ -124,7 +124,7 @@ def open_parquet(path: Path, option: str = "SOURCE") -> Any:
 
 
 def picture_columns(schema: Any) -> list[str]:
-    """Columns of an Arrow schema that can hold pictures: bytes, or the `{bytes, path}` of Hugging Face datasets."""
+    """Columns of an Arrow schema that may contain pictures: bytes, or `{bytes, path}` as in Hugging Face datasets."""
     import pyarrow.types as kinds
 
     def is_binary(kind: Any) -> bool:
@@ -140,8 +140,8 @@ def picture_columns(schema: Any) -> list[str]:
 
 def _parquet_rows(path: Path, option: str, pictures: bool) -> Iterator[Entry]:
     with open_parquet(path, option) as table:
-        left_out = [] if pictures else picture_columns(table.schema_arrow)
-        names = [name for name in table.schema_arrow.names if name not in left_out]
+        skipped = [] if pictures else picture_columns(table.schema_arrow)
+        names = [name for name in table.schema_arrow.names if name not in skipped]
         number = 0
         try:
             for batch in table.iter_batches(_BATCH, columns=names):
@@ -153,7 +153,7 @@ def _parquet_rows(path: Path, option: str, pictures: bool) -> Iterator[Entry]:
 
 
 def decoded(batch: Any) -> list[dict[str, Any] | ValueError]:
-    """The rows of a batch of a table; for a row that cannot be decoded, such as one with broken UTF-8, the error."""
+    """The rows of a batch of a table; for a row that cannot be decoded, for example with invalid UTF-8, the error."""
     try:
         whole: list[dict[str, Any] | ValueError] = batch.to_pylist()
         return whole

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and tars whose bytes depend on nothing but what is in them."""
+"""Atomic writing of files, and deterministic tar files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """A temporary name to write to, which becomes `path` when the block ends well and vanishes when it does not.
+    """Context with a temporary path to write to; it is renamed to `path` at the end, or deleted after an exception.
 
-    The temporary file lies in `scratch` (the same file system), else beside `path`; its name holds the process's id, so
-    two processes that write the same file do not meet.
+    The temporary file is in `scratch` (on the same file system), or beside `path`; its name contains the process id, so
+    that several processes may write the same file.
     """
     temporary = (scratch or path.parent) / f".{path.name}.{os.getpid()}.partial"
     try:
@@ -31,9 +31,9 @@ def whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> int:
-    """Write samples (key, kind -> bytes) as webdataset members `key.kind`, without owner or time; returns how many.
+    """Write samples (key, kind -> bytes) as webdataset members `key.kind`, without owner and time; returns the count.
 
-    webdataset's own writer makes the same file but imports torch, half a gigabyte in every worker.
+    webdataset's writer gives the same file, but imports torch, which takes half a gigabyte per worker.
     """
     count = 0
     with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -42,13 +42,13 @@ def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) ->
                 info = tarfile.TarInfo(f"{key}.{kind}")
                 info.size, info.mode = len(data), 0o644
                 tar.addfile(info, io.BytesIO(data))
-            tar.members = []  # type: ignore[attr-defined]  # the writer would keep them all
+            tar.members = []  # type: ignore[attr-defined]  # the writer would keep all of them in memory
             count += 1
     return count
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The samples of a tar that `write_tar` wrote, one at a time."""
+    """The samples of a tar written by `write_tar`, one at a time."""
     key, members = "", dict[str, bytes]()
     with tarfile.open(path, "r:") as tar:
         while (info := tar.next()) is not None:

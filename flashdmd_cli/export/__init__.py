@@ -1,3 +1,3 @@
-"""A student leaves the project: one file per format."""
+"""Export of students, one file per format."""
 
 FORMATS = ("diffusers",)

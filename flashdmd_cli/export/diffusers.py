@@ -1,4 +1,4 @@
-"""A distilled student as a stock diffusers pipeline folder: nothing of this package is needed to draw with it."""
+"""Export of a student as a stock diffusers pipeline folder, which can be used without this package."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from flashdmd_cli.families.family import Family
 
 
 def export_diffusers(family: Family, student: View, steps: int, out: Path) -> None:
-    """Write a student, its teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
+    """Write the student, the teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
 
-    Drawing takes `StableDiffusionXLPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
+    Use: `StableDiffusionXLPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
     """
     family.save_pipeline(student.merged(), out, family.grid(steps))
     (out / "README.md").write_text(model_card(steps, Path(family.source).name), encoding="utf-8")
 
 
 def model_card(steps: int, teacher: str) -> str:
-    """What a person needs to know to draw with the folder."""
+    """README with instructions for using the folder."""
     return f"""# A student of {steps} {"step" if steps == 1 else "steps"}, distilled from {teacher}
 
 ```python

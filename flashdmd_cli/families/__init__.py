@@ -1,1 +1,1 @@
-"""Model families: what training, sampling and evaluation ask of a model, and one folder for each family."""
+"""Model families: the protocols that training, sampling and evaluation use, and one folder per family."""

@@ -1,7 +1,7 @@
-"""One denoising network and the roles that are views on it: with no, one or several of its low-rank adapters on.
+"""A denoising network (`Base`) and the roles that use it (`View`), each with its own set of active LoRA adapters.
 
-A role with all weights of its own (full fine-tuning) is the plain view on a copy; a role that trains an adapter is a
-view on a base that it may share with teacher, fake score and reference. Loops do not know which.
+With full fine-tuning, a role is a view without adapters on its own copy of the network. With adapters, several roles
+(teacher, student, fake score, reference) are views on one shared network. Training loops do not distinguish the two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Base:
     """A stock denoising network (`diffusers`), frozen or trainable, with any number of adapters."""
 
     def __init__(self, calls: Calls, net: nn.Module) -> None:
-        """`calls` runs the network: its family."""
+        """`calls` is the family of the network; it runs forward passes."""
         self.calls, self.net = calls, net
         self._layers: list[Any] = []
         self._entered: tuple[tuple[str, ...], Tensor | None] = ((), None)
@@ -40,11 +40,11 @@ class Base:
         return next(self.net.parameters()).device
 
     def view(self, *adapters: str) -> View:
-        """The network with these adapters on, all others off."""
+        """The network with only these adapters active."""
         return View(self, adapters)
 
     def copy(self, trainable: bool = True) -> Base:
-        """Another network with the same weights in float32 and no adapters, on the same device."""
+        """A deep copy with float32 weights and without adapters, on the same device."""
         net = self.view().merged()
         net = copy.deepcopy(net) if net is self.net else net
         return self._another(net.float().eval().requires_grad_(trainable))
@@ -62,16 +62,16 @@ class Base:
         return other.checkpointed() if self._is_checkpointed else other
 
     def to(self, device: torch.device | str) -> Base:
-        """Itself, moved to a device."""
+        """Move the network to a device; returns itself."""
         self.net.to(device)
         return self
 
     def checkpointed(self) -> Base:
-        """Itself, from now on with activations recomputed in the backward pass, which saves memory."""
+        """Enable activation checkpointing, which saves memory; returns itself."""
 
         def run(function: Any, *args: Any) -> Any:
             adapters, x = self._entered
-            # The role, and with it the adapters, may have changed by the time of the backward pass.
+            # Other adapters may be active in the backward pass, so recomputation activates those of the forward pass.
             contexts = lambda: (nullcontext(), self._enter(adapters, x))  # noqa: E731
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
@@ -82,10 +82,10 @@ class Base:
     # -- adapters -----------------------------------------------------------------------------------------------------
 
     def add_adapter(self, name: str, rank: int, alpha: float, below: Sequence[str] = ()) -> View:
-        """A new adapter of `rank`, scaled by alpha / rank, on the family's target layers; the view that trains it on
-        top of the adapters `below`, which stay as they are.
+        """Add an adapter of `rank`, scaled by alpha / rank, to the family's target layers.
 
-        It begins as the identity. Raises ValueError if there is one of this name already.
+        Returns the view that trains it on top of the frozen adapters `below`. The new adapter does not change the
+        output until it is trained. Raises ValueError if `name` exists already.
         """
         if name in (getattr(self.net, "peft_config", None) or {}):
             raise ValueError(f"the network has an adapter {name} already")
@@ -96,20 +96,20 @@ class Base:
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             self.net.add_adapter(config, adapter_name=name)  # type: ignore[operator]
         for key, parameter in self.net.named_parameters():
-            # Adding one adapter freezes the others.
+            # peft freezes all other adapters when it adds one; undo that.
             parameter.requires_grad_(trains.get(key, f".{name}." in key and ".lora_" in key))
         self._layers = [module for module in self.net.modules() if isinstance(module, BaseTunerLayer)]
         self._switch(())
         return self.view(*below, name)
 
     def _switch(self, adapters: tuple[str, ...]) -> None:
-        # The library's own switches also change what trains, and here several adapters do.
+        # peft's own methods also set requires_grad, but here several adapters train at once.
         for layer in self._layers:
             layer._active_adapter, layer._disable_adapters = list(adapters), not adapters
 
     @contextmanager
     def _enter(self, adapters: tuple[str, ...], x: Tensor | None) -> Iterator[None]:
-        """Run the network with these adapters, and with the attention kernel that fits latents `x`."""
+        """Context with these adapters active, and with the attention kernel for latents `x`."""
         before, self._entered = self._entered, (adapters, x)
         self._switch(adapters)
         try:
@@ -120,12 +120,12 @@ class Base:
             self._switch(before[0])
 
     def enter(self, adapters: tuple[str, ...], x: Tensor) -> AbstractContextManager[None]:
-        """For as long as the context lasts the network is that of one view."""
+        """Context in which only these adapters are active, with the attention kernel for latents `x`."""
         return self._enter(adapters, x)
 
     def own_names(self, adapters: tuple[str, ...]) -> dict[str, str]:
-        """Names in the network -> names in a state, of what belongs to the view with these adapters: the last one's
-        weights, or without any the network's own. A state does not say how its adapter was called."""
+        """Network name -> state name of each tensor that a view with these adapters owns: the weights of the last
+        adapter, or of the network if there is none. Names in a state do not contain the adapter's name."""
         if not adapters:
             return {key: key.replace(".base_layer.", ".") for key in self.net.state_dict() if ".lora_" not in key}
         marks = [f".lora_{side}.{adapters[-1]}." for side in "AB"]
@@ -139,7 +139,7 @@ class Base:
 
 @dataclass(frozen=True)
 class View:
-    """One role's `Denoiser`: a base with these adapters on, of which the last is the role's own."""
+    """The `Denoiser` of one role: a base with these adapters active, of which the last belongs to the role."""
 
     base: Base
     adapters: tuple[str, ...] = ()
@@ -150,8 +150,8 @@ class View:
         return [parameter for key, parameter in self.base.net.named_parameters() if key in names]
 
     def weights(self) -> dict[str, Tensor]:
-        held, names = self.base.net.state_dict(), self.base.own_names(self.adapters)
-        return {told: held[key] for key, told in names.items()}
+        tensors, names = self.base.net.state_dict(), self.base.own_names(self.adapters)
+        return {state_name: tensors[key] for key, state_name in names.items()}
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         with self.base.enter(self.adapters, x_t):
@@ -161,12 +161,12 @@ class View:
         return self._clean(self.output(x_t, t, cond), x_t, t)
 
     def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """Both sides in one forward pass. On the network's answers, as stock pipelines do it (Ho & Salimans 2022)."""
+        """Guidance on the network's outputs, as in stock pipelines (Ho & Salimans 2022), in one forward pass."""
         if guidance == 1.0:
             return self.x0(x_t, t, cond)
         both = Conditioning.cat([self.base.calls.null(cond), cond])
-        null, told = self.output(torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2)
-        return self._clean(null + guidance * (told - null), x_t, t)
+        uncond_output, cond_output = self.output(torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2)
+        return self._clean(uncond_output + guidance * (cond_output - uncond_output), x_t, t)
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
         with self.base.enter(self.adapters, x_t):
@@ -180,7 +180,7 @@ class View:
         return Base(self.base.calls, self.merged()).view() if self.base._layers else self.base.view()
 
     def merged(self) -> nn.Module:
-        """A plain network that answers as this view does: the base itself where it has no adapters, else a copy."""
+        """The network with this view's adapters merged into its weights: a copy, or the base itself if it has none."""
         if not self.base._layers:
             return self.base.net
         net: Any = copy.deepcopy(self.base.net)

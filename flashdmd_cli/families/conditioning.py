@@ -1,4 +1,4 @@
-"""What a denoiser is told about a batch of pictures, under the names that its family gives."""
+"""The conditioning inputs of a denoiser for a batch of pictures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class Conditioning(Mapping[str, Tensor]):
     """Named tensors with one row for each of `B` pictures, e.g. SDXL's `context`, `pooled` and `time_ids`.
 
-    As a mapping it has the names; `batch` is the number of rows, `rows` picks some, `cat` puts batches together.
+    A mapping from names, which the family chooses, to tensors; `len` is the number of names, `batch` that of rows.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -32,18 +32,18 @@ class Conditioning(Mapping[str, Tensor]):
         return len(next(iter(self._tensors.values())))
 
     def rows(self, index: slice | Tensor) -> Conditioning:
-        """The rows that `index` picks: a slice, a mask (B,), or numbers of rows."""
+        """A selection of rows by a slice, a boolean mask (B,) or indices."""
         return Conditioning({name: tensor[index] for name, tensor in self.items()})
 
     def replace(self, **tensors: Tensor) -> Conditioning:
-        """The same with other tensors under some names."""
+        """A copy with some tensors replaced."""
         return Conditioning({**self, **tensors})
 
     def to(self, device: torch.device | str) -> Conditioning:
-        """On another device."""
+        """A copy on another device."""
         return Conditioning({name: tensor.to(device) for name, tensor in self.items()})
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Batches one after the other; all have the names of the first."""
+        """Concatenation along the batch dimension; all parts need the names of the first."""
         return Conditioning({name: torch.cat([part[name] for part in parts]) for name in parts[0]})

@@ -1,4 +1,4 @@
-"""Denoising networks as the roles of a run see them, and how a family runs one."""
+"""The protocols of denoising networks (`Denoiser`) and of the family functions that run them (`Calls`)."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from flashdmd_cli.families.conditioning import Conditioning
 
 
 class Denoiser(Protocol):
-    """A denoising network as one role of a run sees it: teacher, student, fake score, reference, average.
+    """The denoising network of one role: teacher, student, fake score, reference or average.
 
-    `x_t` is (B, ...), `t` (B,) float, `cond` has B rows.
+    Shapes: `x_t` (B, ...), `t` (B,) float, `cond` with B rows.
     """
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The weights that are this role's own, in a fixed order: all of a network, or one adapter's."""
+        """The parameters that belong to this role, in a fixed order: those of a network, or of one adapter."""
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The network's own answer (B, ...), float32: noise, velocity or x0, as `Family.prediction` says."""
+        """The network's output (B, ...), float32: noise, velocity or x0, depending on `Family.prediction`."""
 
     def x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Clean sample (B, ...), float32, that the network sees in `x_t`."""
+        """Predicted clean sample (B, ...), float32."""
 
     def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """x0 with classifier-free guidance `u + w (c - u)` on the network's own answers; `w = 1` is none."""
+        """x0 with classifier-free guidance `u + w (c - u)` on the network's outputs; `w = 1` means no guidance."""
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """Inner feature maps (B, C, h, w), float32 or lower, that a latent discriminator reads."""
+        """Intermediate feature maps (B, C, h, w), float32 or lower precision, for a latent discriminator."""
 
     def weights(self) -> dict[str, Tensor]:
-        """The role's own parameters and buffers by name, as a state keeps them."""
+        """Parameters and buffers of this role by name, as they are saved in a state."""
 
 
 class Calls(Protocol):
-    """The part of a family that runs a denoising network; all that `Base` needs."""
+    """The part of a family that runs a denoising network; `Base` needs nothing else of it."""
 
     @property
     def schedule(self) -> Schedule: ...
 
     prediction: Prediction
     adapter_targets: tuple[str, ...]
-    """Names of the layers that low-rank adapters go on."""
+    """Names of the layers that get low-rank adapters."""
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """The answer of `net` (B, ...), float32."""
+        """The output of `net` (B, ...), float32."""
 
     def tap(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """Inner feature maps of `net`; layers that they do not need are not run."""
+        """Intermediate feature maps of `net`; later layers are not computed."""
 
     def null(self, cond: Conditioning) -> Conditioning:
-        """What the unconditional side of guidance is told: no prompt, all else as in `cond`."""
+        """Conditioning for the unconditional branch of guidance: no prompt, everything else as in `cond`."""

@@ -1,4 +1,4 @@
-"""Sizes of what one picture and one prompt become."""
+"""Shapes of the latents of one picture and of the embeddings of one prompt."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Dimensions:
     """Side in pixels."""
     latents: tuple[int, ...]
     text: Mapping[str, tuple[int, ...]]
-    """Shapes of a prompt's embeddings by name."""
+    """Shape of each text embedding by name."""
 
     @property
     def latent_numbers(self) -> int:
-        """Numbers that the latents of one picture have."""
+        """Number of values in the latents of one picture."""
         return prod(self.latents)
 
     @property
     def text_numbers(self) -> int:
-        """Numbers that the embeddings of one prompt have."""
+        """Number of values in the embeddings of one prompt."""
         return sum(map(prod, self.text.values()))

@@ -1,4 +1,4 @@
-"""What is known of a model family before anything is loaded; importing this needs no torch."""
+"""Metadata of a model family that is available without loading weights or importing torch."""
 
 from __future__ import annotations
 
@@ -20,73 +20,73 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DefaultRecipes:
-    """Names of the shipped recipes that fit one kind of teacher."""
+    """Names of the shipped recipes for one kind of teacher."""
 
     distill: str
     align: str
     align_adapters: str
-    """For a student whose stage 1 trained adapters."""
+    """For students with adapters."""
     reward: str
     distill_steps: Mapping[int, str] = field(default_factory=dict)
-    """For numbers of steps that have a recipe of their own."""
+    """Number of steps -> recipe, where it is not `distill`."""
     align_steps: Mapping[int, str] = field(default_factory=dict)
+    """Number of steps -> recipe, where it is not `align`."""
 
 
 class FamilyModule(Protocol):
-    """The functions that a family's module has at its top level."""
+    """The top-level functions of a family's module."""
 
     def load(self, source: Source, precision: str) -> Family:
-        """The family of a teacher, on the CPU. Raises `OSError`, `SafetensorError` or `ValueError` for weights that are
-        not whole."""
+        """Load a teacher, on the CPU. Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights."""
 
     def refuse(self, place: Path) -> None:
-        """Raise `Unfit`, in words of what it is, for a folder or file that is no whole teacher of this family."""
+        """Raise `Unfit`, describing what was found, unless `place` is a complete teacher of this family."""
 
     def refuse_vae(self, place: Path) -> None:
-        """Raise `Unfit` for a folder or file that holds no autoencoder of this family."""
+        """Raise `Unfit` unless `place` is a folder or file with an autoencoder of this family."""
 
     def dimensions(self, folder: Path) -> Dimensions:
-        """Sizes of a pipeline folder, from its configurations; raises `OSError`, `ValueError` or `KeyError`."""
+        """Shapes from the configuration files of a pipeline folder; raises `OSError`, `ValueError` or `KeyError`."""
 
     def is_student(self, folder: Path) -> bool:
-        """Whether a pipeline folder is a few-step student, by how its scheduler is set."""
+        """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""
 
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
-        """The latent reward model of a folder, frozen, on the CPU. Raises `OSError` or `ValueError`."""
+        """Load a latent reward model, frozen, on the CPU. Raises `OSError` or `ValueError`."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One family: how its teachers are called, what they are made of, and where its code is."""
+    """Metadata of one family: names, hub id, pipeline components, default recipes and code module."""
 
     name: str
-    """What recipes and manifests call it."""
+    """Name in recipes and manifests."""
     pipeline: str
-    """How the class of its pipelines begins in `model_index.json`."""
+    """Prefix of its pipelines' class names in `model_index.json`."""
     hub_id: str
-    """`owner/name` of its original teacher; `name` on the command line stands for it."""
+    """`owner/name` of its original teacher, for which `name` is short on the command line."""
     size: str
-    """Of the download."""
+    """Size of the download, for messages."""
     licenses: Mapping[str, str]
-    """Of a teacher by hub id, and so of what is distilled from it."""
+    """Hub id of a teacher -> its licence, which also holds for students distilled from it."""
     networks: tuple[str, ...]
-    """Folders of a pipeline that hold weights; the first is the denoiser."""
+    """Subfolders of a pipeline with weights; the first is the denoiser."""
     settings: tuple[str, ...]
-    """Folders without weights."""
+    """Subfolders without weights."""
     encoders: tuple[str, ...]
-    """Folders that turn pictures and prompts into what the denoiser sees, which caches stand in for."""
+    """Subfolders that compute latents and text embeddings; not needed where these are cached."""
     resolution: int
-    """Side in pixels of what the original teacher draws."""
+    """Side in pixels of the original teacher's pictures."""
     recipes: DefaultRecipes
     module_name: str
-    """The module with the functions of `FamilyModule`; imported when one is called."""
+    """The module that implements `FamilyModule`, imported on first use."""
 
     @property
     def tokenizers(self) -> tuple[str, ...]:
-        """The folders with vocabularies."""
+        """Subfolders of the tokenizers."""
         return tuple(part for part in self.settings if part.startswith("tokenizer"))
 
     @property
     def module(self) -> FamilyModule:
-        """The family's code."""
+        """The family's module, imported on first use."""
         return cast("FamilyModule", importlib.import_module(self.module_name))

@@ -1,8 +1,8 @@
-"""What a model family answers; training, sampling and evaluation know nothing else about a model.
+"""The interface of a model family; training, sampling and evaluation use nothing else of a model.
 
 Lifecycle, in order: a family is loaded from a teacher's folder or file; `base` is the teacher's denoiser, and every
-other network of a run is a view on it or on a copy (`models/base.py`); pictures and prompts are encoded; a view is
-asked for x0 at a noisy state, which calls `call` here; latents are decoded; a student is saved alone or as a pipeline.
+other network of a run is a view on it or on a copy (`families/base.py`); pictures and prompts are encoded; a view
+predicts x0 of a noisy state through `call`; latents are decoded; a student is saved alone or as a pipeline.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Family(Calls, Protocol):
     """A teacher with its encoders and decoder, frozen, in eval mode."""
 
     name: str
-    """What recipes call the family."""
+    """Name in recipes."""
     source: str
-    """Folder or file that the teacher was read from."""
+    """Folder or file that the teacher was loaded from."""
     base: Base
-    """The teacher's denoiser; adapters may be put on it."""
+    """The teacher's denoiser."""
     precision: str
-    """`fp32`, or `bf16`: what `autocast` switches on."""
+    """`fp32` or `bf16`; the number format of forward passes inside `autocast`."""
     resolution: int
     latent_shape: tuple[int, ...]
     tap_widths: tuple[int, ...]
-    """Channels of the feature maps that `tap` gives."""
+    """Channels of the feature maps that `tap` returns."""
 
     @property
     def teacher(self) -> View: ...
@@ -45,16 +45,16 @@ class Family(Calls, Protocol):
     def autocast(self) -> torch.autocast: ...
 
     def embed(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        """What the text encoders make of B prompts: tensors (B, ...) by name, as caches keep them."""
+        """Text embeddings of B prompts: tensors (B, ...) by name, as stored in caches."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
-        """The conditioning of embeddings that `embed` gave, for whole square pictures."""
+        """Conditioning from the embeddings of `embed`, for uncropped square pictures."""
 
     def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
         """`cond` with the pictures' own sizes (B, 6), in pixels: original height and width, crop top and left, target
-        height and width. Raises UsageError where a family is not told sizes."""
+        height and width. Raises UsageError for a family without such an input."""
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
@@ -62,7 +62,7 @@ class Family(Calls, Protocol):
 
     @property
     def tokenizers(self) -> Sequence[Any]:
-        """Of the text encoders, from transformers."""
+        """The tokenizers of the text encoders, from transformers."""
 
     def to(self, device: torch.device | str) -> Family: ...
 
@@ -71,10 +71,10 @@ class Family(Calls, Protocol):
     def solve(
         self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
     ) -> Tensor:
-        """The teacher's deterministic sampler (DDIM, Euler) from noise `x` to x0; `denoise(x_t, t)` answers x0."""
+        """The teacher's deterministic sampler (DDIM, Euler) from noise `x` to x0; `denoise(x_t, t)` returns x0."""
 
     def load_student(self, folder: Path) -> View:
-        """The student in a diffusers folder, frozen, on the CPU."""
+        """Load a student from a diffusers folder, frozen, on the CPU."""
 
     def save_network(self, net: nn.Module, folder: Path) -> None: ...
 

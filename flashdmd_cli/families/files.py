@@ -1,4 +1,4 @@
-"""Files of weights and configurations as diffusers and transformers lay them out: no weights are read, no torch."""
+"""Weight and configuration files in the layout of diffusers and transformers; reads no weights and needs no torch."""
 
 from __future__ import annotations
 
@@ -11,33 +11,32 @@ from typing import Any
 from flashdmd_cli.core.unfit import Unfit
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""How diffusers and transformers call a network's file of weights."""
+"""File names of weights in diffusers and transformers, without ending."""
 VARIANTS = ("", ".fp16", ".bf16")
-"""Precisions that a network comes in, best first; its file's name says which."""
+"""Parts of weight file names that indicate the precision, best first."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a teacher is read from."""
+    """The files that a teacher is loaded from."""
 
     weights: Path
-    """A pipeline folder, or a checkpoint file in the original layout."""
+    """A pipeline folder, or a checkpoint file in the layout of the original code."""
     config: Path | None = None
-    """For a file: a pipeline folder with the configurations and tokenizers that belong to it; its weights are unused.
-    """
+    """For a file: a pipeline folder with the matching configurations and tokenizers; its weights are not used."""
     vae: Path | None = None
-    """An autoencoder instead of the teacher's own: a folder, or a file in the original layout."""
+    """An autoencoder that replaces the teacher's: a folder, or a file in the original layout."""
 
     @property
     def folder(self) -> Path:
-        """Where configurations, tokenizers and scheduler are."""
+        """The folder with configurations, tokenizers and scheduler."""
         return self.config or self.weights
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of one network, whole: one file, or the parts that an index lists; full precision first.
+    """The safetensors files of one network: a single file, or all shards of an index; full precision is preferred.
 
-    Raises Unfit that says what is there instead.
+    Raises Unfit, describing what was found instead, if no set of files is complete.
     """
     absent: list[str] = []
     for variant in VARIANTS:
@@ -58,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".ckpt", ".pt"))
     if pickles:
         raise Unfit(
-            f"{folder.name}/ has its weights as a pickle ({pickles[0]}), which is not read",
+            f"{folder.name}/ has its weights as a pickle ({pickles[0]}), which is not supported",
             "StableDiffusionXLPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -67,37 +66,38 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def vae_folder(place: Path) -> Path:
-    """The folder of an autoencoder: `place` itself, or `vae/` of the pipeline there."""
+    """The folder of an autoencoder: `place` itself, or `vae/` if `place` is a pipeline folder."""
     return place if (place / "config.json").is_file() else place / "vae"
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensors with these names are low-rank updates of another model's."""
+    """Whether tensors with these names belong to a LoRA."""
     return any("lora_" in name or ".lora." in name for name in names)
 
 
 def same_denoiser(one: Path, other: Path) -> bool:
-    """Whether two denoisers' folders describe the same network; what a later version of diffusers adds is no matter."""
+    """Whether two folders describe the same network. Keys that only `one` has, written by a newer diffusers, do not
+    count."""
     try:
-        mine, theirs = (read_json(folder / "config.json") for folder in (one, other))
+        config, other_config = (read_json(folder / "config.json") for folder in (one, other))
     except (OSError, ValueError):
         return False
-    return all(mine.get(key) == value for key, value in theirs.items() if not key.startswith("_"))
+    return all(config.get(key) == value for key, value in other_config.items() if not key.startswith("_"))
 
 
 def read_shapes(path: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor of a safetensors file, from its header; Unfit when it has none."""
+    """Name and shape of every tensor of a safetensors file, from its header; Unfit if it cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as held:
-            return {name: held.get_slice(name).get_shape() for name in held.keys()}  # noqa: SIM118
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise Unfit(f"cannot be read as safetensors: {error}", "copy or download the file again") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The table in a JSON file; Unfit when it holds none."""
+    """The object in a JSON file; Unfit if it contains none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The families that there are, and whose a folder, a file or a repository is."""
+"""The list of model families, and detection of the family of a folder or repository."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FAMILIES: dict[str, Facts] = {SDXL.name: SDXL}
 
 
 def family_named(name: str) -> Facts:
-    """The family that a recipe or a manifest names; Unfit when there is none."""
+    """The family with this name, as used in recipes and manifests; Unfit if there is none."""
     try:
         return FAMILIES[name]
     except KeyError:
@@ -22,9 +22,9 @@ def family_named(name: str) -> Facts:
 
 
 def family_at(place: Path) -> Facts:
-    """The family of a pipeline folder, by the class that its `model_index.json` names.
+    """The family of a pipeline folder, by the class name in its `model_index.json`.
 
-    SDXL for everything else, whose code says what that is.
+    SDXL if there is no match; its `refuse` then reports what was found.
     """
     try:
         name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
@@ -34,7 +34,7 @@ def family_at(place: Path) -> Facts:
 
 
 def family_of_files(names: Iterable[str]) -> Facts:
-    """The family of a repository with files of these names: the first all of whose networks are there, or else SDXL."""
+    """The family of a repository with these files: the first whose networks are all present, else SDXL."""
     present = set(names)
     for facts in FAMILIES.values():
         if all(f"{part}/config.json" in present for part in facts.networks):

@@ -1,4 +1,4 @@
-"""What an alignment asks of a latent reward model, whichever family's it is."""
+"""The interface of a latent reward model, for any family."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ import torch
 from torch import Tensor
 
 Outside = Literal["refuse", "clamp"]
-"""What to do with a timestep that the model was not trained at."""
+"""Handling of timesteps outside the training range: raise an error, or use the nearest one in the range."""
 
 
 class RewardText(Protocol):
-    """`B` prompts as a reward model reads them."""
+    """Embeddings of `B` prompts for a reward model."""
 
     def __len__(self) -> int:
         """`B`."""
 
     def repeat(self, times: int) -> Self:
-        """Every prompt `times` in a row."""
+        """Each prompt repeated `times` times, as `repeat_interleave`."""
 
 
 class RewardModel(Protocol):
-    """Scores noisy latents at their own timestep. Higher is better; only scores of one prompt compare."""
+    """Scores noisy latents at their own timestep. Higher is better; only scores for the same prompt are comparable."""
 
     @property
     def timesteps(self) -> tuple[float, float]:
-        """Lowest and highest timestep of its training."""
+        """Lowest and highest timestep that the model was trained on."""
 
     @property
     def is_half(self) -> bool:
-        """Whether its weights are in half precision, and run as they are; others run as the student's do."""
+        """Whether the weights are in half precision; then they run without autocast, others under the student's."""
 
     def encode(self, prompts: Sequence[str]) -> Any:
-        """Prompts as `RewardText`."""
+        """Embeddings of prompts (`RewardText`)."""
 
     def score(self, latents: Tensor, t: Tensor, text: Any, outside: Outside = "refuse", guided: bool = True) -> Tensor:
         """Scores (B,), float32, of noisy latents (B, ...) at timesteps `t` (B,) for `text` of length B.
 
-        `guided=False` leaves the empty prompt out. Raises ValueError for a timestep outside the training's range,
-        unless `outside` says to take the nearest one of it (`clamp`).
+        `guided=False` turns off guidance by the empty prompt. Raises ValueError for a timestep outside the training
+        range, unless `outside` is `clamp`.
         """
 
     def to(self, device: torch.device) -> Self:
-        """Itself, moved to a device."""
+        """Move the model to a device; returns itself."""

@@ -1,4 +1,4 @@
-"""How long a prompt is to the tokenizers of a teacher, which cut the end off what is longer than they read."""
+"""Detection of prompts that a teacher's tokenizers truncate."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _BATCH = 1000
 
 
 def load_tokenizers(pipeline: Path, parts: Iterable[str]) -> list[Any]:
-    """The tokenizers in some folders of a pipeline, without its networks."""
+    """The tokenizers in the subfolders `parts` of a pipeline folder."""
     from transformers import AutoTokenizer
 
     return [AutoTokenizer.from_pretrained(pipeline / name) for name in parts]
 
 
 def cut_short(tokenizers: Sequence[Any], prompts: Iterable[str]) -> str | None:
-    """One line that says how many prompts are longer than a tokenizer reads; None when all of them fit."""
+    """A warning with the number of prompts that exceed the tokenizers' maximum length; None if all fit."""
     stream = iter(prompts)
     limit = min(tokenizer.model_max_length for tokenizer in tokenizers)
     total = cut = 0

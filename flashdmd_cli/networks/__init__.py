@@ -1,1 +1,1 @@
-"""Networks that stand beside a denoiser: a frozen SAM encoder, and the heads of discriminators."""
+"""Networks beside the denoiser: a frozen SAM image encoder and discriminator heads."""

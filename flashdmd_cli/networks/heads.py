@@ -1,6 +1,6 @@
-"""Discriminators: heads on a frozen SAM image encoder (pixels), heads on the fake score's inner features (latents).
+"""Discriminators: heads on a frozen SAM image encoder (pixels), or on inner features of the fake score (latents).
 
-Both return a list of logit maps, (B, 1, h, w) each; what is real and what is fake is for `core.losses` to say.
+Both return a list of logit maps (B, 1, h, w), which `core.losses` turns into losses.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from flashdmd_cli.networks.sam import SamTrunk
 class DiscriminatorHead(nn.Module):
     """1x1 -> GroupNorm -> LeakyReLU -> residual 3x3 -> stride-2 3x3 -> 1x1: one logit per patch of the picture.
 
-    Spectral norm on every convolution; no batch norm, so a batch of one is as good as any. The layers are a design of
-    this project: the paper that puts heads on SAM does not print its own.
+    Spectral norm on every convolution; no batch norm, so that the batch size may be one. The paper does not specify its
+    heads on SAM; these layers are this project's choice.
     """
 
     def __init__(self, inputs: int, channels: int) -> None:
@@ -42,12 +42,12 @@ class DiscriminatorHead(nn.Module):
 
 
 class PixelDiscriminator(nn.Module):
-    """Trainable heads on the global-attention blocks of a frozen SAM; `heads.state_dict()` is all there is to save."""
+    """Trainable heads on the global-attention blocks of a frozen SAM; checkpoints need only `heads.state_dict()`."""
 
     def __init__(self, sam_encoder: ImageEncoderViT, channels: int | None = None, precision: str = "fp32") -> None:
-        """`channels` is the width of the heads; without it, 256 or the width of the encoder if that is smaller.
+        """`channels` is the width of the heads; default: the encoder's width, at most 256.
 
-        `precision` "bf16" runs the encoder under autocast; the heads stay in float32.
+        `precision="bf16"` runs the encoder under autocast; the heads stay in float32.
         """
         super().__init__()
         self.trunk = SamTrunk(sam_encoder)
@@ -56,20 +56,21 @@ class PixelDiscriminator(nn.Module):
         self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks)
 
     def extract_features(self, pixels: Tensor) -> list[Tensor]:
-        """What the frozen encoder sees in pixels (B, 3, H, W) on [-1, 1]: (B, C, h, w) for each global block."""
+        """Features (B, C, h, w) of each global-attention block for pixels (B, 3, H, W) on [-1, 1]."""
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.trunk(pixels)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """One logit map (B, 1, h', w') for each of the features that `extract_features` gave."""
+        """One logit map (B, 1, h', w') for each feature map of `extract_features`."""
         return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
 
 
 class LatentDiscriminator(nn.Module):
-    """A small head on each inner feature map of the fake score, as DMD2 classifies diffused latents."""
+    """A small head on each intermediate feature map of the fake score, as in DMD2, which classifies noisy latents."""
 
     def __init__(self, widths: Sequence[int], channels: int | None = None) -> None:
-        """`widths` are the channels of the feature maps (`Family.tap_widths`), `channels` those of the heads."""
+        """`widths` are the channels of the feature maps (`Family.tap_widths`), `channels` those of the heads
+        (default: the same, at most 512)."""
         super().__init__()
         self.heads = nn.ModuleList(_latent_head(width, channels or min(512, width)) for width in widths)
 

@@ -1,4 +1,4 @@
-"""The image encoder of a segment-anything model (SAM), frozen, as a feature extractor for pictures of any size."""
+"""The frozen image encoder of a segment-anything model (SAM), as a feature extractor for pictures of any size."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flashdmd_cli.core.weights import fit
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
-"""What SAM subtracts from and divides RGB values on [0, 255] by."""
+"""Mean and standard deviation by which SAM normalises RGB values on [0, 255]."""
 
 _SIZE_OF_WIDTH = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _ENCODER = "image_encoder."
 
 
 def new_sam(config: dict[str, Any]) -> Sam:
-    """An untrained `Sam` of the sizes in `config` (the `config.json` of a folder that holds a small SAM)."""
+    """An untrained `Sam` with the sizes in `config` (the `config.json` of a folder with a small SAM)."""
     encoder, prompt, decoder = config["image_encoder"], config["prompt_encoder"], config["mask_decoder"]
     width, side = encoder["out_chans"], encoder["img_size"]
     tokens = side // encoder["patch_size"]
@@ -52,8 +52,8 @@ def new_sam(config: dict[str, Any]) -> Sam:
 def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
     """The image encoder of a trained SAM, float32 on the CPU, frozen and in eval mode.
 
-    `name_or_path` is one of segment-anything's own `.pth` files, or a folder with `config.json` and
-    `model.safetensors`. Raises FileNotFoundError if there is no such file, Unfit if it holds something else.
+    `name_or_path` is one of segment-anything's official `.pth` files, or a folder with `config.json` and
+    `model.safetensors`. Raises FileNotFoundError for a missing file, Unfit for a file with other contents.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if path.is_dir():
@@ -66,12 +66,12 @@ def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
 
 
 def _pickle(path: Path) -> dict[str, Tensor]:
-    """The tensors of one of segment-anything's files, read without running anything that it holds."""
+    """The tensors of an official segment-anything file, read without executing code from the pickle."""
     try:
-        held: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise Unfit(f"gan.sam: {path} cannot be read: {str(error).splitlines()[0]}", "download it again") from None
-    return held
+    return tensors
 
 
 def _folder_encoder(folder: Path) -> ImageEncoderViT:
@@ -87,7 +87,7 @@ def _folder_encoder(folder: Path) -> ImageEncoderViT:
 
 
 def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
-    # The width of the position embedding tells B, L and H apart, so a renamed file still loads.
+    # The width of the position embedding distinguishes ViT-B, -L and -H, so a renamed file still loads.
     position = state.get(_ENCODER + "pos_embed")
     size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None else None
     if size is None:
@@ -104,11 +104,11 @@ def _load_encoder(encoder: ImageEncoderViT, state: dict[str, Tensor], origin: st
 
 
 class SamTrunk(nn.Module):
-    """A frozen SAM image encoder that takes any picture size and shows its global-attention blocks' outputs.
+    """A frozen SAM image encoder for any picture size that returns the outputs of its global-attention blocks.
 
     The absolute position embedding is interpolated to the token grid of the input; the relative-position tables of the
-    global-attention blocks are interpolated inside the blocks. The stored weights stay as they are. Gradient reaches
-    the pixels, never the weights.
+    global-attention blocks are interpolated inside the blocks. The stored weights do not change. Gradients flow to the
+    pixels, not to the weights.
     """
 
     mean: Tensor
@@ -124,7 +124,7 @@ class SamTrunk(nn.Module):
         self.register_buffer("std", torch.tensor(SAM_STD).view(-1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> SamTrunk:
-        """Stays in eval mode whatever is asked."""
+        """Does nothing: the encoder always stays in eval mode."""
         return super().train(False)
 
     def prepare(self, pixels: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What the commands share on disk: recipes, manifests, checkpoints, metrics; and errors, signals and seeds."""
+"""Recipes, manifests, checkpoints and metrics on disk; errors, signals and seeds."""

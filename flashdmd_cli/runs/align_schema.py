@@ -1,4 +1,4 @@
-"""The fields of a recipe that stage 2 adds: preference learning, the probe, and the bands of the tripwires."""
+"""Recipe fields of stage 2: preference learning, the collapse probe, and the bands of the tripwires."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flashdmd_cli.runs.tables import Count, Positive, Share, Table
+from flashdmd_cli.runs.tables import Config, Count, Positive, Share
 
 
-class Alignment(Table):
+class Alignment(Config):
     """Preference learning at high noise (Eq. 12-13)."""
 
     rl_ratio: Count | None = 5
-    """Preference steps for each student update of stage 1; null: preference steps alone (post-training)."""
+    """Preference steps per student update by distillation; null: preference steps only (post-training)."""
     reward: str = "lrm_sdxl"
-    """Latent reward model: `embedded`, `lrm_sdxl` (downloaded), a hub id, or the folder of one."""
+    """Latent reward model: `embedded`, `lrm_sdxl` (downloaded), a hub id, or a folder."""
     steps: Literal["high_noise", "all_noise"] = "high_noise"
-    """Grid steps whose candidates are compared: the first two, or every one but the last, which draws nothing."""
+    """Grid steps trained by preference: the first two, or all but the last, which is deterministic."""
     pairs: Literal["noisy", "clean"] = "noisy"
-    """`noisy`: candidates of one step, scored at their own noise level; `clean`: whole trajectories, scored by their
-    last picture, whose verdict is given to each of their steps (PSO)."""
+    """`noisy`: candidates of one step, scored at their own noise level; `clean`: whole trajectories, ranked by their
+    final picture, with the ranking applied to all their steps (PSO)."""
     candidates: Annotated[int, Field(ge=2)] = 4
-    """k: candidates drawn from one noisy state, or whole trajectories from one noise; the best and the worst pair."""
+    """k: number of candidates from one noisy state, or of trajectories from one noise; best and worst form a pair."""
     threshold: tuple[Share, Share] = (0.45, 0.60)
-    """Least gap between the softmax shares of winner and loser for a pair to be kept, without noise and at full noise;
-    in between it grows with sigma of the level at which the candidates lie."""
+    """Minimum difference of the softmax over the scores of winner and loser for a pair to be used, at zero and at full
+    noise; in between it increases linearly with the candidates' noise level sigma."""
     beta: Positive = 500.0
     """Strength of the preference in `-log sigmoid(beta H / d)`."""
     reward_timestep: Literal["next", "current"] = "next"
-    """Timestep the reward model is told: the candidates' own, or that of the step which drew them (as LPO's code)."""
+    """Timestep for the reward model: that of the candidates, or that of the step before them (as in LPO's code)."""
     reward_outside: Literal["refuse", "clamp"] = "refuse"
-    """Timesteps that the reward model was not trained on: an error, or the nearest that it knows."""
+    """Timesteps outside the reward model's training range: an error, or use the nearest timestep in the range."""
     reward_guidance: bool = True
-    """Let the reward model guide its deepest feature by the empty prompt, where it was published so."""
+    """Guide the reward model's deepest feature by the empty prompt, if the model was trained with guidance."""
     lr: Positive = 1e-6
     """Learning rate of the preference steps; used when `optimizer` is own."""
     optimizer: Literal["own", "shared"] = "own"
-    """An optimizer for the preference steps beside the student's, so that neither's moments see the other's gradients;
-    or one for both, which saves two copies of the trained weights."""
+    """`own`: a separate optimizer for preference steps, so that its moments do not mix with those of distillation;
+    `shared`: one optimizer for both, which saves two copies of the trained weights."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -48,30 +48,30 @@ class Alignment(Table):
         return self
 
 
-class ProbeTable(Table):
-    """Pictures of fixed prompts and seeds, drawn again and again, each compared with itself before training."""
+class ProbeConfig(Config):
+    """Collapse probe: pictures of fixed prompts and seeds, compared with those of the student before training."""
 
     every: Count | None = None
-    """Iterations between probes; null: none."""
+    """Iterations between probes; null: no probe."""
     num_prompts: Annotated[int, Field(ge=2)] = 16
-    """Prompts, the first of the data."""
+    """Number of prompts, taken from the start of the data."""
     num_seeds: Annotated[int, Field(ge=2)] = 4
     """Pictures per prompt."""
     streak: Count = 2
-    """Probes in a row with a figure outside its band that make a collapse."""
+    """Consecutive probes in which a metric has to be outside its band to count as a collapse."""
     excuse_when_reward_falls: bool = True
-    """Statistics of pictures do not count while the training reward is below where it began by its whole 95% interval;
-    variety and the judge beside the reward always do."""
+    """Ignore picture statistics while the training reward is below its initial value by its whole 95% interval;
+    diversity and the held-out score always count."""
     stop_on_collapse: bool = False
-    """End the run at a collapse, with the state saved and exit code 4."""
+    """End the run on a collapse, with the state saved and exit code 4."""
 
 
 Band = Annotated[float, Field(gt=0)] | None
 
 
-class Bands(Table):
-    """How far a figure may move before a tripwire fires. Figures of the probe: share of their value before training;
-    null: not watched. A figure is outside when its whole 95% interval is."""
+class Bands(Config):
+    """Thresholds of the tripwires. Metrics of the probe: allowed relative change since before training, exceeded if
+    the whole 95% interval exceeds it; null: not checked."""
 
     brightness: Band = 0.10
     """Mean luminance."""
@@ -82,23 +82,23 @@ class Bands(Table):
     colourfulness: Band = 0.25
     """Hasler and Suesstrunk's measure."""
     clipped: Band = None
-    """Share of values that are black or full; near zero to begin with, so its share of that says little."""
+    """Fraction of clipped values (0 or 255); near zero before training, so its relative change is not reliable."""
     laplacian: Band = 0.50
-    """Variance of the Laplacian: edges."""
+    """Variance of the Laplacian (sharpness)."""
     high_frequency: Band = 0.50
-    """Energy of fine texture."""
+    """Energy of high spatial frequencies."""
     entropy: Band = 0.15
-    """Entropy of grey values."""
+    """Entropy of luminance."""
     diversity: Band = 0.10
-    """Distance between pictures of one prompt; only a fall counts."""
+    """Distance between pictures of the same prompt; only a decrease counts."""
     held_out: Band = 0.10
-    """A judge other than the reward model (the inspector on the embedded world, which labelled some of the reward
-    model's pairs, so it shares mistakes with it); only a fall counts."""
+    """Score of a judge other than the reward model; only a decrease counts. For the embedded teacher, this is the
+    inspector, which labelled some of the reward model's pairs, so the errors of both are correlated."""
     brightness_drift: Positive = 0.10
-    """Student's against real pictures before the discriminator, on [0, 1], smoothed over iterations."""
+    """Difference in brightness of student and real pictures at the discriminator, on [0, 1], smoothed."""
     d_win_loss: Positive = 0.135
-    """Discriminator loss at which it tells everything apart."""
+    """Discriminator loss below which it separates real and fake perfectly."""
     d_win_streak: Count = 3
-    """Iterations in a row at or below `d_win_loss` that count."""
+    """Consecutive iterations at or below `d_win_loss` before a warning."""
     dm_gradient: Positive = 5.0
-    """Distribution-matching gradient at the student's output, over its running mean."""
+    """Ratio of the norm of the distribution-matching gradient at the student's output to its running mean."""

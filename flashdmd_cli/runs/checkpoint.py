@@ -1,7 +1,7 @@
-"""Resumable state on disk: tensors as safetensors, the rest as JSON, in a folder that is whole or absent.
+"""Saved training states: tensors as safetensors, all else as JSON, in a folder that is written atomically.
 
-`state.json` records name, dtype and shape of every tensor and the hash of their file, so that a state that lost or
-changed any of them is told instead of trained on.
+`state.json` contains name, dtype and shape of every tensor and the hash of their file, so that damaged states are
+detected.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _TENSORS, _META = "tensors.safetensors", "state.json"
 
 
 def state_folder(root: Path, step: int) -> Path:
-    """Where the state after `step` finished steps lives: `root/step-00000042`."""
+    """Folder of the state after `step` iterations, for example `root/step-00000042`."""
     return root / f"step-{step:08d}"
 
 
 def save_state(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Save tensors (any shape, dtype and device) and JSON-able `meta` as `folder`, whose name ends in the step number.
+    """Save tensors (any shape, dtype and device) and JSON-serialisable `meta` as `folder`, named as by `state_folder`.
 
-    Everything is written beside it under a temporary name and renamed at the end; then all but the newest two
-    states in the same root are deleted. On a full disk raises `FlashDMDError` and leaves the earlier ones alone.
+    The folder is written under a temporary name and renamed at the end; then all but the latest two states in the same
+    root are deleted. Raises `FlashDMDError` on a full disk, which leaves earlier states unchanged.
     """
     root, temporary = folder.parent, folder.with_name(f".{folder.name}.tmp")
     with writing(folder):
@@ -59,9 +59,9 @@ def save_state(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -
 
 
 def load_state(folder: Path, flag: str = "--out") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors (on the CPU) and the meta data that `save_state` wrote.
+    """The tensors (on the CPU) and the metadata that `save_state` wrote.
 
-    Raises `InputError`, which starts with `flag`, when it is damaged or not what was saved.
+    Raises `InputError`, with a message that starts with `flag`, for a damaged state.
     """
     try:
         state = json.loads((folder / _META).read_text(encoding="utf-8"))
@@ -71,17 +71,17 @@ def load_state(folder: Path, flag: str = "--out") -> tuple[dict[str, Tensor], di
         raise unfit(folder, f"cannot be read: its {_META} lacks {error}", flag) from error
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise unfit(folder, f"cannot be read: {error}", flag) from error
-    if told := difference(kinds(tensors), recorded):
-        raise unfit(folder, f"is not what was saved: {told}", flag)
+    if problem := difference(kinds(tensors), recorded):
+        raise unfit(folder, f"is not what was saved: {problem}", flag)
     if sha256_file(folder / _TENSORS) != digest:
         raise unfit(folder, f"is not what was saved: {_TENSORS} has other contents", flag)
     return tensors, meta
 
 
-def unfit(folder: Path, told: str, flag: str = "--out") -> InputError:
-    """The error for a state that cannot be gone on from; `told` says why."""
+def unfit(folder: Path, problem: str, flag: str = "--out") -> InputError:
+    """The error for a state that cannot be resumed; `problem` completes the sentence, such as `lacks 'seconds'`."""
     return InputError(
-        f"{flag}: the saved state {folder} {told}",
+        f"{flag}: the saved state {folder} {problem}",
         hint=f"delete {folder} and run the same command again: it resumes from the state before",
     )
 
@@ -91,27 +91,27 @@ def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for name, x in tensors.items()}
 
 
-def difference(found: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
-    """How the tensors of `kinds` that were found differ from the wanted ones: the first, and how many more; or None."""
-    missing, unexpected = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    changed = {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]}
+def difference(present: Mapping[str, str], wanted: Mapping[str, str]) -> str | None:
+    """The first difference between two results of `kinds`, with the number of further ones; None if they are equal."""
+    missing, unexpected = wanted.keys() - present.keys(), present.keys() - wanted.keys()
+    changed = {name for name in wanted.keys() & present.keys() if wanted[name] != present[name]}
     for verb, names in (("lacks", missing), ("has an unexpected", unexpected), ("has another", changed)):
         if names:
             first = min(names)
-            told = f"{verb} {first}"
-            told += f", {found[first]} instead of {wanted[first]}" if names is changed else ""
-            return told + (f", and {len(names) - 1} more" if len(names) > 1 else "")
+            message = f"{verb} {first}"
+            message += f", {present[first]} instead of {wanted[first]}" if names is changed else ""
+            return message + (f", and {len(names) - 1} more" if len(names) > 1 else "")
     return None
 
 
 def latest_state(root: Path) -> Path | None:
-    """The newest whole state under `root`, by step number, or None."""
+    """The complete state with the highest step number under `root`, or None."""
     states = _states(root)
     return states[-1] if states else None
 
 
 def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-    """Write both files into `folder` and wait until they are on the disk."""
+    """Write both files into `folder` and flush them to the disk."""
     path = folder / _TENSORS
     try:
         with writing(folder):
@@ -129,7 +129,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> No
 
 
 def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, no two in the same memory, as safetensors wants them."""
+    """The tensors on the CPU, contiguous and without shared memory, as safetensors requires."""
     result: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -143,14 +143,14 @@ def _independent(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sweep(root: Path) -> None:
-    """Delete what a killed process left under `root`: folders on their way in or out, and states that are not whole."""
+    """Delete leftovers of a killed process under `root`: temporary folders and incomplete states."""
     for path in [*root.glob(".step-*"), *root.glob("step-*")]:
         if path.name.startswith(".") or not (path / _META).is_file():
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _retire(folder: Path) -> None:
-    """Delete a whole state. It loses its name first, so that a kill meanwhile leaves no half of a state."""
+    """Delete a state. It is renamed first, so that an interruption leaves no partial state under its name."""
     gone = folder.with_name(f".{folder.name}.old")
     with contextlib.suppress(OSError):
         os.rename(folder, gone)
@@ -158,7 +158,7 @@ def _retire(folder: Path) -> None:
 
 
 def _states(root: Path) -> list[Path]:
-    """All whole states under `root`, oldest first."""
+    """All complete states under `root`, oldest first."""
     if not root.is_dir():
         return []
     whole = [path.parent for path in root.glob(f"*/{_META}") if not path.parent.name.startswith(".")]

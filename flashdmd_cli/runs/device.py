@@ -1,4 +1,4 @@
-"""Where networks run, and in which number format: what a recipe asks for, resolved against this machine."""
+"""Device and number format of the networks: the settings of a recipe, resolved for this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashdmd_cli.runs.files import write_text_atomically
 
 DEVICES = ("cpu", "cuda", "mps")
 NOTE = "device.json"
-"""File of a run's folder that says where and in which format it began."""
+"""File in a run's folder with the device and number format that it was started with."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Place:
 
 
 def available_devices() -> list[str]:
-    """The devices of this machine, the fastest first."""
+    """The devices of this machine, fastest first."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     return [name for name, here in (("cuda", cuda), ("mps", mps), ("cpu", True)) if here]
 
 
 def has_native_bf16(device: str) -> bool:
-    """Whether a device of this machine multiplies in bfloat16 itself, by what torch says of it."""
+    """Whether a device of this machine supports bfloat16 arithmetic natively, according to torch."""
     if device == "cuda":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return _mps_multiplies() if device == "mps" else _cpu_multiplies()
 
 
 def _cpu_multiplies() -> bool:
-    """oneDNN's own answer, and on x86 the instructions too: there it says yes where it would only convert.
+    """As reported by oneDNN; on x86 also by CPU instructions, because oneDNN reports support for mere conversion.
 
-    The capability is what torch uses, not what the processor has: `ATEN_CPU_CAPABILITY=avx2` holds it down.
+    The capability is the one that torch uses, which `ATEN_CPU_CAPABILITY=avx2` can limit.
     """
-    # None of these is public; where one is missing, nothing is known to be native.
+    # These functions are not public; if one is missing, native support is not assumed.
     try:
         onednn = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
@@ -69,7 +69,7 @@ def _cpu_multiplies() -> bool:
 
 
 def _mps_multiplies() -> bool:
-    """Tried with a small convolution and a product: older macOS lacks the type."""
+    """Tests a small convolution and a matrix product: old versions of macOS do not support the type."""
     try:
         x = torch.ones(1, 4, 8, 8, device="mps", dtype=torch.bfloat16)
         y = torch.nn.functional.conv2d(x, x[:, :, :3, :3]).flatten(1)
@@ -79,10 +79,9 @@ def _mps_multiplies() -> bool:
 
 
 def resolve(device: str = "auto", precision: str = "auto") -> Place:
-    """What `model.device` and `model.precision` of a recipe mean on this machine.
+    """Resolve `model.device` and `model.precision` of a recipe for this machine.
 
-    `auto` is the fastest device here, and bf16 where that device has it natively. UsageError for a device that is not
-    here.
+    `auto` is the fastest device, and bf16 if that device supports it natively. UsageError for an unavailable device.
     """
     here = available_devices()
     if device != "auto" and device not in here:
@@ -95,24 +94,24 @@ def resolve(device: str = "auto", precision: str = "auto") -> Place:
 
 
 def read_note(folder: Path) -> Place | None:
-    """Where the run in `folder` began; None when it does not say."""
+    """Device and number format that the run in `folder` was started with; None if they were not recorded."""
     path = folder / NOTE
     if not path.is_file():
         return None
     try:
         return Place(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read: {error}", hint="delete it, and the run goes on as the recipe says"
+        raise InputError(f"{path}: cannot be read: {error}", hint="delete it, and the run continues with the recipe's"
                          ) from None  # fmt: skip
 
 
 def write_note(folder: Path, place: Place) -> None:
-    """Remember in a run's folder where it began."""
+    """Record device and number format in a run's folder."""
     write_text_atomically(folder / NOTE, json.dumps(asdict(place)) + "\n")
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has had in use at most: of the accelerator's memory, or of main memory on a CPU."""
+    """Peak memory use of this process in bytes, on the accelerator or in main memory. On MPS: the current use."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":

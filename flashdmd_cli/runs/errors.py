@@ -1,10 +1,10 @@
-"""Errors for people: one line that starts with the option or key to change, and a hint that names what to do next."""
+"""Errors for users: one line that starts with the option or recipe key, and a hint what to do next."""
 
 from __future__ import annotations
 
 
 class FlashDMDError(Exception):
-    """A failure that is told in one line. `exit_code` is what the command ends with."""
+    """An error that is printed as one line; the command then exits with `exit_code`."""
 
     exit_code: int = 1
 
@@ -27,11 +27,11 @@ class InputError(FlashDMDError):
 
 
 class WriteError(InputError):
-    """A place that cannot take what is written: full, read-only, not allowed."""
+    """A path that cannot be written: full disk, read-only file system or missing permission."""
 
 
 class NumericalError(FlashDMDError):
-    """A non-finite or collapsed run."""
+    """A run with non-finite gradients, or one that collapsed."""
 
     exit_code = 4
 

@@ -1,4 +1,4 @@
-"""Writing to disk so that a file is either whole or absent, and a full disk is told in one line."""
+"""Atomic writing of files, one-line errors for failed writes, and hashes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _REASONS = {
 
 @contextlib.contextmanager
 def writing(path: Path, flag: str = "--out") -> Iterator[None]:
-    """Turn what the system says about a failed write under `path`, which `flag` names, into a `WriteError`."""
+    """Convert an OSError of a write under `path`, the value of the option `flag`, into a `WriteError`."""
     try:
         yield
     except OSError as error:
@@ -39,12 +39,12 @@ def writing(path: Path, flag: str = "--out") -> Iterator[None]:
 
 
 def reason(code: int) -> str:
-    """The system's error number `code` in words."""
+    """Description of the errno `code`."""
     return _REASONS[code][0] if code in _REASONS else os.strerror(code)
 
 
 def size(num_bytes: float) -> str:
-    """`318.0 kB`."""
+    """Readable file size, for example `318.0 kB`."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "bytes" else f"{num_bytes:.1f} {unit}"
@@ -53,12 +53,12 @@ def size(num_bytes: float) -> str:
 
 
 def expanded(name: str | os.PathLike[str]) -> Path:
-    """A path with `~` replaced by the home directory, or left as it is where none is known."""
+    """A path with `~` replaced by the home directory, if one is known."""
     return Path(os.path.expanduser(name))
 
 
 def write_error(path: Path | None, code: int, text: str, flag: str = "--out") -> WriteError:
-    """The error to raise when writing `path`, where known, failed with the system's error number `code`."""
+    """The error for a failed write to `path` (None if unknown) with errno `code`."""
     why, hint = _REASONS.get(code, (text, "choose another {flag}"))
     what = f"cannot write {path}" if path is not None else "cannot be written"
     return WriteError(f"{flag}: {what}: {why}", hint=hint.format(flag=flag))
@@ -71,7 +71,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sync(path: Path) -> None:
-    """Ask the system to put a file's or folder's contents on the disk."""
+    """Flush a file or folder to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,7 +80,7 @@ def sync(path: Path) -> None:
 
 
 def as_readable_as_others(folder: Path) -> None:
-    """Give the weights under `folder` the rights of any new file; safetensors leaves them to their owner alone."""
+    """Give weights under `folder` the default permissions of new files; safetensors lets only their owner read them."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*.safetensors"):
@@ -89,7 +89,7 @@ def as_readable_as_others(folder: Path) -> None:
 
 @contextlib.contextmanager
 def saving_weights(folder: Path) -> Iterator[None]:
-    """Tell a failed writing of weights in one line, whichever library failed."""
+    """Context for saving weights: errors of any library become a `WriteError`, and permissions are set."""
     from safetensors import SafetensorError
 
     with writing(folder):
@@ -102,7 +102,7 @@ def saving_weights(folder: Path) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready copy: paths as text, non-finite numbers as null, models as dictionaries."""
+    """JSON-serialisable copy: paths as text, non-finite numbers as null, pydantic models as dictionaries."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
@@ -117,9 +117,9 @@ def plain(value: Any) -> Any:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`; an interruption leaves the old file or the new one, never a part.
+    """Write `text` to `path`; an interruption leaves either the old or the new file, never a partial one.
 
-    Raises `WriteError` when the disk is full or read-only.
+    Raises `WriteError` if the disk is full or read-only.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with writing(path):

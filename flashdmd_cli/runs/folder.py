@@ -1,4 +1,4 @@
-"""Folders of results under ./runs: whose one is, the newest of a kind, and making `--out` a command's own."""
+"""Result folders: finding the latest one under ./runs, and reserving `--out` for a command."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flashdmd_cli.runs.manifest import CHECKPOINTS, MANIFEST, newest, read_manif
 
 RUNS = Path("runs")
 WRITERS = {"data": "prepare-data SOURCE --out DIR", "distill": "distill", "align": "align", "reward": "reward train"}
-"""Which command writes a kind of folder."""
+"""Kind of folder -> command that writes it."""
 MARK = ".flashdmd"
-"""File that says which command a folder belongs to while it has no manifest yet."""
+"""File with the kind of a folder that has no manifest yet."""
 
 
 def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
-    """A folder as given, or the newest of its kinds (default: those that hold a student) under ./runs."""
+    """The folder `name`, or without one the latest of the given kinds (default: with a student) under ./runs."""
     kinds = kinds or CHECKPOINTS
     if name is not None:
         folder = expanded(name)
@@ -37,31 +37,31 @@ def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """A folder that `distill` or `align` finished, in contrast to a pipeline folder."""
+    """Whether `folder` is a finished result of this package, as opposed to a pipeline folder."""
     return (folder / "manifest.json").is_file() and not (folder / "model_index.json").is_file()
 
 
 def owner(out: Path) -> str | None:
-    """The kind of result that a folder holds or is to hold; None when no command of this package wrote it."""
+    """The kind of result in a folder, finished or not; None if no command of this package wrote it."""
     if (out / MARK).is_file():
         return (out / MARK).read_text(encoding="utf-8").strip()
     return read_manifest(out).kind if (out / MANIFEST).is_file() else None
 
 
 def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared: bool = False) -> Path:
-    """Make `out` this command's folder and keep other processes out of it (`shared`: those that do not share it);
-    UsageError when it holds something that is not this command's, or another process writes there.
+    """Create and lock `out` for this command; UsageError if it has other contents or another process uses it.
 
-    A folder of the same kind is kept, so that the same command resumes; `yes` empties it first. Where a command does
-    not resume, the old manifest goes, since the result is no longer whole. What others wrote is never deleted.
+    A folder of the same kind is kept, so that the command can resume; `yes` empties it first. If the command does not
+    resume, the old manifest is deleted, because the result becomes incomplete. Files of others are never deleted.
+    With `shared`, several processes may use the folder, if all of them pass `shared`.
     """
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         refuse_of_others(out, kind)
         hold(out, shared=shared)
-        held = refuse_of_others(out, kind)  # another command may have begun there between the two
+        contents = refuse_of_others(out, kind)  # another command may have started there before the lock was taken
         if yes:
-            for path in held:
+            for path in contents:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         elif not resumes:
             (out / MANIFEST).unlink(missing_ok=True)
@@ -71,10 +71,10 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared:
 
 
 def refuse_of_others(out: Path, kind: str) -> list[Path]:
-    """What is in a folder, besides its lock; UsageError when it is not of this kind."""
-    # Another process of the same command may be writing the mark at this moment.
-    held = [path for path in out.iterdir() if path.name != LOCK and not path.name.startswith(f".{MARK}.")]
-    if held and (found := owner(out)) != kind:
-        whose = f"belongs to a {found} result" if found else f"is not empty, and holds no {kind} result"
-        raise UsageError(f"--out {out}: {whose}", hint="choose another folder")
-    return held
+    """The paths in a folder except its lock; UsageError if it is not empty and not of this kind."""
+    # Ignore the temporary file of a mark that another process of the same command is writing.
+    contents = [path for path in out.iterdir() if path.name != LOCK and not path.name.startswith(f".{MARK}.")]
+    if contents and (other := owner(out)) != kind:
+        problem = f"belongs to a {other} result" if other else f"is not empty, and holds no {kind} result"
+        raise UsageError(f"--out {out}: {problem}", hint="choose another folder")
+    return contents

@@ -1,13 +1,12 @@
-"""Weights from a Hugging Face hub: where they lie on this machine, and how those that are not here are fetched.
+"""Download of weights from the Hugging Face hub, and look-up in the local cache.
 
-`huggingface_hub` is asked for both, so its environment variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN,
-HF_HUB_OFFLINE, ...) hold here too. What is here and whole is used without asking the network: a run goes on with the
-revision that it began with.
+Both use `huggingface_hub`, so its environment variables (HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE,
+...) apply. Complete files in the cache are used without network access, so a resumed run keeps its revision.
 
-Of float16 and float32 weights the float16 ones are fetched: SDXL's are 6.9 GB instead of 13.9 GB. They are widened to
-float32 when they are read, so master weights and optimizer are float32 all the same. What is lost is in the teacher's
-own weights, rounded to 11 bits instead of 24, of which products in bfloat16 keep 8. Who wants the float32 ones fetches
-them with `hf download`: they are used where they are here.
+If a repository has float16 and float32 weights, the float16 ones are downloaded: for SDXL 6.9 GB instead of 13.9 GB.
+They are converted to float32 on loading, so master weights and optimizer are in float32 anyway. Only the teacher's
+weights are rounded, to 11 bits instead of 24; products in bfloat16 keep 8. Float32 weights that were downloaded with
+`hf download` are preferred.
 """
 
 from __future__ import annotations
@@ -27,47 +26,47 @@ _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<a>fp16|bf16))?(-\d{5}-of-(?P<n>\d{5}))?(\.(?P<b>fp16|bf16))?\.safetensors"
 )
 _PRECISIONS = ("", "fp16", "bf16")
-"""As file names say them, best first."""
+"""Precisions as named in file names, best first."""
 _SMALL = (".json", ".txt")
 TIMEOUT = 5.0
-"""Seconds that the hub may take to answer a question (not to send a file)."""
+"""Timeout in seconds for metadata requests to the hub (not for downloads)."""
 WORTH_A_BAR = 10_000_000
-"""Bytes from which a file gets a progress bar."""
+"""File size in bytes from which a progress bar is shown."""
 
 Choose = Callable[[Iterable[str]], tuple[list[str], list[str]]]
-"""From the names of a repository's files: those that are needed, and what is lacking."""
+"""File names of a repository -> (needed files, missing parts)."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of the hub, and in whose words an error speaks."""
+    """A requested repository, and texts for error messages about it."""
 
-    said: str
-    """Option and value, `--teacher sdxl`: how a line about it begins."""
+    option: str
+    """Option and value, such as `--teacher sdxl`: the start of an error message."""
     hub_id: str
     """`owner/name`."""
     revision: str | None
     """Branch, tag or commit; None for the main branch."""
     size: str = ""
-    """Size of the download where it is known before the hub is asked."""
+    """Size of the download, if it is known in advance."""
     hint: str = ""
-    """How to do without the hub."""
+    """Alternative to a download, for error messages."""
     or_path: bool = False
-    """Whether it could have been meant as a path, so that a line has to say that there is none."""
+    """Whether the user may have meant a path; error messages then mention that it does not exist."""
 
     @property
     def weights(self) -> str:
-        """`the weights of owner/name@v1 (6.9 GB)`."""
+        """For error messages: `the weights of owner/name@v1 (6.9 GB)`."""
         at = f"@{self.revision}" if self.revision else ""
         return f"the weights of {self.hub_id}{at}{f' ({self.size})' if self.size else ''}"
 
     def or_else(self, advice: str) -> str:
-        """`advice`, and how to do without the hub."""
+        """`advice`, followed by the alternative to a download."""
         return "; ".join(filter(None, (advice, self.hint)))
 
 
 def parse_id(name: str) -> tuple[str, str | None] | None:
-    """(`owner/name`, revision or None) of `owner/name[@revision]`; None for what no hub id looks like."""
+    """Split `owner/name[@revision]` into (`owner/name`, revision or None); None if `name` is not a valid hub id."""
     hub_id, _, revision = name.partition("@")
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", hub_id, re.ASCII) or name.endswith("@"):
         return None
@@ -77,12 +76,12 @@ def parse_id(name: str) -> tuple[str, str | None] | None:
 def pipeline_files(
     names: Iterable[str], networks: Sequence[str], settings: Sequence[str], half_first: bool = False
 ) -> tuple[list[str], list[str]]:
-    """The files of a pipeline that have to be there to load it, and the parts that `names` cannot make up.
+    """The files among `names` that are needed to load a pipeline, and its missing or incomplete parts.
 
     `networks` are its folders with weights, `settings` those without.
 
-    Weights are safetensors, whole or with every shard, in float32 if there are both (`half_first`: in float16).
-    Pickles and other frameworks' files never count.
+    Weights are safetensors, in one file or with all shards; float32 is preferred (`half_first`: float16). Pickles and
+    files of other frameworks are ignored.
     """
     present = set(names)
     chosen = [_INDEX] if _INDEX in present else []
@@ -98,7 +97,7 @@ def pipeline_files(
 
 
 def network_weights(names: set[str], half_first: bool) -> list[str]:
-    """One complete set of weights of a network, with its index if it is sharded; empty when none is complete."""
+    """One complete set of weight files of a network, with its index if it is sharded; empty if none is complete."""
     sets: dict[tuple[str, int], set[str]] = {}
     for name in names:
         if match := _WEIGHTS.fullmatch(name):
@@ -117,12 +116,12 @@ def _index_ending(precision: str) -> str:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Relative names of the files of a folder, broken links left out."""
+    """Relative names of the files in a folder, without broken links."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def cache_folder() -> Path | None:
-    """Where `huggingface_hub` keeps what it fetches; None where no home directory can be told."""
+    """The cache folder of `huggingface_hub`; None if there is no home directory."""
     from huggingface_hub import constants
 
     cache = constants.HF_HUB_CACHE
@@ -130,31 +129,31 @@ def cache_folder() -> Path | None:
 
 
 def cached(hub_id: str, revision: str | None) -> Path | None:
-    """The snapshot of a revision (default: of the main branch as it was last seen), complete or not, or None."""
+    """The cached snapshot of a revision (default: the last known main branch), complete or not; or None."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if cache_folder() is None:
         return None
     try:
-        # No file is asked for, so none can be lacking: only the folder is looked up.
+        # Without any file pattern, this only looks up the folder.
         return Path(snapshot_download(hub_id, revision=revision, local_files_only=True, allow_patterns=[]))
     except LocalEntryNotFoundError:
         return None
 
 
 def fetch(wanted: Wanted, choose: Choose, say: Callable[[str], None], bars: bool) -> Path:
-    """The snapshot with everything that `choose` needs, fetched where it is not here; InputError in one line otherwise.
+    """A snapshot with all files that `choose` selects, downloaded if needed; InputError if that is not possible.
 
-    A file whose transfer breaks off is taken up where it stopped. One that a killed process was at begins again, those
-    that it had finished are kept. `bars` draws progress on stderr.
+    Interrupted transfers are resumed. After a killed process, finished files are kept and others start again. `bars`
+    shows progress on stderr.
     """
     folder = cached(wanted.hub_id, wanted.revision)
     if folder is not None and not choose(files_below(folder))[1]:
         return folder
     if cache_folder() is None:
         raise InputError(
-            f"{wanted.said}: {wanted.weights} are not here, and without a home directory there is no place for them",
+            f"{wanted.option}: {wanted.weights} are not here, and without a home directory there is no place for them",
             hint=wanted.or_else("HF_HOME=DIR names one"),
         )
     from huggingface_hub.errors import HTTPError
@@ -162,29 +161,29 @@ def fetch(wanted: Wanted, choose: Choose, say: Callable[[str], None], bars: bool
     try:
         return _fetch(wanted, choose, say, bars)
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise _told(wanted, error) from error
+        raise _input_error(wanted, error) from error
 
 
 def _fetch(wanted: Wanted, choose: Choose, say: Callable[[str], None], bars: bool) -> Path:
     from huggingface_hub import HfApi, constants, hf_hub_download
     from huggingface_hub.utils import disable_progress_bars, enable_progress_bars, logging
 
-    logging.set_verbosity_error()  # what a person needs to know is said here
+    logging.set_verbosity_error()  # messages of this package are enough
     revision = wanted.revision or constants.DEFAULT_REVISION
     info = HfApi().model_info(wanted.hub_id, revision=revision, files_metadata=True, timeout=TIMEOUT)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     files, lacking = choose(sizes)
     if lacking:
         raise InputError(
-            f"{wanted.said}: {wanted.hub_id} has no {', '.join(lacking)}{_what_else(sizes)}", hint=wanted.hint
+            f"{wanted.option}: {wanted.hub_id} has no {', '.join(lacking)}{_what_else(sizes)}", hint=wanted.hint
         )
     have = cached(wanted.hub_id, info.sha)
     missing = [name for name in files if have is None or not (have / name).is_file()]
     _refuse_too_big(wanted, sum(sizes[name] for name in missing))
     say(f"downloading {wanted.hub_id} ({size(sum(sizes[name] for name in missing))}) to {constants.HF_HUB_CACHE}")
-    toggles = constants.HF_HUB_DISABLE_PROGRESS_BARS is None  # whoever set the variable has decided
+    toggles = constants.HF_HUB_DISABLE_PROGRESS_BARS is None  # the environment variable has precedence
     at = Path()
-    # One after the other in this thread: there Ctrl-C ends a transfer at once. The first notes what the revision is.
+    # Sequentially in this thread, where Ctrl-C interrupts a transfer at once. The first download stores the revision.
     for number, name in enumerate(dict.fromkeys([files[0], *missing])):
         if toggles:
             (enable_progress_bars if bars and sizes[name] >= WORTH_A_BAR else disable_progress_bars)()
@@ -195,19 +194,19 @@ def _fetch(wanted: Wanted, choose: Choose, say: Callable[[str], None], bars: boo
 
 
 def _refuse_too_big(wanted: Wanted, num_bytes: int) -> None:
-    """InputError when the disk of the cache has less than `num_bytes`."""
+    """Raise InputError if the disk of the cache has less than `num_bytes` of free space."""
     cache = cache_folder()
     assert cache is not None
     at = next((folder for folder in (cache, *cache.absolute().parents) if folder.is_dir()), None)
     if at is not None and num_bytes > (free := shutil.disk_usage(at).free):
         raise InputError(
-            f"{wanted.said}: {wanted.weights} take {size(num_bytes)}, the disk of {cache} has {size(free)}",
+            f"{wanted.option}: {wanted.weights} take {size(num_bytes)}, the disk of {cache} has {size(free)}",
             hint=wanted.or_else("free some space, or HF_HOME=DIR on another disk"),
         )
 
 
 def _what_else(names: Iterable[str]) -> str:
-    """What a repository without the safetensors of a pipeline holds instead, as the end of a sentence."""
+    """Description of the weights in a repository without the safetensors of a pipeline, as the end of a sentence."""
     names = list(names)
     single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
     if single:
@@ -216,8 +215,8 @@ def _what_else(names: Iterable[str]) -> str:
     return f" in safetensors, but {pickles[0]}, a pickle, which could run code when it is read" if pickles else ""
 
 
-def _told(wanted: Wanted, error: Exception) -> InputError:
-    """What went wrong between this machine and the hub, in one line with what to do next."""
+def _input_error(wanted: Wanted, error: Exception) -> InputError:
+    """Convert an error of `huggingface_hub` to an InputError with a hint."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -226,21 +225,22 @@ def _told(wanted: Wanted, error: Exception) -> InputError:
     page = f"{constants.ENDPOINT}/{wanted.hub_id}"
     account = "`hf auth login`, or HF_TOKEN=..., says who you are"
     no_path = "no such folder, and " if wanted.or_path else ""
-    absent = f"{wanted.said}: {no_path}{wanted.weights} are not on this machine"
+    absent = f"{wanted.option}: {no_path}{wanted.weights} are not on this machine"
     text = " ".join(str(error).split("\n")[0].split()) or type(error).__name__
     number = error.errno if isinstance(error, OSError) else None
-    if (found := re.search(r"os error (\d+)", str(error))) and number is None:
-        number = int(found[1])  # as libraries in Rust put it
+    if (match := re.search(r"os error (\d+)", str(error))) and number is None:
+        number = int(match[1])  # the format of libraries written in Rust
     match error:
         case hub.GatedRepoError():
             return InputError(f"{absent}, and come after their terms are accepted on {page}", hint=account)
         case hub.RevisionNotFoundError():
             return InputError(
-                f"{wanted.said}: {wanted.hub_id} has no revision {wanted.revision}", hint=f"{page}/tree/main lists them"
+                f"{wanted.option}: {wanted.hub_id} has no revision {wanted.revision}",
+                hint=f"{page}/tree/main lists them",
             )
         case hub.RepositoryNotFoundError() | hub.HFValidationError():
             return InputError(
-                f"{wanted.said}: {no_path}{constants.ENDPOINT} knows no model {wanted.hub_id}, or not for everyone",
+                f"{wanted.option}: {no_path}{constants.ENDPOINT} knows no model {wanted.hub_id}, or not for everyone",
                 hint=wanted.or_else(f"for a private one: {account}"),
             )
         case hub.OfflineModeIsEnabled():
@@ -255,10 +255,10 @@ def _told(wanted: Wanted, error: Exception) -> InputError:
             errno.EPERM,
         ):
             return InputError(
-                f"{wanted.said}: cannot write to {constants.HF_HUB_CACHE}: {reason(number)}",
-                hint="free some space, or HF_HOME=DIR on another disk; what is whole is kept",
+                f"{wanted.option}: cannot write to {constants.HF_HUB_CACHE}: {reason(number)}",
+                hint="free some space, or HF_HOME=DIR on another disk; finished files are kept",
             )
     return InputError(
         f"{absent}, and {constants.ENDPOINT} cannot be reached: {text}",
-        hint=wanted.or_else("what was downloaded is kept, the same command goes on"),
+        hint=wanted.or_else("what was downloaded is kept, the same command continues"),
     )

@@ -1,5 +1,4 @@
-"""`manifest.json`: what a folder holds, how it came about, and from what. Written last, so a folder without one is
-not a result."""
+"""`manifest.json`: contents and provenance of a result folder. Written last, so a folder without it is unfinished."""
 
 from __future__ import annotations
 
@@ -20,14 +19,14 @@ from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 
 SCHEMA_VERSION = 2
-"""2: the teacher's path, revision and parts."""
+"""Version 2 added the teacher's path, revision and parts."""
 MANIFEST = "manifest.json"
 NOT_LISTED = ("state", "tensorboard")
-"""Folders that change after the manifest is written, so they are left out of it."""
+"""Subfolders that are not listed in the manifest, because they may change after it is written."""
 
 Kind = Literal["data", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
 CHECKPOINTS: tuple[Kind, ...] = ("distill", "align")
-"""Kinds of folder that hold a student."""
+"""Kinds of folders with a student."""
 
 
 class _Record(BaseModel):
@@ -43,7 +42,7 @@ class GridRecord(_Record):
 
 
 class Updates(_Record):
-    """How often each role was updated."""
+    """Number of optimizer steps of each role."""
 
     student: int = 0
     fake: int = 0
@@ -52,7 +51,7 @@ class Updates(_Record):
 
 
 class Parent(_Record):
-    """A result that this one was made from."""
+    """A result folder that this one was computed from."""
 
     path: str
     """Relative to this folder, or absolute."""
@@ -61,7 +60,7 @@ class Parent(_Record):
 
 
 class FileRecord(_Record):
-    """One file of the folder; size in bytes and hash are filled in by `write_manifest`."""
+    """One file of the folder; `write_manifest` fills in the size in bytes and the hash."""
 
     path: str
     size: int = 0
@@ -81,66 +80,66 @@ class Weights(_Record):
     form: Literal["full", "lora"]
     dtype: str
     average: Literal["raw", "ema"] = "raw"
-    """The last weights, or their moving average."""
+    """Last weights, or their exponential moving average."""
 
 
 class CacheRecord(_Record):
-    """Latents and text embeddings beside the pictures."""
+    """Cached latents and text embeddings of the pictures."""
 
     what: list[str]
     """`latents`, `text`."""
     teacher: str
-    """Whose encoders made them, as the command was told."""
+    """The teacher whose encoders were used, as given on the command line."""
     encoders: str
-    """Content hash of autoencoder, text encoders and tokenizers."""
+    """Content hash of its autoencoder, text encoders and tokenizers."""
 
 
 class Collection(_Record):
-    """What a folder of data holds, and what became of its source."""
+    """Contents of a data folder, and statistics of its preparation."""
 
     seen: int
-    """Rows of the source."""
+    """Number of rows in the source."""
     kept: int
-    """Samples in the shards."""
+    """Number of samples in the shards."""
     pictures: bool = True
-    """False: prompts alone."""
+    """False: prompts only."""
     members: dict[str, str] = {}
-    """Kinds of files of a sample, with what each is."""
+    """File type in a sample -> description."""
     rejected: dict[str, int] = {}
-    """Reason or threshold -> how many rows it took."""
+    """Reason or threshold -> number of rejected rows."""
     converted: dict[str, int] = {}
-    """What had to be done to kept pictures (`exif`, `cmyk`, `16 bit`, `alpha`, `animated`, `profile`, `enlarged`)."""
+    """Conversion (`exif`, `cmyk`, `16 bit`, `alpha`, `animated`, `profile`, `enlarged`) -> number of kept pictures."""
     source: str
     """Format and path of the source, as given."""
     listing: str
-    """SHA-256 over names, sizes and times of the source's files: a changed source is noticed."""
+    """SHA-256 over names, sizes and times of the source files, which detects a changed source."""
     content: str
-    """SHA-256 over the digests of all kept pictures: the same wherever the source lies."""
+    """SHA-256 over the digests of all kept pictures, which does not depend on the location of the source."""
     cache: CacheRecord | None = None
 
 
 class Manifest(_Record):
-    """The facts of a folder."""
+    """The manifest of a result folder."""
 
     schema_version: int = SCHEMA_VERSION
     kind: Kind
     family: str | None = None
     grid: GridRecord | None = None
     step: int = 0
-    """Finished iterations."""
+    """Number of finished iterations."""
     images_seen: int = 0
-    """Iterations times batch."""
+    """Number of iterations times batch."""
     updates: Updates = Updates()
     teacher: TeacherRecord | None = None
     parents: list[Parent] = []
     files: list[FileRecord] = []
     weights: Weights | None = None
     recipe: dict[str, Any] = {}
-    """The resolved recipe, or the options of a command that has none."""
+    """The resolved recipe, or the options of a command without recipe."""
     data: str | None = None
-    """Hash of the data's manifest."""
+    """Hash of the training data's manifest."""
     collection: Collection | None = None
-    """Of data made from a source: what was kept, and what was not."""
+    """For data folders."""
     versions: dict[str, str] = {}
     seed: int | None = None
     hardware: dict[str, str | int] = {}
@@ -148,14 +147,14 @@ class Manifest(_Record):
     license: str | None = None
     """Licence of the teacher's weights."""
     warnings: list[str] = []
-    """What the tripwires said during the run."""
+    """Warnings of the tripwires during the run."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Hash the listed files (all of the folder when none is listed) and write `folder/manifest.json` in one move.
+    """Hash the listed files (default: all of the folder) and write `folder/manifest.json` atomically.
 
-    Versions and hardware are filled in when they are empty. Returns what was written; raises `InputError` when a listed
-    file is missing and `FlashDMDError` when the disk is full.
+    Fills in versions and hardware if they are empty. Returns the written manifest; raises `InputError` for a missing
+    file and `FlashDMDError` on a full disk.
     """
     paths = [record.path for record in manifest.files] or _files(folder, NOT_LISTED)
     filled = manifest.model_copy(
@@ -170,7 +169,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`; raises `InputError` when it is missing, damaged, or of a newer schema."""
+    """The manifest of `folder`; raises `InputError` if it is missing, damaged, or of a newer schema."""
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -200,9 +199,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> list[str]:
-    """What does not agree with the manifest of `folder`, one line each; empty when all is well.
+    """Differences between `folder` and its manifest, one line each; empty if there are none.
 
-    A listed file must be there with its size and hash; a parent that is still there must have its recorded hash.
+    Listed files must exist with their recorded size and hash; parents that still exist must have their recorded hash.
     """
     manifest = read_manifest(folder)
     problems = damaged_files(folder, manifest)
@@ -214,7 +213,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
-    """The listed files that are missing or not what they were, one line each."""
+    """The listed files that are missing or changed, one line each."""
     problems = []
     for record in manifest.files:
         path = folder / record.path
@@ -228,14 +227,14 @@ def damaged_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def parent_record(parent: Path, folder: Path) -> Parent:
-    """The record with which a result in `folder` names the result `parent` that it was made from."""
+    """The record of `parent` for the manifest of a result in `folder` that was computed from it."""
     read_manifest(parent)
     relative = os.path.relpath(parent.resolve(), folder.resolve())
     return Parent(path=Path(relative).as_posix(), sha256=sha256_file(parent / MANIFEST))
 
 
 def newest(root: Path, *kinds: str) -> Path:
-    """The folder under `root` with the newest manifest of one of `kinds`; raises `InputError` when there is none."""
+    """The folder under `root` with the latest manifest of one of `kinds`; raises `InputError` if there is none."""
     found = sorted(root.rglob(MANIFEST), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in found:
         try:
@@ -248,7 +247,7 @@ def newest(root: Path, *kinds: str) -> Path:
 
 
 def hash_folder(folder: Path) -> str:
-    """SHA-256 over the names and contents of all files of a folder but its manifest; hidden files do not count."""
+    """SHA-256 over names and contents of all files of a folder, except its manifest and hidden files."""
     total = hashlib.sha256()
     for path in _files(folder):
         total.update(f"{path}\0{sha256_remembered(folder / path)}\n".encode())
@@ -256,7 +255,7 @@ def hash_folder(folder: Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, of Python and of the libraries that decide about numbers."""
+    """Versions of this package, of Python and of the libraries that affect numerical results."""
     found = {"flashdmd": __version__, "python": platform.python_version()}
     for name in ("torch", "diffusers", "transformers"):
         try:
@@ -267,7 +266,7 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str | None = None, precision: str | None = None) -> dict[str, str | int]:
-    """The machine, and what networks ran on and in, if any did; names its accelerator when torch is in use already."""
+    """The machine, the device and precision of the networks if given, and the accelerator if torch is imported."""
     facts: dict[str, str | int] = {"machine": platform.machine(), "cores": os.cpu_count() or 0}
     torch = sys.modules.get("torch")
     if torch is not None and device is not None and precision is not None:
@@ -285,7 +284,7 @@ def _file_record(folder: Path, path: str) -> FileRecord:
 
 
 def _files(folder: Path, skipped: tuple[str, ...] = ()) -> list[str]:
-    """Relative paths of the files of a folder, sorted; without its manifest, hidden files and skipped folders."""
+    """Sorted relative paths of the files of a folder, without its manifest, hidden files and skipped folders."""
     paths = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(
         path.as_posix()

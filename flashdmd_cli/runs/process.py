@@ -1,4 +1,4 @@
-"""What a process is given: signals before any command runs, and streams that can be written to."""
+"""Set-up of a process before any command runs: signal handlers and standard streams."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from types import FrameType
 
 
 def begin_process() -> None:
-    """Call first of all: makes a signal end the process in one line, and streams safe whatever the shell gave.
+    """Call this first: a signal then ends the process with a one-line message, and standard streams are usable.
 
-    A closed stdin, stdout or stderr becomes the null device, or the next file that is opened would take its number
-    and receive what libraries print. What a narrow encoding cannot say is printed escaped.
+    A closed stdin, stdout or stderr is replaced by the null device; otherwise the next opened file would get its number
+    and receive the output of libraries. Characters that the encoding does not have are printed escaped.
     """
     for which in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(which) != signal.SIG_IGN:
@@ -27,7 +27,7 @@ def begin_process() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Nothing is begun yet. An exception instead might be swallowed by an import that is going on."""
+    """Exit at once: nothing has been started, and a running import might catch an exception."""
     try:
         os.write(2, b"interrupted before anything was begun\n")
     finally:

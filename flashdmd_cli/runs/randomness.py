@@ -1,4 +1,4 @@
-"""Randomness as a function of its arguments, so that a resumed run draws what an uninterrupted one would have."""
+"""Stateless random numbers, so that a resumed run has the same ones as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 def generator(seed: int, row: int, step: int, purpose: str) -> torch.Generator:
-    """A CPU generator that depends on nothing but (seed, row, step, purpose).
+    """A CPU generator whose seed is a hash of (seed, row, step, purpose).
 
-    Draw on the CPU and move the result: then the numbers are the same on every device.
-    Torch's CPU generator keeps 32 bits of a seed, so two of 10,000 such generators coincide with a chance of about 1%.
+    Generate on the CPU and move the result, so that numbers are the same on every device. Torch's CPU generator uses
+    only 32 bits of a seed, so among 10,000 such generators, two coincide with a probability of about 1%.
     """
     digest = hashlib.sha256(f"{seed}/{row}/{step}/{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))

@@ -1,4 +1,4 @@
-"""Reading recipes: defaults, then a recipe file, then `--set a.b=c`, then flags; the later one wins.
+"""Loading of recipes: defaults, overridden by a recipe file, then by `--set a.b=c`, then by flags.
 
 The fields and their defaults are in `recipe_schema`, `align_schema` and `reward_schema`; the shipped files in the
 folder `recipes`.
@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.recipe_schema import Recipe
 from flashdmd_cli.runs.reward_schema import RewardRecipe
-from flashdmd_cli.runs.tables import Table
+from flashdmd_cli.runs.tables import Config
 
 __all__ = [
     "Recipe",
     "RewardRecipe",
+    "config_of",
     "dump_recipe",
     "list_recipes",
     "load_any_recipe",
@@ -29,7 +30,6 @@ __all__ = [
     "load_reward_recipe",
     "recipe_keys",
     "recipe_path",
-    "table_of",
 ]
 
 R = TypeVar("R", Recipe, RewardRecipe)
@@ -37,16 +37,16 @@ _PACKAGE = Path(__file__).parents[1]
 RECIPES = next(
     (folder for folder in (_PACKAGE / "recipes", _PACKAGE.parent / "recipes") if folder.is_dir()), _PACKAGE / "recipes"
 )
-"""The shipped files: inside the package in a wheel, on the top level in a checkout or an editable install of it."""
+"""Folder of the shipped recipes: inside the package in a wheel, at the top level in a checkout or editable install."""
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package, sorted."""
+    """Names of the shipped recipes, sorted."""
     return sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a shipped recipe, or of one given by its path. Raises `UsageError` or `InputError`."""
+    """The file of a shipped recipe, or of a recipe given by its path. Raises `UsageError` or `InputError`."""
     if name in list_recipes():
         return RECIPES / f"{name}.yaml"
     path = Path(name)
@@ -66,17 +66,17 @@ def load_recipe(
     flags: Mapping[str, object] | None = None,
     stage1: Recipe | None = None,
 ) -> Recipe:
-    """The checked recipe: defaults < the file < `sets` ("a.b=c", YAML values) < `flags` ({"a.b": value}, None skipped).
+    """The validated recipe: defaults < file < `sets` ("a.b=c", YAML values) < `flags` ({"a.b": value}, None skipped).
 
-    A file may start from another recipe with `base: NAME` and say only what differs. With `stage1`, the recipe of a
-    checkpoint that is to be aligned, that one takes the place of everything below the file's alignment: the regulariser
-    is what the student was distilled with. Raises `UsageError` for a wrong key (naming the nearest right one) or
-    value, `InputError` for a missing or unreadable file.
+    A file may inherit from another recipe with `base: NAME`. `stage1`, the recipe of a checkpoint to be aligned,
+    replaces all inherited files below the first with a key `align`, so that the student is regularised by the losses of
+    its own distillation. Raises `UsageError` for an unknown key (naming the nearest known one) or a wrong value,
+    `InputError` for a missing or unreadable file.
     """
     layers = _layers(recipe_path(str(name_or_path)), ())
     if stage1 is not None:
         lowest = next((i for i, layer in enumerate(layers) if "align" in layer), 0)
-        # Where and in which format stage 1 ran belongs to its machine, not to the student.
+        # Device and precision of stage 1 depend on its machine, and are not inherited.
         layers = [stage1.model_dump(mode="json", exclude={"model": {"device", "precision"}}), *layers[lowest:]]
     return _check(Recipe, str(name_or_path), layers, sets, flags)
 
@@ -84,34 +84,34 @@ def load_recipe(
 def load_reward_recipe(
     name_or_path: str | Path, sets: Sequence[str] = (), flags: Mapping[str, object] | None = None
 ) -> RewardRecipe:
-    """The checked recipe of a reward model, with the precedence and the errors of `load_recipe`."""
+    """The validated recipe of a reward model, with the precedence and the errors of `load_recipe`."""
     return _check(RewardRecipe, str(name_or_path), _layers(recipe_path(str(name_or_path)), ()), sets, flags)
 
 
 def load_any_recipe(name_or_path: str | Path, sets: Sequence[str] = ()) -> Recipe | RewardRecipe:
-    """A recipe of either kind: those of reward models lie in a folder `reward`."""
-    rewards = recipe_path(str(name_or_path)).parent.name == "reward"
-    return (load_reward_recipe if rewards else load_recipe)(name_or_path, sets)
+    """A recipe of either kind: recipes of reward models are in a folder named `reward`."""
+    is_reward = recipe_path(str(name_or_path)).parent.name == "reward"
+    return (load_reward_recipe if is_reward else load_recipe)(name_or_path, sets)
 
 
 def dump_recipe(recipe: Recipe | RewardRecipe) -> str:
-    """The resolved recipe as YAML, every field written out; `load_recipe` reads it back."""
+    """The resolved recipe as YAML with every field; `load_recipe` can read it."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def recipe_keys(schema: type[Table] = Recipe) -> list[str]:
-    """Every key of a recipe, dotted as `--set` takes it."""
+def recipe_keys(schema: type[Config] = Recipe) -> list[str]:
+    """Every key of a recipe in dotted form, as used by `--set`."""
     keys: list[str] = []
     for name, field in schema.model_fields.items():
-        inner = table_of(field.annotation)
+        inner = config_of(field.annotation)
         keys += [f"{name}.{key}" for key in inner.model_fields] if inner is not None else [name]
     return keys
 
 
-def table_of(annotation: Any) -> type[Table] | None:
-    """The table that a field holds, also where it may be null; None for a plain field."""
+def config_of(annotation: Any) -> type[Config] | None:
+    """The config class of a nested field, also of an optional one; None for a plain field."""
     kinds = get_args(annotation) or (annotation,)
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Table)), None)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
 
 
 def _check(
@@ -141,23 +141,23 @@ def _check(
 
 
 def _layers(path: Path, seen: tuple[Path, ...]) -> list[dict[str, Any]]:
-    """The nested values of a recipe file, last, and of those that it is based on, the lowest first."""
+    """Nested values of a recipe file and of those that it inherits from, the file itself last."""
     if path in seen:
-        raise UsageError(f"base: {path} starts from itself", hint="remove one `base` line of the circle")
+        raise UsageError(f"base: {path} inherits from itself", hint="remove one `base` line of the circle")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--recipe: cannot read {path}: {error}", hint="a recipe is a YAML text file") from error
     values = _parse(text, f"--recipe: {path}")
     if not isinstance(values, dict):
-        raise UsageError(f"--recipe: {path} is not a table of keys", hint="`flashdmd recipes show NAME` shows one")
+        raise UsageError(f"--recipe: {path} is not a YAML mapping", hint="`flashdmd recipes show NAME` shows one")
     base = values.pop("base", None)
     below = _layers(recipe_path(str(base)), (*seen, path)) if base is not None else []
     return [*below, values]
 
 
 def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Put a layer on top, table by table."""
+    """Override `values` by a layer, in place, key by key within each config."""
     for key, value in layer.items():
         below = values.get(key)
         values[key] = {**(below if isinstance(below, dict) else {}), **value} if isinstance(value, dict) else value
@@ -172,16 +172,16 @@ def _parse(text: str, source: str) -> Any:
 
 def _put(values: dict[str, Any], key: str, value: object) -> None:
     """Set a dotted key in nested values."""
-    *tables, last = key.split(".")
-    for table in tables:
-        inner = values.get(table)
-        values[table] = inner if isinstance(inner, dict) else {}
-        values = values[table]
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = inner if isinstance(inner, dict) else {}
+        values = values[parent]
     values[last] = value
 
 
-def _example(schema: type[Table], name: str, values: Mapping[str, Any], key: str) -> str:
-    """The shipped recipe to look `key` up in: the one in use, or the one of its kind and its teacher's world."""
+def _example(schema: type[Config], name: str, values: Mapping[str, Any], key: str) -> str:
+    """A shipped recipe that has `key`, for hints: the one in use, or a default one with the same kind and teacher."""
     aligns = key.partition(".")[0] in ("align", "probe", "bands")
     if name in list_recipes() and (values.get("align") is not None or not aligns):
         return name
@@ -191,7 +191,7 @@ def _example(schema: type[Table], name: str, values: Mapping[str, Any], key: str
     return f"align/{world}" if aligns or values.get("align") is not None else f"{world}-4step"
 
 
-def _unknown(key: str, schema: type[Table], example: str) -> UsageError:
+def _unknown(key: str, schema: type[Config], example: str) -> UsageError:
     return UsageError(
         f"{key}: no such recipe key{_nearest(key, recipe_keys(schema))}",
         hint=f"`flashdmd recipes show {example}` shows the keys",
@@ -199,7 +199,7 @@ def _unknown(key: str, schema: type[Table], example: str) -> UsageError:
 
 
 def _nearest(word: str, words: list[str]) -> str:
-    """A question naming the word that was probably meant, or nothing."""
+    """A suggestion of the most similar word, or an empty text."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
     if not close:
         last = word.rpartition(".")[2]
@@ -208,8 +208,8 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _usage_error(error: ValidationError, schema: type[Table], name: str, values: Mapping[str, Any]) -> UsageError:
-    """The first complaint of the checker, as one line that starts with the key."""
+def _usage_error(error: ValidationError, schema: type[Config], name: str, values: Mapping[str, Any]) -> UsageError:
+    """The first validation error as a line that starts with the key."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if isinstance(part, str))
     example = _example(schema, name, values, key or first["msg"].removeprefix("Value error, "))
@@ -220,4 +220,4 @@ def _usage_error(error: ValidationError, schema: type[Table], name: str, values:
         line = f"{key}.{message}" if key else message
     else:
         line = f"{key}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
-    return UsageError(line, hint=f"`flashdmd recipes show {example}` shows right values; --set or its flag changes it")
+    return UsageError(line, hint=f"`flashdmd recipes show {example}` shows valid values; --set or its flag changes it")

@@ -1,6 +1,6 @@
-"""The fields of a recipe: every choice of a run in frozen, checked tables.
+"""The fields of a recipe: all settings of a run as immutable, validated configs.
 
-The defaults are those of full fine-tuning of SDXL in 4 steps. The tables of stage 2 are in `align_schema`.
+The defaults are those for full fine-tuning of SDXL with 4 steps. The configs of stage 2 are in `align_schema`.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flashdmd_cli.runs.align_schema import Alignment, Bands, ProbeTable
-from flashdmd_cli.runs.tables import AdamW, Count, Decay, Device, NonNegative, Positive, Precision, Table
+from flashdmd_cli.runs.align_schema import Alignment, Bands, ProbeConfig
+from flashdmd_cli.runs.tables import AdamW, Config, Count, Decay, Device, NonNegative, Positive, Precision
 
 HIGH_NOISE_STEPS = 2
-"""How many of the first grid steps count as high noise: 999 and 749 of 4, 999 and 874 of 8 (section 8 of the paper)."""
+"""Number of high-noise grid steps: timesteps 999 and 749 of 4 steps, 999 and 874 of 8 (section 8 of the paper)."""
 
 
-class Model(Table):
+class Model(Config):
     """Which weights are trained."""
 
     form: Literal["full", "lora"] = "full"
@@ -27,36 +27,36 @@ class Model(Table):
     lora_alpha: Positive = 64
     """Scale of the adapters; used when `form` is lora."""
     precision: Precision = "auto"
-    """Number format of the networks' forward passes, fp32, bf16, or auto: bf16 where the device has it natively. Master
+    """Number format of forward passes: fp32, bf16, or auto, which is bf16 if the device supports it natively. Master
     weights and losses are always fp32."""
     device: Device = "auto"
-    """What the networks run on, cpu, cuda, mps, or auto: the accelerator if there is one."""
+    """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False
-    """Recompute activations of student and fake score in the backward pass: about a third more time, far less memory,
-    the same numbers."""
+    """Activation checkpointing for student and fake score: about a third more time, far less memory, same results."""
     micro_conditioning: Literal["square", "data"] = "square"
-    """Sizes that the networks are told in training: a whole square at the teacher's resolution, as in DMD2 and when the
-    student draws, or each picture's own `original_size` and `crop_top_left`. Prompts alone are square."""
+    """Picture sizes in the conditioning during training: `square`: an uncropped square at the teacher's resolution, as
+    in DMD2 and at inference; `data`: each picture's own `original_size` and `crop_top_left`. Data without pictures are
+    always `square`."""
     vae: str | None = None
-    """Autoencoder instead of the teacher's own: folder, `.safetensors` file or hub id."""
+    """Autoencoder that replaces the teacher's: folder, `.safetensors` file or hub id."""
     teacher_config: str | None = None
-    """Folder or hub id with configurations and tokenizers for a teacher that is one file; null: SDXL's own."""
+    """Folder or hub id with configurations and tokenizers, for a teacher in a single file; null: SDXL's."""
 
 
-class StepGrid(Table):
+class StepGrid(Config):
     """The student's timesteps."""
 
     steps: Literal[1, 2, 4, 8] = 4
     """Number of student steps: 4 gives the timesteps 999, 749, 499, 249."""
 
 
-class DistributionMatching(Table):
+class DistributionMatching(Config):
     """The distribution-matching loss."""
 
     steps: Literal["all_but_last", "all"] = "all_but_last"
-    """Grid steps that it trains; a grid of one step has only its last, which is then trained."""
+    """Grid steps trained by this loss; in a grid of one step, that step is always trained."""
     renoise_range: tuple[int, int] = (20, 980)
-    """Lowest and highest timestep at which teacher and fake score are compared, both included."""
+    """Lowest and highest timestep at which teacher and fake score are evaluated, both included."""
     guidance: NonNegative = 8.0
     """Teacher's guidance w in `u + w (c - u)`."""
     weight: NonNegative = 1.0
@@ -70,57 +70,57 @@ class DistributionMatching(Table):
         return self
 
 
-class Adversarial(Table):
+class Adversarial(Config):
     """The adversarial loss and its discriminator."""
 
     kind: Literal["pixel", "latent", "none"] = "pixel"
-    """`pixel`: heads on a frozen SAM encoder, on decoded pictures; `latent`: heads on the fake score's middle block, on
-    diffused latents; `none`: no adversarial loss."""
+    """`pixel`: discriminator heads on a frozen SAM encoder, for decoded pictures; `latent`: heads on the fake score's
+    middle block, for noisy latents; `none`: no adversarial loss."""
     steps: Literal["last", "all"] = "last"
-    """Grid steps that it trains."""
+    """Grid steps trained by this loss."""
     weight: NonNegative = 0.1
     """lambda_adv: factor of the student's adversarial loss."""
     fake_weight: NonNegative = 1e-2
-    """Factor of the discriminator's loss where it trains the fake score too (`latent`)."""
+    """Factor of the discriminator loss if `kind` is latent, where it also trains the fake score."""
     loss: Literal["hinge", "softplus"] = "hinge"
     """Form of the adversarial loss."""
     input: Literal["last_step", "renoise"] = "last_step"
-    """What the student sees: the noisy state as at inference, or a finished x0 noised again to this step (Eq. 8-9)."""
+    """Input of the student at the last step: the noisy state as at inference, or a final x0 noised again (Eq. 8-9)."""
     decode: Literal["full", "crop"] = "crop"
-    """Decode whole latents, or a random crop of them with a margin."""
+    """Decode whole latents, or a random crop with a margin."""
     crop_px: Count = 512
     """Side of the crop in pixels, a multiple of 8 and at most the teacher's resolution; used when `decode` is crop."""
     crop_margin_latents: Annotated[int, Field(ge=0)] = 4
-    """Latent pixels decoded around the crop and cut away; used when `decode` is crop."""
+    """Margin in latent pixels that is decoded around the crop and cut away; used when `decode` is crop."""
     sam: str = "vit_b"
-    """SAM encoder of the pixel kind: `embedded`, or `vit_b`, `vit_l`, `vit_h`, or a path to weights."""
+    """SAM encoder if `kind` is pixel: `embedded`, `vit_b`, `vit_l`, `vit_h`, or a path to weights."""
     real: Literal["pixels", "vae_roundtrip"] = "pixels"
-    """Real pictures as they are, or encoded and decoded so that the VAE's traces tell nothing."""
+    """Real pictures unchanged, or encoded and decoded, so that VAE artefacts do not distinguish real and fake."""
     soft_weights: bool = False
-    """Multiply every adversarial term of a step, the student's and the discriminator's, by sqrt(alpha_bar) of its
-    timestep (SenseFlow)."""
+    """Multiply the adversarial losses of student and discriminator by sqrt(alpha_bar) of the step's timestep
+    (SenseFlow)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.kind == "latent" and self.steps == "last":
-            raise ValueError("steps should be all where kind is latent: those heads see every noise level")
+            raise ValueError("steps should be all where kind is latent: latent heads are trained at every noise level")
         if self.crop_px % 8:
             raise ValueError(f"crop_px should be a multiple of 8, not {self.crop_px}")
         return self
 
 
-class FakeScore(Table):
+class FakeScore(Config):
     """The fake score network."""
 
     ttur: Count | None = None
-    """Iterations of stage 1 per student update; fake score and discriminator are updated in every one of them. Null: 1,
-    and in an alignment its `rl_ratio`, so that they learn at every preference step."""
+    """Distillation iterations per student update; fake score and discriminator are updated in each of them. Null: 1,
+    or in an alignment `align.rl_ratio`, so that they are updated in every iteration."""
     ema: Decay | None = 0.97
     """lambda_ema of Eq. 11, fake <- lambda fake + (1 - lambda) student after a student update; null: never."""
 
 
 class Optimizer(AdamW):
-    """AdamW for each of the three roles."""
+    """AdamW optimizers of student, fake score and discriminator."""
 
     lr_student: Positive = 1e-6
     """Learning rate of the student."""
@@ -129,30 +129,30 @@ class Optimizer(AdamW):
     lr_discriminator: Positive = 1e-5
     """Learning rate of the discriminator's heads."""
     warmup_images: Annotated[int, Field(ge=0)] = 6400
-    """Pictures during which every learning rate rises linearly from zero, whatever the batch and the TTUR."""
+    """Length of the linear learning-rate warm-up in pictures, for any batch and TTUR."""
 
     def warmup_factor(self, images: int) -> float:
-        """Factor of every learning rate for an update that ends `images` pictures into the run."""
+        """Learning-rate factor of an update after `images` pictures, its own batch included."""
         return min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
 
 
-class Train(Table):
+class Train(Config):
     """Sizes and intervals."""
 
     batch: Count = 64
-    """Pictures per iteration, over all processes."""
+    """Pictures per iteration, summed over all processes."""
     micro_batch: Count = 1
-    """Pictures per forward pass; gradients are accumulated over `batch / micro_batch` of them."""
+    """Pictures per forward pass; gradients are accumulated over `batch / micro_batch` passes."""
     iterations: Count = 1000
-    """Length of the run. Stage 1: one fake-score update each, and one student update in `fake.ttur`; stage 2: one
-    preference step each."""
+    """Length of the run. Stage 1: a fake-score update per iteration and a student update every `fake.ttur` iterations;
+    stage 2: a preference step per iteration."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random numbers."""
     average_images: Count | None = None
-    """Ship an exponential average of the student instead of the last one: its time constant in pictures, whatever the
-    batch and the TTUR (a student of so many pictures ago counts 1/e of the present one); null: ship the last one."""
+    """Time constant in pictures of an exponential moving average (EMA) of the student, for any batch and TTUR: after
+    that many pictures, a student's weight has fallen to 1/e. The average is previewed and exported; null: no EMA."""
     log_every: Count = 1
-    """Iterations between rows of figures."""
+    """Iterations between rows of metrics."""
     save_every: Count = 100
     """Iterations between saved states."""
     preview_every: Count = 100
@@ -168,7 +168,7 @@ class Train(Table):
 
     @property
     def average_decay(self) -> float | None:
-        """What one iteration leaves of the average; null without one."""
+        """EMA decay per iteration; None without EMA."""
         return None if self.average_images is None else math.exp(-self.batch / self.average_images)
 
     @property
@@ -177,13 +177,13 @@ class Train(Table):
         return self.batch // self.micro_batch
 
 
-class Recipe(Table):
+class Recipe(Config):
     """One run of stage 1 or 2."""
 
     name: str = "unnamed"
-    """Name shown in logs and manifests."""
+    """Name in logs and manifests."""
     family: str = "sdxl"
-    """Kind of model."""
+    """Model family."""
     teacher: str = "sdxl"
     """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), a hub id, a pipeline folder or a
     checkpoint file."""
@@ -195,42 +195,42 @@ class Recipe(Table):
     optim: Optimizer = Optimizer()
     train: Train = Train()
     align: Alignment | None = None
-    """Stage 2: preference learning with this recipe's other losses as the regulariser; null: stage 1 alone."""
-    probe: ProbeTable = ProbeTable()
+    """Stage 2: preference learning, regularised by the other losses of this recipe; null: stage 1 only."""
+    probe: ProbeConfig = ProbeConfig()
     bands: Bands = Bands()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.align is not None and self.grid.steps == 1:
-            raise ValueError("grid.steps should be 2, 4 or 8 for an alignment: a single step draws nothing to prefer")
+            raise ValueError("grid.steps should be 2, 4 or 8 for an alignment: a single step gives no candidates")
         if self.align is None and self.probe.every is not None:
-            raise ValueError("probe.every is for an alignment: distillation alone has tripwires, but no probe")
+            raise ValueError("probe.every is for an alignment: distillation has tripwires, but no probe")
         if self.probe.stop_on_collapse and self.probe.every is None:
             raise ValueError("probe.stop_on_collapse needs a probe: set probe.every")
         return self
 
     @property
     def ttur(self) -> int:
-        """Iterations of stage 1 per student update."""
+        """Distillation iterations per student update (two time-scale update rule)."""
         ratio = None if self.align is None else self.align.rl_ratio
         return self.fake.ttur or ratio or 1
 
     @property
     def dm_step_indices(self) -> tuple[int, ...]:
-        """Indices into the grid of the steps that distribution matching trains."""
+        """Indices of the grid steps trained by distribution matching."""
         steps = self.grid.steps
         return tuple(range(steps)) if self.dm.steps == "all" or steps == 1 else tuple(range(steps - 1))
 
     @property
     def gan_step_indices(self) -> tuple[int, ...]:
-        """Indices into the grid of the steps that the adversarial loss trains; empty without one."""
+        """Indices of the grid steps trained by the adversarial loss; empty without one."""
         if self.gan.kind == "none":
             return ()
         return tuple(range(self.grid.steps)) if self.gan.steps == "all" else (self.grid.steps - 1,)
 
     @property
     def preference_step_indices(self) -> tuple[int, ...]:
-        """Indices into the grid of the steps whose candidates are compared; the last step draws nothing."""
+        """Indices of the grid steps trained by preference; the last step is deterministic and has no candidates."""
         stochastic = self.grid.steps - 1
         every = self.align is not None and self.align.steps == "all_noise"
         return tuple(range(stochastic if every else min(HIGH_NOISE_STEPS, stochastic)))

@@ -1,4 +1,4 @@
-"""Whom long work tells how far it is: the command line draws bars, a notebook may print, nobody need listen."""
+"""Progress reports of workflows: the command line shows progress bars, a notebook may print, the default is silent."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from flashdmd_cli.runs.signals import StopFlag
 
 
 class Reporter(Protocol):
-    """What a workflow calls while it works. Every call may raise `StopSignal` where a stop was asked for."""
+    """Receives the progress of a workflow. Every call may raise `StopSignal` if a stop was requested."""
 
     stop: StopFlag
-    """Asked before and between steps whether to end; `StopFlag.request` ends a workflow from another thread."""
+    """Checked between steps; `StopFlag.request` ends a workflow from another thread."""
 
     @property
     def draws_bars(self) -> bool:
-        """Whether libraries (downloads) may draw progress bars of their own."""
+        """Whether libraries (downloads) may show their own progress bars."""
 
     def say(self, text: str) -> None:
-        """One line of text about something that has happened."""
+        """Show a message of one line."""
 
     def phase(self, text: str, unit: str = "it") -> None:
-        """A new part of the work begins; what `progress` counts in it are `unit`s."""
+        """Start a new phase of the work, in which `progress` counts units named `unit`."""
 
     def aside(self, text: str, unit: str = "it") -> AbstractContextManager[None]:
         """Other work in the middle of a phase, as a phase of its own inside the `with`; then the phase goes on."""
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """`done` of `total` units of this phase are finished (0 starts the clock), with metrics worth a look."""
+        """Report `done` of `total` units of this phase (0 starts the clock), with metrics to display."""
 
 
 class SilentReporter:
-    """Tells nobody; the default of every workflow."""
+    """Shows nothing; the default of every workflow."""
 
     draws_bars = False
 
@@ -41,7 +41,7 @@ class SilentReporter:
         self.stop = stop or StopFlag()
 
     def say(self, text: str) -> None:
-        """Nothing is told."""
+        """Does nothing."""
 
     def phase(self, text: str, unit: str = "it") -> None:
         self.stop.check()
@@ -56,7 +56,7 @@ class SilentReporter:
 
 
 def duration(seconds: float) -> str:
-    """`75` -> `1:15`, `3700` -> `1:01:40`."""
+    """Readable duration: `75` -> `1:15`, `3700` -> `1:01:40`."""
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Checkpoints as inputs: what a distilled student is, held against its manifest before anything is built on it."""
+"""Checkpoints as inputs of other commands; their files are verified against the manifest first."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 RETIRED = ("train.resolution", "train.generator_ema", "optim.warmup")
-"""Recipe keys of earlier versions, which do not matter to a finished student."""
+"""Recipe keys of earlier versions, which are irrelevant for a finished student."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished student with what is known of it."""
+    """The folder of a finished student, its manifest and recipe."""
 
     folder: Path
     manifest: Manifest
@@ -30,7 +30,10 @@ class Checkpoint:
 
 
 def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> Manifest:
-    """The manifest of a finished folder of one of `kinds` whose files are what they were; InputError otherwise."""
+    """The manifest of a finished, undamaged folder of one of `kinds`; InputError otherwise.
+
+    `flag` is the option that named the folder, `writer` the command that writes such folders, for messages.
+    """
     from flashdmd_cli.runs.manifest import damaged_files, read_manifest
 
     try:
@@ -52,14 +55,17 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
 
 
 def stage1_checkpoint(folder: Path | str, flag: str = "--from") -> Checkpoint:
-    """The distilled student in `folder`; InputError when it is anything else, unfinished or damaged."""
+    """The distilled student in `folder`; InputError if it is anything else, unfinished or damaged."""
     folder = Path(folder)
     manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
     return Checkpoint(folder, manifest, recipe_of(manifest, f"{flag} {folder}"))
 
 
-def recipe_of(manifest: Manifest, of: str) -> Recipe:
-    """The recipe of a student, without the keys that later versions gave up; InputError that begins with `of`."""
+def recipe_of(manifest: Manifest, source: str) -> Recipe:
+    """The recipe in a student's manifest, without keys that no longer exist.
+
+    Raises InputError, with a message that starts with `source`, if it cannot be read.
+    """
     from pydantic import ValidationError
 
     from flashdmd_cli.runs.recipe import Recipe
@@ -75,11 +81,11 @@ def recipe_of(manifest: Manifest, of: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{of}: its recipe cannot be read: {where}: {first['msg']}") from error
+        raise InputError(f"{source}: its recipe cannot be read: {where}: {first['msg']}") from error
 
 
 def data_of(checkpoint: Checkpoint) -> Path:
-    """The data that a checkpoint was trained on, where it still is, or the newest under ./runs."""
+    """The data folder that a checkpoint was trained on, if it still exists unchanged, else the latest under ./runs."""
     from flashdmd_cli.runs.files import sha256_file
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 

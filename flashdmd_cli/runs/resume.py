@@ -1,4 +1,4 @@
-"""The folder of a run: which recipe and inputs it was started with, whether it goes on, whether it is done."""
+"""The folder of a run: checks whether it can be resumed with the given recipe and inputs, or is finished."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
     "model.device", "model.checkpointing",
 }  # fmt: skip
-"""Keys that a resumed run may change: they do not alter what an iteration does."""
+"""Recipe keys that may change when a run is resumed, because they do not change the result of an iteration."""
 
 
 def flat(recipe: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -40,11 +40,11 @@ def begin(
     out: Path,
     say: Callable[[str], None],
 ) -> bool:
-    """Make `out` the folder of this run, new or to be continued; False when it holds the finished result already.
+    """Start or resume a run in `out`; False if `out` contains the finished result already, which is not changed.
 
-    `inputs` are what each flag brings, what it names first. Raises `UsageError` for a recipe or an input that would
-    make another run of the one in `out`, or while another process writes there, and `InputError` for another teacher,
-    which is known by its content, not by how it was typed. A finished result is not touched.
+    `inputs`: flag -> the files and folders that it implies, the named one first. Raises `UsageError` if recipe or
+    inputs differ from those that the run in `out` was started with, or if another process writes there, and
+    `InputError` for another teacher, which is compared by content, not by name.
     """
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.files import write_text_atomically
@@ -61,19 +61,19 @@ def begin(
     for flag, digest in digests.items():
         write_text_atomically(_note(out, flag), digest + "\n")
     if (state := latest_state(out / "state")) is not None:
-        say(f"going on from {state.name} of {out}")
+        say(f"resuming from {state.name} of {out}")
     return True
 
 
 def teacher_of(out: Path) -> TeacherRecord:
-    """The teacher that the run in `out` goes on with, as `begin` noted it."""
+    """The teacher of the run in `out`, as recorded by `begin`."""
     from flashdmd_cli.runs.teacher import TeacherRecord
 
     return TeacherRecord.model_validate_json((out / TEACHER).read_text(encoding="utf-8"))
 
 
 def _note(out: Path, flag: str) -> Path:
-    """Where a run keeps the digest of what a flag brought."""
+    """File with the digest of the inputs of a flag."""
     return out / f"{flag.strip('-')}.sha256"
 
 
@@ -84,9 +84,9 @@ def _agree(
     digests: Mapping[str, str],
     out: Path,
 ) -> None:
-    """Hold recipe and inputs against those that the run in `out` was started with.
+    """Raise if teacher, recipe or inputs differ from those that the run in `out` was started with.
 
-    A folder in which nothing was trained yet takes any.
+    Without any training in `out`, all are accepted.
     """
     from flashdmd_cli.runs.device import read_note
     from flashdmd_cli.runs.recipe import load_recipe, load_reward_recipe
@@ -95,7 +95,7 @@ def _agree(
     path = out / RECIPE
     free = FREE_TO_CHANGE
     if isinstance(recipe, RewardRecipe) and recipe.optim.decay:
-        free = free - {"train.iterations"}  # the learning rate falls towards that number
+        free = free - {"train.iterations"}  # the learning-rate decay depends on it
     begun = _has_begun(out)
     if begun and (out / TEACHER).is_file():
         free = free | {"teacher"}
@@ -108,7 +108,7 @@ def _agree(
     if begun and path.is_file():
         read = load_recipe if isinstance(recipe, Recipe) else load_reward_recipe
         old, now = (flat(r.model_dump(mode="json")) for r in (read(path), recipe))
-        # `auto` goes on with what the run began with; a format that is named is held against what `auto` came to.
+        # `auto` keeps the recorded number format; an explicit one has to be equal to the recorded one.
         began = read_note(out)
         if now[PRECISION] == "auto":
             old[PRECISION] = "auto"
@@ -130,7 +130,7 @@ def _agree(
 
 
 def _has_begun(out: Path) -> bool:
-    """Whether something was trained in `out` already."""
+    """Whether `out` contains a saved state or a finished result."""
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.manifest import MANIFEST
 
@@ -138,27 +138,26 @@ def _has_begun(out: Path) -> bool:
 
 
 def place_of_run(recipe: Recipe | RewardRecipe, out: Path, say: Callable[[str], None]) -> Place:
-    """Where the run in `out`, for which `begin` said yes, trains: as it began, else as the recipe resolves here.
+    """Device and number format of the run in `out`, after `begin`: the recorded ones, else those of the recipe.
 
-    Says it in a line, and in another where a run that goes on would resolve otherwise now. A number format is always
-    kept; a device where this machine has it and the recipe names no other.
+    A resumed run always keeps its number format, and its device if it is available and the recipe has `auto`. The
+    result is reported to `say`, also if the recipe would now resolve to something else.
     """
     from flashdmd_cli.runs.device import Place, available_devices, read_note, resolve, write_note
 
-    table = recipe.model
-    place, note = resolve(table.device, table.precision), read_note(out)
+    place, note = resolve(recipe.model.device, recipe.model.precision), read_note(out)
     if not _has_begun(out) or note is None:
         write_note(out, place)
     elif note != place:
-        kept = table.device == "auto" and note.device in available_devices()
-        place = Place(note.device if kept else place.device, note.precision)
+        keeps_device = recipe.model.device == "auto" and note.device in available_devices()
+        place = Place(note.device if keeps_device else place.device, note.precision)
         say(f"the run in {out} began on {note.device} in {note.precision}; another would be chosen here now")
     say(str(place))
     return place
 
 
 def _digest(path: Path) -> str:
-    """SHA-256 of a file, of a folder's manifest, or of all files of a folder without one; `absent` where none is."""
+    """SHA-256 of a file, of a folder's manifest, or of all files of a folder without one; `absent` if none exists."""
     from flashdmd_cli.runs.files import sha256_file
     from flashdmd_cli.runs.manifest import MANIFEST
     from flashdmd_cli.runs.teacher import sha256_remembered
@@ -173,7 +172,7 @@ def _digest(path: Path) -> str:
 
 
 def _finished(recipe: Recipe | RewardRecipe, out: Path) -> bool:
-    """Whether `out` already holds the result of this recipe; UsageError when the run went further than asked."""
+    """Whether `out` contains the result of this recipe; UsageError if it has more iterations than the recipe."""
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
     if not (out / MANIFEST).is_file():

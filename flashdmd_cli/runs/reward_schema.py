@@ -1,4 +1,4 @@
-"""The fields of a recipe for a latent reward model. The defaults are those with which LRM-SDXL was trained."""
+"""Recipe fields for training a latent reward model. The defaults are those of LRM-SDXL's training."""
 
 from __future__ import annotations
 
@@ -6,45 +6,46 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flashdmd_cli.runs.tables import AdamW, Count, Device, NonNegative, Positive, Precision, Share, Table
+from flashdmd_cli.runs.tables import AdamW, Config, Count, Device, NonNegative, Positive, Precision, Share
 
 Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
-class RewardModel(Table):
-    """Which part of the teacher's copy is trained, and how its answer is read."""
+class RewardModel(Config):
+    """Trained layers, guidance and number format."""
 
     layers: Literal["all", "attention"] = "all"
-    """The whole encoder half of the denoiser, or its transformer blocks; the rest stays the teacher's and is not saved
-    again."""
+    """Trained layers: the whole encoder half of the denoiser, or only its transformer blocks. Layers that are not
+    trained are not saved, but loaded from the teacher."""
     text_encoders: bool = True
-    """Train copies of the text encoders too; otherwise the teacher's own are used."""
+    """Also train copies of the text encoders; otherwise the teacher's are used."""
     guidance: NonNegative | None = 7.5
-    """Guidance w of the deepest feature, `u + w (c - u)` with the empty prompt; null: none, at half the cost."""
+    """Guidance w of the deepest feature, `u + w (c - u)` with the empty prompt; null: no guidance, at half the cost."""
     precision: Precision = "auto"
-    """Number format of forward passes, fp32, bf16, or auto: bf16 where the device has it natively. Weights and losses
-    are always fp32."""
+    """Number format of forward passes: fp32, bf16, or auto, which is bf16 if the device supports it natively. Weights
+    and losses are always fp32."""
     device: Device = "auto"
-    """What the networks run on, cpu, cuda, mps, or auto: the accelerator if there is one."""
+    """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
 
 
-class RewardPairs(Table):
-    """Which pairs are learned from, and at which noise."""
+class RewardPairs(Config):
+    """Selection of training pairs, and their noise levels."""
 
     keep: tuple[str, ...] = ()
-    """Conditions on columns, `aesthetic_gap>-0.5`, all of which a pair with a winner must meet."""
+    """Conditions on columns, such as `aesthetic_gap>-0.5`; pairs with a winner are used if they meet all of them."""
     keep_ties: tuple[str, ...] = ()
-    """Conditions on columns that a tie must meet."""
+    """Conditions on columns; ties are used if they meet all of them."""
     held_out: Share = 0.05
-    """Share of the prompts, with all their pairs, that are kept for the report."""
+    """Fraction of the prompts whose pairs are held out for validation."""
     first_timestep: Timestep = 1
-    """Lowest timestep of noise."""
+    """Lowest training timestep."""
     last_timestep: Timestep = 951
-    """Highest timestep of noise."""
+    """Highest training timestep."""
     spacing: Count = 50
-    """Distance of the timesteps, drawn uniformly; one for both pictures of a pair, with noise of its own each."""
+    """Distance between training timesteps, sampled uniformly; both pictures of a pair have the same timestep, but
+    different noise."""
     per_prompt: bool = True
-    """Let a pair count by one over the number of pairs of its prompt."""
+    """Weight each pair by one over the number of pairs with the same prompt."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -54,7 +55,7 @@ class RewardPairs(Table):
 
     @property
     def timesteps(self) -> tuple[int, ...]:
-        """The timesteps that noise is drawn at."""
+        """All training timesteps."""
         return tuple(range(self.first_timestep, self.last_timestep + 1, self.spacing))
 
 
@@ -64,12 +65,12 @@ class RewardOptimizer(AdamW):
     lr: Positive = 1e-5
     """Learning rate."""
     warmup: Annotated[int, Field(ge=0)] = 1000
-    """Updates in which the learning rate rises linearly from zero."""
+    """Length of the linear learning-rate warm-up in updates."""
     decay: bool = True
-    """Let the learning rate fall linearly to zero from the end of the warm-up to that of the run."""
+    """Decrease the learning rate linearly to zero from the end of the warm-up to the end of the run."""
 
 
-class RewardTrain(Table):
+class RewardTrain(Config):
     """Sizes and intervals."""
 
     batch: Count = 32
@@ -79,11 +80,11 @@ class RewardTrain(Table):
     iterations: Count = 8000
     """Length of the run."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of everything that is drawn."""
+    """Seed of all random numbers."""
     log_every: Count = 10
-    """Iterations between rows of figures."""
+    """Iterations between rows of metrics."""
     save_every: Count = 500
-    """Iterations between saved states and measurements on held-out pairs."""
+    """Iterations between saved states, and between validations on held-out pairs."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -94,20 +95,20 @@ class RewardTrain(Table):
         return self
 
 
-class RewardRecipe(Table):
+class RewardRecipe(Config):
     """One training of a reward model."""
 
     name: str = "unnamed"
-    """Name shown in logs and manifests."""
+    """Name in logs and manifests."""
     teacher: str = "sdxl"
-    """What its trunk starts from: `sdxl`, `shapes-sdxl` (embedded), or a pipeline folder."""
+    """Model that initialises the trunk: `sdxl`, `shapes-sdxl` (embedded), or a pipeline folder."""
     model: RewardModel = RewardModel()
     pairs: RewardPairs = RewardPairs()
     optim: RewardOptimizer = RewardOptimizer()
     train: RewardTrain = RewardTrain()
 
     def rate_factor(self, step: int) -> float:
-        """Factor of the learning rate for update `step`, counted from 0: linear warm-up, then linear decay to 0."""
+        """Learning-rate factor of update `step`, counted from 0: linear warm-up, then linear decay to 0."""
         warmup, total = self.optim.warmup, self.train.iterations
         if step < warmup:
             return (step + 1) / warmup

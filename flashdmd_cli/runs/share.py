@@ -1,4 +1,4 @@
-"""Which part of the work is this process's: as a job of an array, or as a rank that torchrun started."""
+"""The part of the work for this process: as a job of a job array, or as a rank started by torchrun."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from flashdmd_cli.runs.errors import UsageError
 
 @dataclass(frozen=True)
 class Share:
-    """Which tasks are this process's: every `count`-th, from `index`."""
+    """The tasks of this process: every `count`-th, starting at `index`."""
 
     index: int = 0
     count: int = 1
     waits: bool = False
-    """Whether the other shares are being worked on now, so that it makes sense to wait for them (torchrun)."""
+    """Whether all shares are processed at the same time (torchrun), so that this process can wait for the others."""
     local: int = 0
-    """Number of this process on its machine: it takes that accelerator."""
+    """Local rank: the index of this process on its machine, and of its accelerator."""
 
     @classmethod
     def find(cls, index: int | None, count: int | None) -> Share:
-        """From the options of a job array, else from what torchrun sets; UsageError when they make no sense."""
+        """From the options of a job array, else from torchrun's environment; UsageError for invalid values."""
         if (index is None) != (count is None):
             missing, given = ("index", "count") if index is None else ("count", "index")
             raise UsageError(f"--shard-{missing}: missing beside --shard-{given}", hint="a job array gives both")
@@ -39,9 +39,9 @@ class Share:
 
     @property
     def tells(self) -> bool:
-        """Whether this process tells of the result: of torchrun's ranks the first does."""
+        """Whether this process reports the result: always, except for torchrun's ranks other than 0."""
         return not self.waits or self.index == 0
 
     def of(self, total: int) -> range:
-        """The numbers below `total` that are this share's."""
+        """The indices below `total` of this share."""
         return range(self.index, total, self.count)

@@ -1,4 +1,4 @@
-"""What the tables of all recipes are made of."""
+"""Base class and field types of recipe configs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ Precision = Literal["auto", "fp32", "bf16"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
-class Table(BaseModel):
-    """A frozen group of fields that refuses unknown ones."""
+class Config(BaseModel):
+    """Base of all recipe configs: immutable, and unknown fields are an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, validate_default=True
     )
 
 
-class AdamW(Table):
-    """What every optimizer of a run shares."""
+class AdamW(Config):
+    """Settings that all optimizers of a run share."""
 
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    """Decays of AdamW's first and second moments."""
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: NonNegative = 0.01
     """Decoupled weight decay."""
     clip: Positive = 1.0
-    """Largest gradient norm, for each role."""
+    """Maximum gradient norm of each network; larger gradients are scaled down."""

@@ -1,9 +1,9 @@
-"""Which teacher: where it was found, and what it is, whatever it is called and wherever it lies.
+"""Identity of a teacher: a hash of its files, which does not depend on its name or location.
 
-What it is, is said by SHA-256 over the files that it is loaded from, one for each part of the pipeline, so that an
-error can name the part. Files and not tensors, so that it can be compared before anything is loaded, and costs nothing
-the second time: huggingface_hub names what it downloads by this very hash, and that of other large files is remembered
-with their size, times and inode. A teacher that was saved anew in other files counts as another one.
+There is one SHA-256 per part of the pipeline, so that errors can name the part. Files rather than tensors are hashed,
+so that teachers can be compared before loading, and hashes can be cached: huggingface_hub names downloads by their
+hash, and hashes of other large files are stored with their size, times and inode. A teacher that is saved again in
+other files counts as a different one.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.hub import files_below, pipeline_files
 
 WORTH_REMEMBERING = 64_000_000
-"""Bytes from which hashing a file takes long enough to remember the result."""
+"""File size in bytes from which the hash is cached."""
 
 
 class TeacherRecord(BaseModel):
-    """Which teacher."""
+    """Name, location and content hashes of a teacher."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     id: str
-    """As it was typed: a name that ships, a hub id, or a path."""
+    """As given by the user: name of an embedded teacher, hub id, or path."""
     path: str | None = None
-    """Absolute path, of a teacher that was given by its path."""
+    """Absolute path, if the teacher was given by its path."""
     hub: str | None = None
     """`owner/name` on the hub."""
     revision: str | None = None
@@ -41,11 +41,11 @@ class TeacherRecord(BaseModel):
     hash: str | None = None
     """SHA-256 over `parts`."""
     parts: dict[str, str] = {}
-    """Folder or file of the pipeline -> SHA-256 over the files in it that are loaded."""
+    """Part of the pipeline (folder or file) -> SHA-256 over those of its files that are loaded."""
 
 
 def content(teacher: Path, networks: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
-    """The hash of each part of a pipeline folder, or that of a checkpoint of one file.
+    """The hash of each part of a pipeline folder, or of a single checkpoint file.
 
     `networks` are the folders with weights, `settings` those without.
     """
@@ -53,7 +53,7 @@ def content(teacher: Path, networks: Sequence[str], settings: Sequence[str]) -> 
         return {"checkpoint": sha256_remembered(teacher)}
     present = files_below(teacher)
     files, lacking = pipeline_files(present, networks, settings)
-    # What this does not know as a pipeline's is told apart by all that it holds.
+    # Of parts without recognised weights, all files are hashed.
     files += [name for name in present if f"{name.split('/')[0]}/" in lacking and name not in files]
     parts: dict[str, list[str]] = {part: [] for part in (*networks, *settings)}
     for name in sorted(files):
@@ -62,7 +62,7 @@ def content(teacher: Path, networks: Sequence[str], settings: Sequence[str]) -> 
 
 
 def _content_beside(place: Path) -> str:
-    """The hash of configurations, vocabularies and weights in a folder, or of a file."""
+    """The hash of a file, or of all configurations, vocabularies and weights in a folder."""
     if place.is_file():
         return sha256_remembered(place)
     names = sorted(name for name in files_below(place) if name.endswith((".json", ".txt", ".safetensors")))
@@ -78,11 +78,11 @@ def record(
     hub: str | None = None,
     beside: Mapping[str, Path | None] | None = None,
 ) -> TeacherRecord:
-    """The record of the teacher that was typed as `name` and found at `teacher`; `hub` is its id if it came from one.
+    """The record of the teacher `name`, whose files are at `teacher`; `hub` is its hub id if it was downloaded.
 
-    `networks` and `settings` as in `content`. `beside`: option -> folder or file of what is read together with it.
+    `networks` and `settings` as in `content`. `beside`: option -> additional folder or file that is loaded with it.
 
-    A path is recorded where `name` is one: what ships or was downloaded is found by its name anywhere.
+    The path is recorded only if `name` is one: embedded and downloaded teachers are found by name on any machine.
     """
     parts = content(teacher, networks, settings)
     parts |= {option: _content_beside(place) for option, place in (beside or {}).items() if place is not None}
@@ -96,10 +96,10 @@ def record(
 
 
 def difference(before: TeacherRecord, now: TeacherRecord) -> str:
-    """The parts in which two teachers differ, `unet and vae`; empty when they are the same.
+    """The parts in which two teachers differ, for example `unet and vae`; empty if they are the same.
 
-    Two downloads of one commit are the same, though one may be of the float16 and one of the float32 files. A record
-    without parts, of an earlier version, says nothing.
+    Two downloads of one commit count as the same, even if one is in float16 and one in float32. Records without parts,
+    from earlier versions, are not compared.
     """
     if not before.parts or (before.hub and (before.hub, before.revision) == (now.hub, now.revision)):
         return ""
@@ -109,7 +109,7 @@ def difference(before: TeacherRecord, now: TeacherRecord) -> str:
 
 
 def sha256_remembered(path: Path) -> str:
-    """SHA-256 of a file's contents; of a large file that has not changed since, without reading it again."""
+    """SHA-256 of a file; cached for large files that have not changed."""
     if named := _blob_name(path):
         return named
     status = path.stat()
@@ -127,12 +127,12 @@ def sha256_remembered(path: Path) -> str:
         try:
             write_text_atomically(note, json.dumps([*stamp, digest]))
         except WriteError:
-            pass  # a cache that cannot be written costs time, no more
+            pass  # the cache is optional
     return digest
 
 
 def _blob_name(path: Path) -> str | None:
-    """The SHA-256 by which huggingface_hub's cache names a large file: it links to `blobs/<sha256>`."""
+    """The SHA-256 of a large file in huggingface_hub's cache, where it is a link to `blobs/<sha256>`."""
     if not path.is_symlink():
         return None
     target = Path(os.readlink(path))
@@ -140,7 +140,7 @@ def _blob_name(path: Path) -> str | None:
 
 
 def _note(path: Path) -> Path | None:
-    """Where the hash of a file is remembered: in huggingface_hub's folder for what libraries keep; None without one."""
+    """File in huggingface_hub's assets cache for the hash of `path`; None if there is no such cache."""
     from huggingface_hub import cached_assets_path
 
     try:

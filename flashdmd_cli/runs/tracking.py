@@ -1,4 +1,4 @@
-"""The figures of a run: one JSON line per logged step, and TensorBoard beside it when that is installed."""
+"""Metrics of a run: one JSON line per logged step, and TensorBoard events if TensorBoard is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbered tasks, done in this process or by a pool of others."""
+"""Numbered tasks, run in this process or in a pool of worker processes."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Tick = Callable[[int], None]
 Stop = Callable[[], bool]
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
-"""What a worker has to finish a row when all are to halt; its files are whole or absent whenever it ends."""
+"""Time for a worker to finish its row after a stop; it may be killed then, since files are written atomically."""
 
 
 class Job(Protocol):
-    """Work on numbered tasks. It travels to worker processes, so it is picklable."""
+    """Work on numbered tasks. It is sent to worker processes, so it has to be picklable."""
 
     def start(self, number: int) -> None:
-        """Get ready in process `number` of the pool."""
+        """Initialise in process `number` of the pool."""
         ...
 
     def run(self, task: int, tick: Tick, stop: Stop) -> None:
-        """Do one task, telling `tick` what is done; returns early, leaving nothing half-done, when `stop` says so."""
+        """Run one task and call `tick` with numbers of finished items; returns early, in a clean state, if `stop()`."""
         ...
 
 
 def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, first: int = 0) -> None:
-    """Do all tasks, in this process or in `num_processes` others. `done` is told how much was done since it was last
-    told; `first` is the number of the first process.
+    """Run all tasks, in this process (`num_processes` 1) or in a pool. `done` is called with the number of items
+    finished since its last call; `first` is the number of the first process.
 
-    Raises what a task raises; `FlashDMDError` when a worker dies.
+    Raises the exception of a task; `FlashDMDError` if a worker dies.
     """
     stream = iter(tasks)
     if num_processes == 1:
@@ -53,10 +53,10 @@ def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, fi
             job.run(task, done, lambda: False)
         return
     with _pool(job, num_processes, first) as (pool, counter):
-        # A few tasks ahead and no more: the list of all of them would grow with the source.
+        # Submit only a few tasks ahead, so that memory does not grow with the number of tasks.
         with _signals_blocked():
             running: set[Future[None]] = {pool.submit(_run, task) for task in islice(stream, 2 * num_processes)}
-        told = 0
+        reported = 0
         try:
             while running:
                 finished, running = wait(running, POLL_SECONDS, FIRST_COMPLETED)
@@ -64,18 +64,18 @@ def run_tasks(job: Job, tasks: Iterable[int], num_processes: int, done: Tick, fi
                     future.result()
                 running |= {pool.submit(_run, task) for task in islice(stream, len(finished))}
                 now = counter.value
-                done(now - told)
-                told = now
+                done(now - reported)
+                reported = now
         except BrokenProcessPool:
             raise FlashDMDError(
                 "--nproc: a worker process died, perhaps for want of memory",
-                hint="the same command goes on with what is missing; try a smaller --nproc",
+                hint="the same command continues with what is missing; try a smaller --nproc",
             ) from None
 
 
 @dataclass
 class _Worker:
-    """What a worker process keeps between tasks."""
+    """State of a worker process between tasks."""
 
     job: Job
     counter: Any
@@ -91,7 +91,7 @@ _worker: _Worker | None = None
 
 @contextmanager
 def _pool(job: Job, num: int, first: int) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    """A pool of fresh processes (spawned: a forked one would inherit threads), halted on an error; a shared counter."""
+    """A pool of spawned processes (forked ones would inherit threads), halted on an error, and its shared counter."""
     context = multiprocessing.get_context("spawn")
     counter, halt, numbers = context.Value("q", 0), context.Event(), context.Value("i", first)
     pool = ProcessPoolExecutor(num, context, _start, (job, numbers, counter, halt))
@@ -106,8 +106,8 @@ def _pool(job: Job, num: int, first: int) -> Iterator[tuple[ProcessPoolExecutor,
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """For processes that begin inside, who inherit it: Ctrl-C reaches the whole group, but the parent alone hears it,
-    and tells the workers when to stop."""
+    """Blocks signals in processes started inside: Ctrl-C is sent to the whole process group, but only the parent should
+    handle it and stop the workers."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     try:
         yield
@@ -116,7 +116,7 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _start(job: Job, numbers: Any, counter: Any, halt: Any) -> None:
-    """Begin a worker's life."""
+    """Initialise a worker process."""
     global _worker
     for leave in (_leave_with_parent, partial(_leave_when_halted, halt)):
         threading.Thread(target=leave, daemon=True).start()
@@ -128,7 +128,7 @@ def _start(job: Job, numbers: Any, counter: Any, halt: Any) -> None:
 
 
 def _leave_with_parent() -> None:
-    """A parent that was killed leaves no workers behind."""
+    """Exit when the parent process has ended, even if it was killed."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -136,7 +136,7 @@ def _leave_with_parent() -> None:
 
 
 def _leave_when_halted(halt: Any) -> None:
-    """A worker that does not come to the end of what it is at, loading a model perhaps, is not waited for."""
+    """Exit some seconds after a halt, even in the middle of a task, such as loading a model."""
     halt.wait()
     time.sleep(GRACE_SECONDS)
     os._exit(1)

@@ -1,4 +1,4 @@
-"""The processes that train one run together, each on its own rows of every batch."""
+"""Data parallelism: the processes of a run, each of which computes its own rows of every batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flashdmd_cli.runs.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this is number `rank`. With one process nothing is sent."""
+    """`size` processes, of which this is number `rank`. With one process there is no communication."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def current(cls) -> World:
-        """What `torch.distributed` was initialised with; one process where it was not."""
+        """The process group of `torch.distributed`, or one process if it is not initialised."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
@@ -43,7 +43,7 @@ class World:
         return range(self.rank * share, (self.rank + 1) * share)
 
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of the same shapes on every process by their mean over processes, in place."""
+        """Average tensors over processes, in place; shapes have to be the same on every process."""
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -53,7 +53,7 @@ class World:
             tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: Any) -> list[Any]:
-        """A picklable value of every process, by rank, on every process."""
+        """The values of all processes by rank, on every process; they have to be picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -61,9 +61,9 @@ class World:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on any process."""
+        """Whether `flag` is true on any process."""
         return any(self.gather(bool(flag)))
 
     def wait(self) -> None:
-        """Until every process has come this far."""
+        """Barrier: return when every process has called this."""
         self.gather(None)

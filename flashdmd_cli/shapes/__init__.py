@@ -1,1 +1,1 @@
-"""The embedded world: procedural pictures, their captions, the network that reads them back, and the shipped assets."""
+"""The embedded toy data set: procedural pictures, captions, an attribute classifier, and the shipped assets."""

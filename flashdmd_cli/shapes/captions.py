@@ -1,4 +1,4 @@
-"""The caption grammar: what a caption says of a scene, in a few wordings, and how it is read back."""
+"""The caption grammar: generation of captions from attributes, in several wordings, and parsing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "left": ("to the left of", "left of", "on the left of"),
     "above": ("above", "over", "on top of"),
 }
-"""Ways to say each relation; the first is the canonical one."""
+"""Wordings of each relation; the first is the canonical one."""
 
 _OBJECT = rf"an? ({'|'.join(SURFACES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
 _EVERY_WORDING = "|".join(sorted((w for ways in WORDINGS.values() for w in ways), key=len, reverse=True))
@@ -29,7 +29,7 @@ def caption(attributes: Tensor, wording: int = 0) -> str:
 
 
 def captions(attributes: Tensor, generator: torch.Generator | None = None) -> list[str]:
-    """Captions of attributes (B, 7); with a generator in random wordings, without one in the canonical wording."""
+    """Captions of attributes (B, 7); random wordings with a generator, else the canonical one."""
     ways = torch.zeros(len(attributes), dtype=torch.long)
     if generator is not None:
         ways = torch.randint(len(WORDINGS["left"]), (len(attributes),), generator=generator)
@@ -37,18 +37,18 @@ def captions(attributes: Tensor, generator: torch.Generator | None = None) -> li
 
 
 def parse(text: str) -> list[int]:
-    """Bound attributes that a caption names, in the order of `ATTRIBUTES`; `ValueError` for any other text."""
-    found = _CAPTION.fullmatch(text.strip())
-    if found is None:
+    """Bound attributes of a caption, in the order of `ATTRIBUTES`; `ValueError` for any other text."""
+    match = _CAPTION.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"not a caption of the embedded world: {text!r}")
-    surface_1, color_1, shape_1, wording, surface_2, color_2, shape_2 = found.groups()
+    surface_1, color_1, shape_1, wording, surface_2, color_2, shape_2 = match.groups()
     relation = next(name for name, ways in WORDINGS.items() if wording in ways)
     names = (shape_1, color_1, surface_1, shape_2, color_2, surface_2, relation)
     return [values.index(name) for values, name in zip(ATTRIBUTES.values(), names, strict=True)]
 
 
 def beyond_words(captions: Sequence[str]) -> str | None:
-    """A warning when the embedded world, whose every word is known, cannot say one of `captions`."""
+    """A warning if one of `captions` is not in the grammar of the embedded world; else None."""
     for text in captions:
         try:
             parse(text)

@@ -1,6 +1,6 @@
-"""Counts objects by colour and rim, untrained: a judge that shares nothing with the inspector.
+"""Object counting by colour and rim, without training, so that its errors are independent of the inspector's.
 
-The inspector reads two objects in every picture, so it cannot see a third; nor can what learned from its labels alone.
+The inspector always classifies two objects, so neither it nor a model trained on its labels can detect a third one.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from scipy import ndimage
 from torch import Tensor
 
 SATURATED, BRIGHT = 0.62, 0.45
-"""Colours of objects, white apart, are more saturated than any background."""
+"""Minimum saturation and brightness of coloured objects; no background is as saturated."""
 WHITE, RIM = 0.75, 0.3
-"""A white object is as bright in every channel; rims are as dark, and so are the darkest backgrounds."""
+"""Minimum of all channels in a white object; maximum of all channels in a rim, also fulfilled by dark backgrounds."""
 MIN_REGION, MIN_COLOURED = 60, 25
-"""Pixels of a region, and of its coloured part: grain and dark corners of a background have fewer."""
+"""Minimum number of pixels of a region and of its coloured part, more than for grain and dark background corners."""
 
 
 def count_objects(pictures: Tensor) -> Tensor:
-    """Objects in each of `N` pictures (N, 3, 64, 64) on [-1, 1], (N,) long.
+    """Number of objects (N,) long in each of `N` pictures (N, 3, 64, 64) on [-1, 1].
 
-    Pixels of an object's colour, and what dark rims enclose, make regions; each with enough colour counts. Objects
-    that touch, or that lie on a background as dark as their rims, count as one: of 4,000 rendered pictures with three
-    objects 84% are counted right, and 2 of 4,000 with two are taken to have three.
+    Coloured pixels and the areas inside dark rims form regions; those with enough colour are objects. Objects that
+    touch, or are on a background as dark as their rims, count as one: of 4,000 rendered pictures with three objects,
+    84% are counted correctly; of 4,000 with two objects, 2 are counted as three.
     """
     pixels = (pictures.float().cpu() + 1) / 2
     high, low = pixels.amax(dim=1), pixels.amin(dim=1)
@@ -33,8 +33,8 @@ def count_objects(pictures: Tensor) -> Tensor:
 
 
 def _regions(inside: np.ndarray, coloured: np.ndarray) -> int:
-    # Opened, so that a dark stripe of the background does not tie objects together.
-    found, num = ndimage.label(ndimage.binary_opening(ndimage.binary_fill_holes(inside), iterations=2))
-    area = np.bincount(found.ravel(), minlength=num + 1)[1:]
-    with_colour = np.bincount(found.ravel(), weights=coloured.ravel(), minlength=num + 1)[1:]
+    # Opening removes dark stripes of the background that would connect objects.
+    labels, num = ndimage.label(ndimage.binary_opening(ndimage.binary_fill_holes(inside), iterations=2))
+    area = np.bincount(labels.ravel(), minlength=num + 1)[1:]
+    with_colour = np.bincount(labels.ravel(), weights=coloured.ravel(), minlength=num + 1)[1:]
     return int(((area >= MIN_REGION) & (with_colour >= MIN_COLOURED)).sum())

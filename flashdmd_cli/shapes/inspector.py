@@ -1,4 +1,4 @@
-"""A small CNN that reads a picture back: the seven bound attributes, and what the caption left open."""
+"""The inspector: a small CNN that predicts the seven bound attributes of a picture, its pattern and layout."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ NUM_FEATURES = 128
 
 @dataclass(frozen=True)
 class Reading:
-    """What the inspector sees in `B` pictures."""
+    """Predictions for `B` pictures."""
 
     attributes: Tensor  # (B, 7) long
     pattern: Tensor  # (B,) long
     layout: Tensor  # (B, 12) on [0, 1], order as in `building.pool.Pool`
-    features: Tensor  # (B, 128) last hidden layer, the space of the Fréchet distance
+    features: Tensor  # (B, 128) last hidden layer, used for the Fréchet distance
 
 
 class Inspector(nn.Module):
@@ -57,7 +57,7 @@ class Inspector(nn.Module):
 
     @torch.no_grad()
     def read(self, pictures: Tensor, batch: int = 256) -> Reading:
-        """Read `B` pictures (B, 3, 64, 64) on [-1, 1]."""
+        """Predictions for pictures (B, 3, 64, 64) on [-1, 1], computed in parts of `batch`."""
         rows = []
         for part in pictures.split(batch):
             heads, pattern, layout, features = self(part)
@@ -67,7 +67,7 @@ class Inspector(nn.Module):
 
 
 def load_inspector(folder: Path) -> Inspector:
-    """The shipped inspector from its folder, in eval mode; Unfit for weights that are not its own."""
+    """Load the shipped inspector from its folder, frozen, in eval mode; Unfit for other weights."""
     path = folder / "inspector.safetensors"
     try:
         return fit(Inspector(), load_file(path)).eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Draws scenes: signed distances for the outlines, so a whole batch is anti-aliased in a few tensor operations."""
+"""Rendering of scenes with signed distance functions: whole batches, anti-aliased, in a few tensor operations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIM_WIDTH = 1.6
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> Tensor:
-    """Draw `B` scenes, (B, 3, 64, 64) float32 on [-1, 1]. `generator` draws the grain only."""
+    """Render `B` scenes: (B, 3, 64, 64) float32 on [-1, 1]. `generator` is used for the grain only."""
     grid = _pixel_grid()
     picture = _background(scenes, grid)
     for which in range(scenes.shape.shape[1]):
@@ -30,7 +30,7 @@ def render(scenes: Scenes, generator: torch.Generator) -> Tensor:
 
 
 def masks(scenes: Scenes) -> Tensor:
-    """Which pixels each object covers, (B, 2, 64, 64) bool."""
+    """Masks of both objects, (B, 2, 64, 64) bool."""
     grid = _pixel_grid()
     return torch.stack([_signed_distance(scenes, which, grid) < 0 for which in (0, 1)], dim=1)
 
@@ -53,7 +53,7 @@ def _signed_distance(scenes: Scenes, which: int, grid: Tensor) -> Tensor:
     u, v = _rotate(x, y, scenes.tilt[:, which])
     length = torch.hypot(x, y)
     circle = length - radius
-    # The square's corners lie at 1.2 radii, so that square and circle of one radius look equally large.
+    # The square's corners are at 1.2 radii, so that square and circle appear equally large.
     square = torch.maximum(u.abs(), v.abs()) - 0.85 * radius
     side = math.sqrt(3) / 2
     triangle = torch.maximum(torch.maximum(side * u - 0.5 * v, -side * u - 0.5 * v), v) - 0.55 * radius
@@ -101,6 +101,6 @@ def _background(scenes: Scenes, grid: Tensor) -> Tensor:
     blobs = torch.sigmoid(7.0 * field)
     motif = torch.stack([torch.full_like(stripes, 0.5), stripes, checks, blobs], dim=1)
     motif = motif.gather(1, scenes.pattern[:, None, None, None].expand(-1, 1, IMAGE_SIZE, IMAGE_SIZE))[:, 0]
-    # The gradient mixes the colours; the pattern lightens and darkens them, so it stays visible when they are alike.
+    # The gradient mixes both colours; the pattern changes brightness, so it is visible even if they are similar.
     low, high = scenes.ground[:, 0, :, None, None], scenes.ground[:, 1, :, None, None]
     return (low + (high - low) * ramp[:, None] + 0.30 * (motif[:, None] - 0.5)).clamp(0, 1)

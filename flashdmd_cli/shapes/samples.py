@@ -1,4 +1,4 @@
-"""Pictures of the embedded world as the samples that shards are written from."""
+"""Pictures of the embedded world as samples for `data.shards.write_shards`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import ATTRIBUTES, IMAGE_SIZE, PATTERNS, Scenes, sample_scenes
 
 CHUNK = 500
-"""Scenes drawn at a time. A whole chunk is always drawn, so that a longer set begins with the shorter one."""
+"""Scenes generated at a time. Whole chunks are always generated, so that a shorter set is the start of a longer one."""
 
 
 def layout_of(scenes: Scenes) -> Tensor:
-    """What a caption leaves open, (B, 12) on [0, 1]: x, y of both objects, both radii, both ground colours."""
+    """Attributes that are not in the caption, (B, 12) on [0, 1]: x, y of both objects, radii, background colours."""
     return torch.cat([scenes.center.flatten(1) / IMAGE_SIZE, scenes.radius / 16.0, scenes.ground.flatten(1)], dim=1)
 
 
 def shapes_samples(num: int, seed: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
-    """`num` captioned pictures; `held_out` takes the combinations that training never shows.
+    """`num` captioned pictures; `held_out` selects the attribute combinations that are not in training data.
 
     Each is `__key__`, `png` (bytes), `txt` (caption), `json` (`attributes`, their `names`, `pattern`, `layout`).
     """

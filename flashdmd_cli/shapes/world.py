@@ -1,7 +1,7 @@
-"""What a scene of the embedded world is: two objects with bound attributes, a relation, and everything left free.
+"""Scenes of the embedded world: two objects with bound attributes, a relation, and free attributes.
 
-The seven *bound* attributes are what a caption fixes and what composition accuracy counts. All other fields are free:
-a few-step sampler fails on them first, and mode coverage measures whether they keep their distribution.
+The seven *bound* attributes are given in the caption and measured by composition accuracy. All others are free:
+few-step samplers lose their diversity first, and mode coverage measures whether they keep their distribution.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ IMAGE_SIZE = 64
 """Side of a picture in pixels."""
 
 NUM_OBJECTS = 2
-"""Objects that a caption names."""
+"""Number of objects in a caption."""
 
 SHAPES = ("circle", "square", "triangle", "ring")
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "white")
@@ -32,11 +32,11 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "surface_2": SURFACES,
     "relation": RELATIONS,
 }
-"""The seven bound attributes in their fixed order. Object 1 is the one further left (or further up)."""
+"""The seven bound attributes in a fixed order. Object 1 is the left (or upper) one."""
 
 NUM_COMBINATIONS = 4 * 8 * 3 * 4 * 8 * 3 * 2
 
-# Anchor colours in RGB, [0, 1], further apart than the jitter, so that a colour is never ambiguous.
+# Base colours in RGB on [0, 1], further apart than the jitter, so that colours are never ambiguous.
 PALETTE = torch.tensor(
     [
         [0.90, 0.12, 0.14],
@@ -57,7 +57,7 @@ HOLD_OUT_EVERY = 10
 class Scenes:
     """A batch of `B` scenes. Lengths are in pixels, angles in radians, colours in RGB on [0, 1].
 
-    Two objects each, `add_object` apart.
+    Each has two objects, or three after `add_object`.
     """
 
     shape: Tensor  # (B, 2) long
@@ -90,7 +90,7 @@ class Scenes:
 
 
 def where(chosen: Tensor, scenes: Scenes, others: Scenes) -> Scenes:
-    """The scenes where `chosen` (B,) bool, else the others."""
+    """Rows of `scenes` where `chosen` (B,) is true, else of `others`."""
     values = {}
     for field in fields(Scenes):
         one, two = getattr(scenes, field.name), getattr(others, field.name)
@@ -99,7 +99,7 @@ def where(chosen: Tensor, scenes: Scenes, others: Scenes) -> Scenes:
 
 
 def combination_index(attributes: Tensor) -> Tensor:
-    """Rank of each row of bound attributes (B, 7) in the mixed-radix count of all combinations, (B,) long."""
+    """Index (B,) long of each row of bound attributes (B, 7) in the mixed-radix enumeration of all combinations."""
     index = torch.zeros(len(attributes), dtype=torch.long)
     for column, values in zip(attributes.unbind(1), ATTRIBUTES.values(), strict=True):
         index = index * len(values) + column
@@ -116,13 +116,13 @@ def attributes_of(index: Tensor) -> Tensor:
 
 
 def is_held_out(attributes: Tensor) -> Tensor:
-    """Which rows (B, 7) belong to the tenth of all combinations that no training picture shows, (B,) bool."""
-    # Knuth's multiplicative hash spreads the held-out tenth: between 8% and 12% of every single attribute value.
+    """Whether each row (B, 7) belongs to the tenth of all combinations that is not in training data, (B,) bool."""
+    # With Knuth's multiplicative hash, 8% to 12% of the combinations with any given attribute value are held out.
     return (combination_index(attributes) * 2654435761 % 2**32) // 16 % HOLD_OUT_EVERY == 0
 
 
 def sample_attributes(num: int, generator: torch.Generator, held_out: bool = False) -> Tensor:
-    """Draw `num` rows of bound attributes, uniform over the training (or the held-out) combinations, (num, 7) long."""
+    """`num` random rows of bound attributes (num, 7) long, uniform over the training (or held-out) combinations."""
     everything = attributes_of(torch.arange(NUM_COMBINATIONS))
     pool = everything[is_held_out(everything) == held_out]
     return pool[torch.randint(len(pool), (num,), generator=generator)]
@@ -131,7 +131,7 @@ def sample_attributes(num: int, generator: torch.Generator, held_out: bool = Fal
 def sample_scenes(
     num: int, generator: torch.Generator, held_out: bool = False, attributes: Tensor | None = None
 ) -> Scenes:
-    """Draw `num` scenes; `attributes` (num, 7), if given, fixes what a caption would fix and leaves the rest free."""
+    """`num` random scenes; `attributes` (num, 7) fixes the bound attributes, if given."""
     if attributes is None:
         attributes = sample_attributes(num, generator, held_out)
     a = attributes
@@ -144,7 +144,7 @@ def sample_scenes(
     color = torch.stack([a[:, 1], a[:, 4]], dim=1)
     rgb = (PALETTE[color] + uniform(2, 3, low=-0.06, high=0.06)).clamp(0, 1)
 
-    # Backgrounds keep to low saturation; otherwise an object can vanish in its ground.
+    # Backgrounds have low saturation, so that objects are always visible.
     grey = uniform(2, 1, low=0.2, high=0.85)
     ground = (grey + uniform(2, 3, low=-0.16, high=0.16)).clamp(0, 1)
     return Scenes(
@@ -167,16 +167,17 @@ def sample_scenes(
 
 
 def add_object(scenes: Scenes, generator: torch.Generator) -> Scenes:
-    """The scenes with one object more than their captions name: every second time like one of the two, else any.
+    """The scenes with a third object that is not in the caption: a copy of one of the two in half of the cases, else
+    random.
 
-    It lies where the two leave room, and is as large as that allows (radius up to 14, nearly always 8 and more).
+    It does not touch the others, and its radius is as large as that allows (up to 14, nearly always 8 or more).
     """
     num, tries, gap = len(scenes), 256, 1.5
     places = gap + torch.rand(num, tries, 2, generator=generator) * (IMAGE_SIZE - 2 * gap)
     to_objects = torch.cdist(places, scenes.center) - scenes.radius[:, None] - gap  # (B, tries, 2)
     to_border = torch.minimum(places, IMAGE_SIZE - places).amin(dim=2) - gap
     room = torch.minimum(to_objects.amin(dim=2), to_border)
-    chosen = room.clamp(max=8).argmax(dim=1)  # the first with room enough, or else the one with the most
+    chosen = room.clamp(max=8).argmax(dim=1)  # the first with enough room, or else the one with the most
     every = torch.arange(num)
     wanted = 8 + 6 * torch.rand(num, generator=generator)
     radius = torch.minimum(wanted, room[every, chosen]).clamp(min=4)
@@ -197,7 +198,7 @@ def add_object(scenes: Scenes, generator: torch.Generator) -> Scenes:
 
 
 def _place(radius: Tensor, relation: Tensor, generator: torch.Generator) -> Tensor:
-    """Centres (B, 2, 2) that lie wholly inside the picture, do not touch, and satisfy the relation unambiguously."""
+    """Centres (B, 2, 2) of objects inside the picture that do not touch and fulfil the relation unambiguously."""
     num = len(radius)
     gap = 1.5
     slack = IMAGE_SIZE - 2 * radius.sum(1) - 3 * gap
@@ -211,7 +212,7 @@ def _place(radius: Tensor, relation: Tensor, generator: torch.Generator) -> Tens
 
     lowest, highest = radius + gap, IMAGE_SIZE - radius - gap
     across_1 = across(lowest[:, 0], highest[:, 0])
-    # At most 0.7 of the distance sideways: otherwise "left of" and "above" would both be fair readings.
+    # At most 0.7 of the distance sideways: otherwise both "left of" and "above" would be true.
     across_2 = across(
         torch.maximum(lowest[:, 1], torch.minimum(across_1 - 0.7 * distance, highest[:, 1])),
         torch.minimum(highest[:, 1], torch.maximum(across_1 + 0.7 * distance, lowest[:, 1])),

@@ -1,1 +1,1 @@
-"""The loops: what trains, in which order, on what."""
+"""Training of students (stage 1, stage 2) and of reward models."""

@@ -1,4 +1,4 @@
-"""Stage 2 of Flash-DMD: preference learning at high noise, regularised by going on with stage 1 (Algorithm 1)."""
+"""Stage 2 of Flash-DMD: preference learning at high noise levels, with stage 1 as regulariser (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ def align(
     collapse: CollapseProbe | None = None,
     world: World | None = None,
 ) -> State:
-    """Align a distilled student; `out` takes states and metrics. The same call continues from the newest state.
+    """Align a distilled student. States and metrics are written to `out`; a second call resumes from the latest state.
 
-    Returns the state, short of `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
+    Returns the final state, before `recipe.train.iterations` if `stop` was requested or a collapse ended the run.
     """
     state = State.new(recipe, family, stage1, world)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     sampler = PairSampler(objective, reward)
 
     def iteration() -> dict[str, float]:
-        # The reading that the paper's GPU hours fit: every iteration prefers, and in every `rl_ratio`-th the student
-        # learns from stage 1 as well.
+        # This order agrees with the paper's GPU hours: every iteration has a preference step, every `rl_ratio`-th also
+        # a student update of stage 1.
         metrics: dict[str, float] = {}
-        for number in distillation_turns(recipe, state.iteration, stage1.iteration):
+        for number in distillation_iterations(recipe, state.iteration, stage1.iteration):
             metrics = distill.iteration(recipe, objective, state, data, number) | metrics
         return metrics | preference_step(recipe, objective, sampler, state, data, stage1)
 
     return run(recipe, state, iteration, out, watch, stop, collapse)
 
 
-def distillation_turns(recipe: Recipe, iteration: int, before: int) -> range:
-    """Numbers of the iterations of stage 1 (lines 5-26) that belong to one iteration of stage 2.
+def distillation_iterations(recipe: Recipe, iteration: int, before: int) -> range:
+    """Numbers of the distillation iterations (lines 5-26) to run in iteration `iteration` of stage 2.
 
     Every `rl_ratio` preference steps run `ttur` distillation iterations, evenly spaced; the first of these updates the
-    student, so the ratio counts student updates on both sides. Where the two are equal, the fake score learns in
-    every iteration, as Algorithm 1 has it. They are numbered on from the `before` that stage 1 had, and draw noise that
-    it has not used.
+    student. So `rl_ratio` is the ratio of student updates by preference and by distillation. If both are equal, the
+    fake score is updated in every iteration, as in Algorithm 1. Numbering continues after the `before` iterations of
+    stage 1, so that no random numbers are used twice.
     """
     assert recipe.align is not None
     if recipe.align.rl_ratio is None:
@@ -82,7 +82,7 @@ def ceil_div(a: int, b: int) -> int:
 def preference_step(
     recipe: Recipe, o: Objective, sampler: PairSampler, state: State, data: Data, stage1: Stage1
 ) -> dict[str, float]:
-    """Sample a pool, and move the student towards the winners in it (lines 28-31)."""
+    """Sample a pool of preference pairs and update the student on the preference loss (lines 28-31)."""
     assert recipe.align is not None and state.reference is not None
     train, metrics, student, world = recipe.train, StepMetrics(state.world), state.student.net, state.world
     pool: list[Pairs] = []
@@ -92,13 +92,13 @@ def preference_step(
         draws = Draws(train.seed, step, rows, o.family.device)
         batch = data.batch(distill.positions(step, rows, train), train.seed)
         cond = o.conditioning(batch)
-        drawn, told = sampler.draw(student, batch.captions, cond, draws)
-        pool += drawn
-        for name, value in told.items():
+        new_pairs, pool_metrics = sampler.draw(student, batch.captions, cond, draws)
+        pool += new_pairs
+        for name, value in pool_metrics.items():
             metrics.add(name, value, len(parts))
     num_pairs = sum(world.gather(sum(map(len, pool))))
     for pairs in (part for whole in pool for part in whole.split(train.micro_batch)):
-        # Gradients and metrics are means over processes, which may have kept different numbers of pairs.
+        # Gradients and metrics are averaged over processes, which may have different numbers of pairs.
         share = len(pairs) / num_pairs * world.size
         margin, kl = margins(o, student, state.reference, pairs)
         num_dimensions = pairs.winner[0].numel()
@@ -117,18 +117,18 @@ def preference_step(
 
 
 def margins(o: Objective, student: Denoiser, reference: Denoiser, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """H (B,) of Eq. 13 with gradient to the student, and the KL (B,) to the reference, which comes for free.
+    """Preference margins H (B,) (Eq. 13), differentiable with respect to the student, and the KL (B,) to the reference.
 
-    One forward pass of the student with gradient and one of the reference, where both states were drawn from one.
+    One forward pass each of student and reference if winner and loser come from the same noisy state, else two.
     """
     schedule, shared = o.family.schedule, pairs.x_t_loser is None
     t_next = at(o.grid.timesteps[pairs.index + 1], pairs.winner)
     starts = [pairs.x_t] if pairs.x_t_loser is None else [pairs.x_t, pairs.x_t_loser]
     with torch.no_grad():
-        before = [o.student_x0(reference, x_t, pairs.index, pairs.cond) for x_t in starts]
-    now = [o.student_x0(student, x_t, pairs.index, pairs.cond) for x_t in starts]
-    kl = step_kl(schedule, now[0].detach(), before[0], t_next)
+        x0_ref = [o.student_x0(reference, x_t, pairs.index, pairs.cond) for x_t in starts]
+    x0 = [o.student_x0(student, x_t, pairs.index, pairs.cond) for x_t in starts]
+    kl = step_kl(schedule, x0[0].detach(), x0_ref[0], t_next)
     if shared:
-        return preference_margin(schedule, pairs.winner, pairs.loser, now[0], before[0], t_next), kl
-    won = log_ratio(schedule, pairs.winner, now[0], before[0], t_next)
-    return won - log_ratio(schedule, pairs.loser, now[1], before[1], t_next), kl
+        return preference_margin(schedule, pairs.winner, pairs.loser, x0[0], x0_ref[0], t_next), kl
+    winner_ratio = log_ratio(schedule, pairs.winner, x0[0], x0_ref[0], t_next)
+    return winner_ratio - log_ratio(schedule, pairs.loser, x0[1], x0_ref[1], t_next), kl

@@ -1,4 +1,4 @@
-"""Stage 1 of Flash-DMD: Algorithm 1 of arXiv 2511.20549, and, by recipe, the methods it is compared with."""
+"""Stage 1 of Flash-DMD (Algorithm 1 of arXiv 2511.20549), and its baselines, which differ only in the recipe."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class StudentOutput:
     latents: Tensor | None
     x: Tensor
     brightness: Tensor | None = None
-    features: list[Tensor] | None = None  # what SAM sees in the student's picture
+    features: list[Tensor] | None = None  # SAM features of the student's pictures
 
 
 def distill(
     recipe: Recipe, family: Family, data: Data, out: Path, watch: Watch, stop: StopFlag, world: World | None = None
 ) -> State:  # fmt: skip
-    """Train a student; `out` takes states and metrics. The same call continues from the newest state.
+    """Distil a student. States and metrics are written to `out`; a second call resumes from the latest state.
 
-    Returns the state, short of `recipe.train.iterations` if `stop` was requested; it is saved either way.
+    Returns the final state, before `recipe.train.iterations` if `stop` was requested; it is saved in both cases.
     """
     state = State.new(recipe, family, world=world)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
@@ -60,31 +60,32 @@ def micro_batches(train: Train, world: World) -> Iterator[range]:
 
 
 def positions(number: int, rows: range, train: Train) -> range:
-    """Where in the endless shuffled stream of pictures the rows of iteration `number` are."""
+    """Positions in the endless shuffled stream of pictures of the given batch rows of iteration `number`."""
     return range(number * train.batch + rows.start, number * train.batch + rows.stop)
 
 
 def iteration(
     recipe: Recipe, o: Objective, state: State, data: Data, number: int | None = None
 ) -> dict[str, float]:  # fmt: skip
-    """One iteration of Algorithm 1: the student in every `ttur`-th, then the fake score, then the discriminator.
+    """One iteration of Algorithm 1: updates the student (every `ttur`-th iteration), fake score and discriminator.
 
-    Its `number`, the state's own if not given, decides whose turn it is and what is drawn.
+    `number` (default: the state's iteration) determines whether the student is updated, and all random numbers.
+    Returns the metrics.
     """
     number = state.iteration if number is None else number
     train, metrics = recipe.train, StepMetrics(state.world)
     parts = list(micro_batches(train, state.world))
     n = len(parts)
     student, fake = state.student, state.fake
-    # One grid step for the whole iteration, on every rank: rollouts of unequal length would wait for each other.
+    # The same grid step on every rank: with different ones, ranks would wait for the longest rollout.
     step_draw = generator(train.seed, 0, number, "grid step")
     index = recipe.dm_step_indices[int(torch.randint(len(recipe.dm_step_indices), (1,), generator=step_draw))]
     last, gan = len(o.grid) - 1, recipe.gan
     gan_index = index if gan.steps == "all" else last
-    # Where the adversarial loss meets the state that distribution matching met, one graph serves both.
-    meets_here = gan.steps == "all" or (index == last and gan.input == "last_step")
-    students_turn = number % recipe.ttur == 0
-    kept: list[StudentOutput] = []
+    # If the adversarial loss has the same input as distribution matching, both share one forward pass.
+    shares_forward = gan.steps == "all" or (index == last and gan.input == "last_step")
+    updates_student = number % recipe.ttur == 0
+    outputs: list[StudentOutput] = []
 
     for rows in parts:
         draws = Draws(train.seed, number, rows, o.family.device)
@@ -92,41 +93,42 @@ def iteration(
         cond = o.conditioning(batch)
         z = draws.normal("z", o.family.latent_shape)
         x_t = o.simulate(student.net, z, cond, draws, 0, index, "rollout")  # backward simulation (lines 5-8)
-        with torch.set_grad_enabled(students_turn):
+        with torch.set_grad_enabled(updates_student):
             x = o.student_x0(student.net, x_t, index, cond)  # line 10
         latents = None if batch.latents is None else batch.latents.to(z.device)
-        k = StudentOutput(draws, cond, batch.pixels.to(z.device), latents, x.detach())
-        kept.append(k)
-        leaf = k.x.clone().requires_grad_(students_turn)
+        output = StudentOutput(draws, cond, batch.pixels.to(z.device), latents, x.detach())
+        outputs.append(output)
+        leaf = output.x.clone().requires_grad_(updates_student)
         grad = torch.zeros_like(leaf)
-        if students_turn:
+        if updates_student:
             dm = o.dm_loss(leaf, state.teacher, fake.net, cond, draws)  # lines 13-14
             grad = metrics.gradient("dm", dm, recipe.dm.weight, leaf, n)
-        if state.discriminator is not None and meets_here:
-            grad = grad + adversarial(recipe, o, state, k, leaf, gan_index, students_turn, metrics, n)
-        if students_turn:
+        if state.discriminator is not None and shares_forward:
+            grad = grad + adversarial(recipe, o, state, output, leaf, gan_index, updates_student, metrics, n)
+        if updates_student:
             x.backward(grad)
-        if state.discriminator is not None and not meets_here:
-            # A graph of its own, after the first was freed: only one denoiser graph is alive at a time.
-            x_hat = o.adversarial_state(student.net, k.x, index, cond, draws)
-            with torch.set_grad_enabled(students_turn):
+        if state.discriminator is not None and not shares_forward:
+            # A second forward pass, after the first graph was freed: only one denoiser graph is in memory at a time.
+            x_hat = o.adversarial_state(student.net, output.x, index, cond, draws)
+            with torch.set_grad_enabled(updates_student):
                 x = o.student_x0(student.net, x_hat, gan_index, cond)
-            leaf = x.detach().clone().requires_grad_(students_turn)
-            grad = adversarial(recipe, o, state, k, leaf, gan_index, students_turn, metrics, n)  # line 15
-            if students_turn:
+            leaf = x.detach().clone().requires_grad_(updates_student)
+            grad = adversarial(recipe, o, state, output, leaf, gan_index, updates_student, metrics, n)  # line 15
+            if updates_student:
                 x.backward(grad)
 
     factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
-    if students_turn:
+    if updates_student:
         metrics.whole["grad_norm/student"] = student.update(factor, state.world)  # line 17
         state.follow(recipe)  # line 18, Eq. 11
 
-    for k in kept:  # lines 20-24: the fake score on the same, detached x
-        loss = o.fake_loss(fake.net, k.x, k.cond, k.draws)
+    for output in outputs:  # lines 20-24: the fake score, trained on the same x, detached
+        loss = o.fake_loss(fake.net, output.x, output.cond, output.draws)
         metrics.add("fake", loss, n)
         (loss / n).backward()
         if state.discriminator is not None:  # lines 25-26
-            d_loss = discriminator_loss(recipe, o, state.discriminator.net, fake.net, k, gan_index, metrics, n)
+            heads = state.discriminator.net
+            d_loss = discriminator_loss(recipe, o, heads, fake.net, output, gan_index, metrics, n)
             weight = recipe.gan.fake_weight if recipe.gan.kind == "latent" else 1.0
             (weight * d_loss / n).backward()
     metrics.whole["grad_norm/fake"] = fake.update(factor, state.world)
@@ -136,47 +138,49 @@ def iteration(
 
 
 def adversarial(
-    recipe: Recipe, o: Objective, state: State, k: StudentOutput, leaf: Tensor, index: int, students_turn: bool,
+    recipe: Recipe, o: Objective, state: State, output: StudentOutput, leaf: Tensor, index: int, updates_student: bool,
     metrics: StepMetrics, n: int,
 ) -> Tensor:  # fmt: skip
-    """Gradient of the student's weighted adversarial loss at its output `leaf` (line 15), zero out of its turn.
+    """Gradient of the weighted adversarial loss with respect to the student output `leaf` (line 15).
 
-    Keeps in `k` what the discriminator will learn from: SAM is frozen, so its features serve both turns.
+    Zero if the student is not updated. Stores SAM features and brightness in `output` for the discriminator update:
+    SAM is frozen, so its features serve both updates.
     """
     assert state.discriminator is not None
     heads: Any = state.discriminator.net
     if recipe.gan.kind == "pixel":
-        with torch.set_grad_enabled(students_turn):
-            view = o.view(leaf, k.draws)
+        with torch.set_grad_enabled(updates_student):
+            view = o.view(leaf, output.draws)
             features = heads.extract_features(view)
-        k.brightness, k.features = view.detach().mean(), [f.detach() for f in features]
-    if not students_turn:
+        output.brightness, output.features = view.detach().mean(), [f.detach() for f in features]
+    if not updates_student:
         return torch.zeros_like(leaf)
     if recipe.gan.kind == "pixel":
         logits = heads(features)
     else:
-        logits = o.latent_logits(heads, state.fake.net, leaf, k.cond, k.draws, "gan")
+        logits = o.latent_logits(heads, state.fake.net, leaf, output.cond, output.draws, "gan")
     loss = o.generator_loss(logits, index)
     return metrics.gradient("gan", loss, recipe.gan.weight, leaf, n)
 
 
 def discriminator_loss(
-    recipe: Recipe, o: Objective, heads: Any, fake: Denoiser, k: StudentOutput, index: int, metrics: StepMetrics, n: int
-) -> Tensor:
-    """Real pictures against the student's detached ones, which it made at grid step `index`."""
+    recipe: Recipe, o: Objective, heads: Any, fake: Denoiser, output: StudentOutput, index: int,
+    metrics: StepMetrics, n: int,
+) -> Tensor:  # fmt: skip
+    """Loss of the discriminator on real pictures and the student's detached ones of grid step `index`; scalar."""
     if recipe.gan.kind == "pixel":
-        assert k.features is not None and k.brightness is not None
-        real_view = o.real_view(k.pictures, k.latents, k.draws)
+        assert output.features is not None and output.brightness is not None
+        real_view = o.real_view(output.pictures, output.latents, output.draws)
         with torch.no_grad():
             real_features = heads.extract_features(real_view)
-        real, made = heads(real_features), heads(k.features)
+        real_logits, fake_logits = heads(real_features), heads(output.features)
         metrics.add("brightness/real", real_view.mean(), n)
-        metrics.add("brightness/student", k.brightness, n)
+        metrics.add("brightness/student", output.brightness, n)
     else:
-        x_real = o.real_latents(k.pictures, k.latents)
-        real = o.latent_logits(heads, fake, x_real, k.cond, k.draws, "real")
-        made = o.latent_logits(heads, fake, k.x, k.cond, k.draws, "made")
-    loss = o.discriminator_loss(real, made)
-    # Noted without its soft weight: the tripwire asks whether the discriminator tells everything apart.
+        x_real = o.real_latents(output.pictures, output.latents)
+        real_logits = o.latent_logits(heads, fake, x_real, output.cond, output.draws, "real")
+        fake_logits = o.latent_logits(heads, fake, output.x, output.cond, output.draws, "made")
+    loss = o.discriminator_loss(real_logits, fake_logits)
+    # Logged without the soft weight: a tripwire checks whether the discriminator separates real and fake perfectly.
     metrics.add("discriminator", loss, n)
     return o.soft_weight(index) * loss

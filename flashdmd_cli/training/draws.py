@@ -1,6 +1,6 @@
-"""Random numbers of a training step, a function of (seed, iteration, row of the batch, purpose).
+"""Random numbers of a training step, as a function of (seed, iteration, row of the batch, purpose).
 
-A row draws the same numbers whichever process holds it and whatever the micro-batch is.
+A row has the same random numbers for any number of processes and any micro-batch size.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flashdmd_cli.runs.randomness import generator
 
 @dataclass(frozen=True)
 class Draws:
-    """The numbers of `rows` of one iteration's batch. They are drawn on the CPU, so every device has the same."""
+    """Random numbers for `rows` of one iteration's batch, B in all; generated on the CPU, so equal on every device."""
 
     seed: int
     iteration: int
@@ -34,11 +34,11 @@ class Draws:
         return torch.cat([torch.rand(1, generator=g) for g in self._generators(purpose)]).to(self.device)
 
     def choice(self, purpose: str, high: int) -> Tensor:
-        """Whole numbers (B,) long, uniform on [0, high)."""
+        """Integers (B,) long, uniform on [0, high)."""
         return torch.cat([torch.randint(high, (1,), generator=g) for g in self._generators(purpose)]).to(self.device)
 
     def corners(self, purpose: str, height: int, width: int) -> list[tuple[int, int]]:
-        """Top and left of B places, uniform on [0, height] x [0, width]."""
+        """Top left corners of B crops, uniform on [0, height] x [0, width]."""
         room = torch.tensor([height + 1, width + 1])
         pairs = ((torch.rand(2, generator=g) * room).long().tolist() for g in self._generators(purpose))
         return [(top, left) for top, left in pairs]

@@ -1,4 +1,4 @@
-"""What both stages do around an iteration: go on from the newest state, log, watch for trouble, save, preview."""
+"""The training loop of both stages: resume, iterate, log metrics, check tripwires, save states, render previews."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ class Data(Protocol):
     """Captioned pictures in an endless shuffled stream."""
 
     def batch(self, positions: range, seed: int = 0) -> Batch:
-        """The pictures at `positions` of the stream, a function of (position, seed)."""
+        """The pictures at `positions` of the stream; each depends only on its position and the seed."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run tells the outside: metrics, a warning, a student to preview beside what it started from, with
-    all warnings so far."""
+    """Callbacks of a run."""
 
     progress: Callable[[int, dict[str, float]], None]
+    """(finished iterations, metrics)."""
     warn: Callable[[str], None]
     preview: Callable[[View, View, int, Sequence[str]], None]
+    """(student, student before training, finished iterations, all warnings so far)."""
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
-    """Whether all of them are in main memory."""
+    """Whether all tensors are in main memory."""
     return all(tensor.device.type == "cpu" for tensor in tensors.values())
 
 
 class Undo:
-    """Lets a signal end a round of training in its middle, on a CPU, where one may take a minute.
+    """Lets a signal interrupt a training iteration on a CPU, where one may take a minute.
 
-    A copy of what a round changes is kept, in the same memory from round to round, and put back when a signal came. On
-    an accelerator rounds are short and memory is scarce: there a signal is postponed to the round's end.
+    All that an iteration changes is copied before, into memory that is reused, and restored after a signal. On an
+    accelerator iterations are short and memory is scarce, so there a signal takes effect after the iteration.
     """
 
     def __init__(
@@ -61,29 +62,30 @@ class Undo:
         take: Callable[[dict[str, Tensor], dict[str, Any]], None],
         alone: bool = True,
     ) -> None:
-        """`contents` gives the live tensors and JSON-able counters of a run, `take` makes it what they say.
+        """`contents` returns the live tensors and the JSON-serialisable counters of a run, `take` restores them.
 
-        A process that is not `alone` finishes its round, for the others would wait for it.
+        `alone` is false in a run of several processes: there an iteration is never interrupted, because the other
+        processes would wait for this one.
         """
         self.stop, self.contents, self.take, self.alone = stop, contents, take, alone
-        self.kept: dict[str, Tensor] = {}
+        self.backup: dict[str, Tensor] = {}
 
     @contextmanager
     def round(self) -> Iterator[None]:
-        """One round, inside `stop.postponed()`; on `StopSignal` the run is again what it was before."""
+        """Context of one iteration, inside `stop.postponed()`; after a `StopSignal` the run is as it was before."""
         tensors, meta = self.contents()
-        copied = self.alone and on_cpu(tensors)
-        if copied:
-            # The optimizers have no moments before their first step.
-            self.kept = {name: self.kept.get(name, torch.empty_like(tensor)) for name, tensor in tensors.items()}
+        can_restore = self.alone and on_cpu(tensors)
+        if can_restore:
+            # Names may be new: the optimizers have no moments before their first step.
+            self.backup = {name: self.backup.get(name, torch.empty_like(tensor)) for name, tensor in tensors.items()}
             for name, tensor in tensors.items():
-                self.kept[name].copy_(tensor)
+                self.backup[name].copy_(tensor)
             meta = deepcopy(meta)
         try:
-            with self.stop.answering(copied):
+            with self.stop.answering(can_restore):
                 yield
         except StopSignal:
-            self.take(self.kept, meta)
+            self.take(self.backup, meta)
             raise
 
 
@@ -96,11 +98,11 @@ def run(
     stop: StopFlag,
     collapse: CollapseProbe | None = None,
 ) -> State:
-    """Repeat `iteration`, which changes `state` and returns metrics, until the recipe's number of them is done.
+    """Call `iteration`, which changes `state` and returns metrics, until `recipe.train.iterations` are done.
 
-    Begins where the newest state in `out` ends. Returns early, with the state saved (unless it is still the first), if
-    `stop` was requested or a collapse is to end the run. The state's random draws depend on its counters alone, so
-    nothing else is restored.
+    Resumes from the latest state in `out`. Ends early if `stop` was requested, or on a collapse with
+    `probe.stop_on_collapse`; the state is then saved, unless no iteration was finished. Random numbers depend only on
+    counters in the state, so no generator has to be restored.
     """
     saved = latest_state(out / "state")
     if saved is not None:
@@ -125,7 +127,7 @@ def run(
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations
 
     with Tracker(out, state.iteration, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
-        if preview_is_due():  # at the beginning, and where a run was interrupted in its preview
+        if preview_is_due():  # at iteration 0, and in a run that was interrupted during a preview
             preview()
         if state.iteration == 0 and collapse is not None:
             with stop.answering(world.size == 1):
@@ -146,12 +148,12 @@ def run(
                 warnings = probe.check(metrics)
                 probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
                 if collapse is not None and probed:
-                    told, warning = collapse.check(state)
-                    metrics |= told
+                    probe_metrics, warning = collapse.check(state)
+                    metrics |= probe_metrics
                     warnings += [warning] if warning else []
             for warning in warnings if world.is_main else ():
                 watch.warn(warning)
-            # Counted from the first iteration, which is a student's turn whatever the TTUR.
+            # Counted from the first iteration, which updates the student for any TTUR.
             if probed or (state.iteration - 1) % train.log_every == 0:
                 tracker.log(state.iteration - 1, metrics, costs)
             if world.is_main:

@@ -1,4 +1,4 @@
-"""The networks of a run at iteration 0: which are copies, which are views on one, and what stage 1 left for them."""
+"""The networks of a run at iteration 0: copies of the teacher or adapters on it, in stage 2 those of stage 1."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flashdmd_cli.training.roles import assign, fill
 
 @dataclass(frozen=True)
 class Stage1Adapters:
-    """What stage 1 trained on the teacher, where it trained adapters."""
+    """Adapter weights of a stage 1 that trained adapters on the teacher."""
 
     student: dict[str, Tensor]
     fake: dict[str, Tensor]
@@ -26,7 +26,7 @@ class Stage1Adapters:
     alpha: float
 
     def put_on(self, base: Base, student: str, fake: str) -> None:
-        """Put both on `base` under these names, frozen."""
+        """Add both adapters to `base` under the given names, frozen."""
         for name, values in ((student, self.student), (fake, self.fake)):
             with torch.random.fork_rng(devices=[]):
                 view = base.add_adapter(name, self.rank, self.alpha)
@@ -41,15 +41,15 @@ class Stage1:
 
     student: View
     fake: View | None
-    """None where stage 1's state is gone: the fake score begins as the student."""
+    """None if the state of stage 1 was deleted: the fake score is then initialised from the student."""
     heads: dict[str, Tensor] | None
-    """The discriminator's, where stage 1's can be used on."""
+    """Weights of the discriminator heads; None if they were deleted or stage 2 has another discriminator."""
     iteration: int
-    """Iterations of stage 1, so that noise drawn in stage 2 goes on from there; data are read again."""
+    """Number of iterations of stage 1; stage 2 continues its numbering, so no random numbers are used twice."""
     adapters: Stage1Adapters | None = None
-    """Student's and fake score's, where stage 1 trained adapters on this teacher and its state is there."""
+    """Adapters of student and fake score, if stage 1 trained adapters and its state still exists."""
     state: Path = Path("state")
-    """Where fake score and heads were read, for messages."""
+    """Folder of the state that fake score and heads were loaded from, for error messages."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,18 @@ class Networks:
     fake: View
     teacher: View
     average: View | None
-    """Begins as the student, where the recipe averages it."""
+    """Moving average of the student, if the recipe has one; initialised from the student."""
     reference: View | None
     """Stage 2: the student before its first update."""
 
 
 def new_networks(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
-    """Student and fake score as the teacher is, or in stage 2 as stage 1 left them."""
+    """The networks at iteration 0: copies of the teacher in stage 1, those of `stage1` in stage 2."""
     return (_adapters if recipe.model.form == "lora" else _full)(recipe, family, stage1)
 
 
 def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
-    """Full fine-tuning: every role has a network of its own."""
+    """Full fine-tuning: every trained role has its own network."""
     student = family.base if stage1 is None else stage1.student.base.to(family.device)
     fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
     average = student.copy(trainable=False).view() if recipe.train.average_images else None
@@ -85,8 +85,8 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
 def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     """Adapters: teacher, student, fake score, average and reference share one network.
 
-    In stage 2 stage 1's adapters lie frozen below the roles' own. Where stage 1 trained all weights, or its state is
-    gone, its student and its fake score are the networks that adapters go on.
+    In stage 2, new adapters are trained on top of the frozen ones of stage 1. If stage 1 trained all weights, or its
+    state was deleted, the new adapters are put on its student and fake score instead.
     """
     rank, alpha = recipe.model.lora_rank, recipe.model.lora_alpha
     base = fake_base = family.base.twin()
@@ -105,7 +105,7 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
             each.checkpointed()
 
     def like_students(base: Base, name: str, below: tuple[str, ...]) -> View:
-        """A new adapter with the values of the student's, since Eq. 11 averages tensor by tensor."""
+        """A new adapter initialised with the student's values, because Eq. 11 averages tensor by tensor."""
         with torch.random.fork_rng(devices=[]):
             view = base.add_adapter(name, rank, alpha, below)
         assign(view.weights(), student.weights())
@@ -119,7 +119,7 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
 
 
 def new_discriminator(recipe: Recipe, family: Family, stage1: Stage1 | None) -> nn.Module | None:
-    """The discriminator that the recipe asks for, with stage 1's heads where they can be used on."""
+    """The discriminator of the recipe, with the heads of `stage1` if it has any; None for `gan.kind: none`."""
     heads: nn.Module
     if recipe.gan.kind == "none":
         return None

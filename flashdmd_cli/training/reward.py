@@ -1,4 +1,4 @@
-"""Training of a latent reward model on preference pairs, and how well it tells winners at each noise level (LRM)."""
+"""Training of a latent reward model on preference pairs (LRM), and its accuracy at each noise level."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from flashdmd_cli.training.roles import Role
 from flashdmd_cli.training.state import check_state
 
 CACHE_BYTES = 512 * 2**20
-"""Latents kept in memory; a smaller set of pairs is encoded once."""
+"""Largest size of the latents in memory; pairs that fit into it are encoded only once."""
 REPORT_LEVELS = (1, 249, 499, 749, 951)
-"""Timesteps of the report: clean, and where the candidates of a 4-step student lie."""
+"""Timesteps at which accuracy is reported: clean latents, and the noise levels of a 4-step student's candidates."""
 
 
 class PairLatents:
-    """Pairs as latents, encoded when they are first asked for."""
+    """Latents of picture pairs, encoded on first access."""
 
     def __init__(self, pairs: Sequence[PreferencePair], family: Family) -> None:
         self.pairs, self.family, self.weights = list(pairs), family, prompt_weights(pairs)
@@ -56,7 +56,7 @@ class PairLatents:
         return self.cache[index]
 
     def gather(self, indices: Sequence[int]) -> tuple[Tensor, list[str], Tensor]:
-        """Latents (2, B, C, h, w), prompts and labels (B,) of some pairs."""
+        """Latents (2, B, C, h, w), prompts and labels (B,) of the pairs `indices`."""
         device = self.family.device
         latents = torch.stack([self[i] for i in indices], dim=1).to(device)
         labels = torch.tensor([self.pairs[i].label for i in indices], device=device)
@@ -73,7 +73,8 @@ def noisy_scores(
 
 
 def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
-    """Say which weights learn: the trunk or its transformer blocks, the projections, on request the text encoders."""
+    """Set `requires_grad`: trunk or its transformer blocks, projections, and the text encoders if the recipe trains
+    them."""
     model.requires_grad_(True)
     model.text_encoders.requires_grad_(recipe.model.text_encoders)
     if recipe.model.layers == "attention":
@@ -85,11 +86,10 @@ def train_reward(
     recipe: RewardRecipe, family: Family, model: LatentRewardModel, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
 ) -> tuple[int, float]:  # fmt: skip
-    """Train `model` in place; `out` takes states and metrics. The same call continues from the newest state.
+    """Train `model` in place. States and metrics are written to `out`; a second call resumes from the latest state.
 
-    Returns the iterations done, short of the recipe's if `stop` was requested, and the seconds they took.
-
-    Raises `NumericalError` when gradients stay non-finite, `DataError` for a picture that cannot be read.
+    Returns the number of finished iterations, below the recipe's if `stop` was requested, and their seconds.
+    Raises `NumericalError` if gradients stay non-finite, `DataError` for a picture that cannot be read.
     """
     set_trainable(model, recipe)
     role = Role("reward", model, recipe.optim.lr, recipe.optim, "optim.lr")
@@ -109,10 +109,10 @@ def train_reward(
                 meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
             )
         except KeyError as error:
-            raise unfit(saved, f"does not say {error}") from None
+            raise unfit(saved, f"lacks {error}") from None
         check_state(saved, tensors, [role], {role.name: updates})
         take(tensors, {"updates": updates, "bad_updates": bad_updates})
-    learned, measured = PairLatents(pairs, family), PairLatents(held_out, family)
+    training, validation = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
 
     def save() -> None:
@@ -125,9 +125,9 @@ def train_reward(
         while done < train.iterations and stop.requested is None:
             due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
             with undo.round():
-                metrics = _step(recipe, family, model, role, learned, done)
-                if due and measured.pairs:
-                    metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, measured, train.seed).items()}
+                metrics = _step(recipe, family, model, role, training, done)
+                if due and validation.pairs:
+                    metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()}
             done += 1
             if due or (done - 1) % train.log_every == 0:
                 tracker.log(done - 1, metrics)
@@ -143,12 +143,12 @@ def train_reward(
 def _step(
     recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
 ) -> dict[str, float]:
-    """One update on `train.batch` pairs, all drawn anew: which pairs, their timesteps, the noise of each side."""
+    """One update on `train.batch` random pairs, with a random timestep per pair and new noise per picture."""
     train, metrics, levels = recipe.train, StepMetrics(), torch.tensor(recipe.pairs.timesteps)
     draw = generator(train.seed, 0, step, "reward/pairs")
     indices = torch.randint(len(data.pairs), (train.batch,), generator=draw)
     weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
-    num_right = num_decided = 0
+    num_correct = num_decided = 0
     for micro, rows in enumerate(torch.arange(train.batch).split(train.micro_batch)):
         latents, prompts, labels = data.gather(indices[rows].tolist())
         draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
@@ -158,15 +158,15 @@ def _step(
             scores = noisy_scores(model, family, latents, prompts, t, noise)
         weight = weights[rows].to(family.device)
         loss = pairwise_cross_entropy(scores[0], scores[1], labels, weight)
-        # Weights are normalised over the whole batch, as the loss does within a part of it.
+        # The loss normalises weights within a micro-batch; this factor normalises them over the whole batch.
         share = (weights[rows].sum() / weights.sum()).item()
         (loss * share).backward()
         metrics.add("loss", loss, 1 / share)
         decided = labels != 0.5
-        num_right += int(((scores[1] > scores[0]) == (labels > 0.5))[decided].sum())
+        num_correct += int(((scores[1] > scores[0]) == (labels > 0.5))[decided].sum())
         num_decided += int(decided.sum())
     if num_decided:
-        metrics.whole["accuracy"] = num_right / num_decided
+        metrics.whole["accuracy"] = num_correct / num_decided
     metrics.whole["grad_norm"] = role.update(recipe.rate_factor(step))
     metrics.whole["logit_scale"] = model.logit_scale.exp().item()
     return metrics.values()
@@ -176,20 +176,20 @@ def _step(
 def accuracy(
     model: RewardModel, data: PairLatents, seed: int, levels: Sequence[int] = REPORT_LEVELS, batch: int = 64
 ) -> dict[int, float]:
-    """Share of the pairs with a winner in which it has the higher score, by timestep; noise fixed by `seed`.
+    """Accuracy by timestep: the fraction of pairs without ties whose winner has the higher score.
 
-    Levels outside the model's range are left out; ties do not count. Empty where every pair is a tie.
+    `seed` fixes the noise. Levels outside the model's range are left out. Empty if every pair is a tie.
     """
     decided = [i for i, pair in enumerate(data.pairs) if pair.label != 0.5]
     low, high = model.timesteps
-    found: dict[int, float] = {}
+    accuracies: dict[int, float] = {}
     for level in (level for level in levels if low <= level <= high and decided):
-        right = 0
+        num_correct = 0
         for start in range(0, len(decided), batch):
             latents, prompts, labels = data.gather(decided[start : start + batch])
             noise = torch.randn(latents.shape, generator=generator(seed, 0, start, f"reward/report/{level}"))
             t = at(level, latents[0])
             scores = noisy_scores(model, data.family, latents, prompts, t, noise.to(latents.device))
-            right += int(((scores[1] > scores[0]) == (labels > 0.5)).sum())
-        found[level] = right / len(decided)
-    return found
+            num_correct += int(((scores[1] > scores[0]) == (labels > 0.5)).sum())
+        accuracies[level] = num_correct / len(decided)
+    return accuracies

@@ -1,4 +1,4 @@
-"""One role of a run: its network with optimizer, clipping and update counter, and what a state keeps of it."""
+"""One role of a run: its network with optimizer, gradient clipping and update counter, and its tensors in a state."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flashdmd_cli.runs.world import World
 
 Net = TypeVar("Net", View, nn.Module)
 MAX_BAD_UPDATES = 10
-"""Updates in a row that may be skipped for a gradient that is not finite before the run gives up."""
+"""Consecutive updates with non-finite gradients after which a run ends with an error."""
 
 
 class Role(Generic[Net]):
-    """A network with its optimizer, clipping and update counter."""
+    """A network with its optimizer, gradient clipping and update counter."""
 
     def __init__(self, name: str, net: Net, lr: float, optim: AdamW, lr_key: str = "", owner: bool = True) -> None:
-        """`lr_key` names the recipe's field of `lr`; `owner` is false where another role saves the weights."""
+        """`lr_key` is the recipe key of `lr`, for messages; `owner` is false if another role saves the weights."""
         self.net: Net = net
         self.name, self.lr, self.optim, self.owner = name, lr, optim, owner
         self.lr_key = lr_key or f"optim.lr_{name}"
@@ -36,15 +36,14 @@ class Role(Generic[Net]):
         self.bad_updates = 0
 
     def update(self, factor: float = 1.0, world: World | None = None) -> float:
-        """One optimizer step at `factor` of the learning rate on the accumulated gradients, their mean over processes.
+        """One optimizer step at `factor` times the learning rate, on accumulated gradients averaged over processes.
 
-        Returns the gradients' norm before clipping.
-
-        A gradient that is not finite is dropped and counted; `NumericalError` after `MAX_BAD_UPDATES` in a row.
+        Returns the gradient norm before clipping. A step with non-finite gradients is skipped; raises `NumericalError`
+        after `MAX_BAD_UPDATES` in a row.
         """
         if world is not None and world.size > 1:
             for parameter in self.parameters:
-                # A process that has kept no pair has no gradient, and the others wait for it.
+                # A process without pairs has no gradients, but has to take part in the averaging.
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             world.mean_([p.grad for p in self.parameters if p.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
@@ -59,7 +58,7 @@ class Role(Generic[Net]):
             if self.bad_updates >= MAX_BAD_UPDATES:
                 raise NumericalError(
                     f"{self.lr_key}: {MAX_BAD_UPDATES} gradients in a row were not finite",
-                    hint="a lower one, or model.precision=fp32 where it is bf16, in another --out",
+                    hint="use a lower value, or model.precision=fp32 instead of bf16, with another --out",
                 )
         self.optimizer.zero_grad(set_to_none=True)
         return norm.item()
@@ -76,21 +75,22 @@ class Role(Generic[Net]):
     def _weights(self) -> dict[str, Tensor]:
         return {f"{self.name}.net.{key}": v for key, v in trained(self.net).items()} if self.owner else {}
 
-    def wanted(self, found: Iterable[str], updates: int) -> dict[str, str]:
+    def wanted(self, present: Iterable[str], updates: int) -> dict[str, str]:
         """Names and kinds of the tensors that a state after `updates` updates must have.
 
-        A parameter that no loss reaches has no moments, so the names that were `found` say whose are there.
+        A parameter without gradient has no moments, so moments are expected of those parameters only that have any of
+        their names among `present`, the names in the state.
         """
         moments: dict[int, dict[str, str]] = {}
         for index, p in enumerate(self.parameters):
             slots = {"step": torch.tensor(0.0), "exp_avg": p, "exp_avg_sq": p}
             moments[index] = kinds({f"{self.name}.optimizer.{index}.{slot}": v for slot, v in slots.items()})
-        names = set(found)
+        names = set(present)
         reached = [rows for rows in moments.values() if not names.isdisjoint(rows)] or list(moments.values())
         return kinds(self._weights()) | {k: v for rows in reached if updates for k, v in rows.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave, after `check_state` has found it whole."""
+        """Restore what `tensors()` returned; `check_state` has to be called before."""
         if self.owner:
             assign(trained(self.net), {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)})
         state: dict[int, dict[str, Tensor]] = {}
@@ -103,12 +103,12 @@ class Role(Generic[Net]):
 
 
 def parameters_of(net: View | nn.Module) -> list[nn.Parameter]:
-    """What an optimizer moves: a denoiser's own parameters, or a discriminator's that are not frozen."""
+    """Parameters for the optimizer: a denoiser's own ones, or those of another network that are not frozen."""
     return net.parameters if isinstance(net, View) else [p for p in net.parameters() if p.requires_grad]
 
 
 def trained(net: View | nn.Module) -> dict[str, Tensor]:
-    """What a state keeps of `net`: all but its frozen weights, which come from elsewhere. The live tensors."""
+    """The tensors of `net` that a state contains: all but frozen weights, which have other sources. No copies."""
     if isinstance(net, View):
         return net.weights()
     frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
@@ -117,14 +117,14 @@ def trained(net: View | nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def assign(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy `values` into the tensors of the same names."""
+    """Copy `values` into the tensors `live` of the same names, in place."""
     for name, tensor in live.items():
         tensor.copy_(values[name])
 
 
 def fill(net: View | nn.Module, values: dict[str, Tensor], state: Path) -> None:
-    """Give `net` everything that a state keeps of it; InputError for a tensor too few, too many, or of another kind."""
+    """Load `values` from a state into `net`; InputError for a missing, unexpected or differently shaped tensor."""
     live = trained(net)
-    if told := difference(kinds(values), kinds(live)):
-        raise unfit(state, told, "--from")
+    if problem := difference(kinds(values), kinds(live)):
+        raise unfit(state, problem, "--from")
     assign(live, values)

@@ -1,4 +1,4 @@
-"""Stage-1 networks for stage 2: the student from the checkpoint, fake score and discriminator from its last state."""
+"""Loading of the stage-1 networks for stage 2: the student from the checkpoint, all else from its last state."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ STUDENT, AVERAGE, FAKE, HEADS = "student.net.", "average.net.", "fake.net.", "di
 
 
 def load_stage1(folder: Path, iteration: int, stage1: Recipe, recipe: Recipe, family: Family) -> Stage1:
-    """The networks of the checkpoint in `folder`, which was trained for `iteration` iterations by `stage1`, on the CPU.
+    """Networks of the checkpoint `folder`, trained for `iteration` iterations with the recipe `stage1`, on the CPU.
 
-    Its last state is not part of the manifest and may be gone; then the fake score begins as the student, and the
-    discriminator anew. Raises OSError or ValueError when `student/` cannot be read, InputError for a damaged state.
+    Its last state is not part of the manifest and may have been deleted; then the fake score is initialised from the
+    student, and the discriminator at random. Raises OSError or ValueError if `student/` cannot be read, InputError for
+    a damaged state.
     """
     student = family.load_student(folder / "student")
     saved = state_folder(folder / "state", iteration)
@@ -40,7 +41,9 @@ def load_stage1(folder: Path, iteration: int, stage1: Recipe, recipe: Recipe, fa
         fake = merged.view("fake").plain()
         return Stage1(student, fake, heads, iteration, state=saved)
     except InputError as error:
-        raise InputError(error.message, hint=f"delete {saved} and the fake score begins as the student") from error
+        raise InputError(
+            error.message, hint=f"delete {saved}; the fake score is then initialised from the student"
+        ) from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -48,21 +51,21 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fake(tensors: dict[str, Tensor], family: Family, saved: Path) -> View:
-    """Stage 1's fake score, all of whose weights were trained."""
+    """The fake score of a stage 1 with full fine-tuning."""
     view = family.base.copy(trainable=False).to("cpu").view()
     fill(view, _part(tensors, FAKE), saved)
     return view
 
 
 def _adapters(tensors: dict[str, Tensor], stage1: Recipe, family: Family, saved: Path) -> Stage1Adapters:
-    """What stage 1 trained, the student's as it was shipped; InputError when it does not fit the teacher."""
+    """Adapters of stage 1, the student's averaged if its recipe says so; InputError if they do not fit the teacher."""
     rank, alpha = stage1.model.lora_rank, stage1.model.lora_alpha
     student = _part(tensors, AVERAGE if stage1.train.average_images else STUDENT)
     fake = _part(tensors, FAKE)
     wanted = kinds(family.base.twin().add_adapter("student", rank, alpha).weights())
     for values in (student, fake):
-        if told := difference(kinds(values), wanted):
-            raise unfit(saved, told, "--from")
+        if problem := difference(kinds(values), wanted):
+            raise unfit(saved, problem, "--from")
     return Stage1Adapters(student, fake, rank, alpha)
 
 

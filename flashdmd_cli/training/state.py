@@ -1,4 +1,4 @@
-"""What changes during a run, roles with their optimizers and counters, and how it goes to disk and back."""
+"""The training state: roles with their optimizers, the student's average, and counters; saving and loading."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flashdmd_cli.training.networks import Stage1, new_discriminator, new_networ
 from flashdmd_cli.training.roles import Role, assign
 
 COUNTERS = ("iteration", "images_seen", "seconds", "probe")
-"""What a state says beside the roles' own counters."""
+"""Fields of a saved state besides the roles' update counters."""
 
 
 def check_state(
@@ -30,16 +30,16 @@ def check_state(
     updates: dict[str, int],
     average: View | None = None,
 ) -> None:
-    """InputError that names the first tensor of a state that `roles` after `updates` updates cannot go on with."""
+    """Raise InputError, naming the first tensor, if `tensors` do not fit `roles` after `updates` updates each."""
     wanted = kinds(average_tensors(average))
     for role in roles:
         wanted |= role.wanted(tensors, updates[role.name])
-    if told := difference(kinds(tensors), wanted):
-        raise unfit(folder, told)
+    if problem := difference(kinds(tensors), wanted):
+        raise unfit(folder, problem)
 
 
 def average_tensors(average: View | None) -> dict[str, Tensor]:
-    """What a state keeps of the student's average: the live tensors by dotted name."""
+    """The tensors of the student's average in a state, by dotted name; no copies."""
     return {} if average is None else {f"average.net.{key}": value for key, value in average.weights().items()}
 
 
@@ -56,20 +56,20 @@ class State:
     reference: View | None = None
     """Stage 2: the student before its first update, frozen."""
     preference: Role[View] | None = None
-    """Stage 2: a second optimizer of the student, for the preference loss; None: it takes the student's own."""
+    """Stage 2: a second optimizer of the student, for the preference loss; None: the student's own one is used."""
     world: World = World()
-    """The processes that train this run together; every one of them has the same state."""
+    """The processes of this run; all have the same state."""
     iteration: int = 0
     images_seen: int = 0
     seconds: float = 0.0
     probe: dict[str, Any] = field(default_factory=dict)
-    """What the tripwires and the probe remember, JSON-able."""
+    """Memory of tripwires and collapse probe, JSON-serialisable."""
 
     @classmethod
     def new(
         cls, recipe: Recipe, family: Family, stage1: Stage1 | None = None, world: World | None = None
     ) -> State:  # fmt: skip
-        """A run at iteration 0: student and fake score begin as the teacher, or in stage 2 as stage 1 left them."""
+        """The state at iteration 0, initialised from the teacher, or in stage 2 from `stage1`."""
         torch.manual_seed(recipe.train.seed)
         networks = new_networks(recipe, family, stage1)
         optim = recipe.optim
@@ -93,23 +93,23 @@ class State:
 
     @property
     def updates(self) -> dict[str, int]:
-        """Optimizer steps of each role."""
+        """Number of optimizer steps of each role."""
         return {role.name: role.updates for role in self.roles}
 
     def follow(self, recipe: Recipe) -> None:
-        """After a student update in stage 1: the fake score moves towards the student (Eq. 11)."""
+        """Move the fake score towards the student (Eq. 11); called after a student update by distillation."""
         if recipe.fake.ema is not None:
             ema_update_(self.fake.parameters, self.student.parameters, recipe.fake.ema)
 
     def follow_average(self, recipe: Recipe) -> None:
-        """After an iteration: the student's average. Not after an update, so that the average reaches back over as
-        many pictures whatever the TTUR."""
+        """Update the student's average; called after every iteration rather than every student update, so that its
+        time constant in pictures does not depend on the TTUR."""
         if self.average is not None and recipe.train.average_decay is not None:
             ema_update_(self.average.parameters, self.student.parameters, recipe.train.average_decay)
 
     @property
     def shipped(self) -> View:
-        """The student that is shown and shipped: the average where the recipe has one."""
+        """The student to preview and export: the average, if the recipe has one."""
         return self.average or self.student.net
 
     @property
@@ -136,19 +136,19 @@ class State:
         save_state(folder, *self.contents())
 
     def load(self, folder: Path) -> None:
-        """Continue from a state that `save` wrote; InputError, and nothing changed, when it is not one of this run."""
+        """Resume from a state that `save` wrote; InputError, with nothing changed, if it is not a state of this run."""
         tensors, meta = load_state(folder)
         try:
             updates = {role.name: meta["updates"][role.name] for role in self.roles}
             bad_updates = {role.name: meta["bad_updates"][role.name] for role in self.roles}
             counters = {name: meta[name] for name in COUNTERS}
         except KeyError as error:
-            raise unfit(folder, f"does not say {error}") from None
+            raise unfit(folder, f"lacks {error}") from None
         check_state(folder, tensors, self.roles, updates, self.average)
         self.take(tensors, counters | {"updates": updates, "bad_updates": bad_updates})
 
     def take(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Become what `contents` told."""
+        """Restore what `contents` returned."""
         for role in self.roles:
             role.load(tensors)
             role.updates, role.bad_updates = meta["updates"][role.name], meta["bad_updates"][role.name]

@@ -1,4 +1,4 @@
-"""The loss of each role, as both loops use them. Noise comes from named generators, so a step can be repeated."""
+"""The losses of student, fake score and discriminator. Random numbers come from `Draws`, so steps are repeatable."""
 
 from __future__ import annotations
 
@@ -39,23 +39,27 @@ class Objective:
         gan, side = self.recipe.gan, self.family.resolution
         if gan.kind == "pixel" and gan.decode == "crop" and gan.crop_px > side:
             raise UsageError(
-                f"gan.crop_px: {gan.crop_px} is more than the {side} pixels that the teacher draws",
+                f"gan.crop_px: {gan.crop_px} exceeds the teacher's resolution of {side} pixels",
                 hint=f"--set gan.crop_px={side // 2}, or --set gan.decode=full",
             )
 
     def conditioning(self, batch: Batch) -> Conditioning:
-        """What a batch tells a denoiser: captions, from the data's cache where there is one, else encoded now.
+        """The conditioning of a batch: cached text embeddings if the data have them, otherwise encoded captions.
 
-        And sizes: the pictures' own where the batch has them (`model.micro_conditioning: data`), else a whole square's.
+        Picture sizes are the batch's own if it has any (`model.micro_conditioning: data`), else those of an uncropped
+        square.
         """
         cond = self.family.encode(batch.captions) if batch.text is None else self.family.conditioning(batch.text)
         return cond if batch.sizes is None else self.family.sized(cond, batch.sizes)
 
-    # -- the student's way down the grid ------------------------------------------------------------------------------
+    # -- sampling with the student ------------------------------------------------------------------------------------
 
     def simulate(self, student: Denoiser, x: Tensor, cond: Conditioning, draws: Draws, start: int, stop: int | None,
              role: str) -> Tensor:  # fmt: skip
-        """Backward simulation B without gradient: from the noisy state at `start` to that at `stop` (None: x0)."""
+        """Backward simulation without gradient: from noisy state `x` at grid step `start` to that at `stop` (None: x0).
+
+        `role` names the random numbers.
+        """
         with torch.no_grad():
             return rollout(
                 lambda x_t, t: student.x0(x_t, t, cond),
@@ -68,14 +72,14 @@ class Objective:
             )
 
     def student_x0(self, student: Denoiser, x_t: Tensor, index: int, cond: Conditioning) -> Tensor:
-        """The student's answer at grid step `index`."""
+        """The student's x0 prediction (B, ...) at grid step `index`."""
         return student.x0(x_t, at(self.grid.timesteps[index], x_t), cond)
 
     def adversarial_state(self, student: Denoiser, x: Tensor, index: int, cond: Conditioning, draws: Draws) -> Tensor:
-        """Noisy state of the last step, where the GAN acts, from the student's x0 `x` at step `index`.
+        """Noisy state at the last grid step, for the adversarial loss, from the student's x0 prediction `x` at `index`.
 
-        `last_step`: the state that inference meets, from an earlier step. `renoise`: a finished x0 noised again
-        (Eq. 8-9).
+        `gan.input: last_step` continues sampling to the last step, as at inference; `renoise` samples to the end and
+        adds noise to the resulting x0 (Eq. 8-9).
         """
         last = len(self.grid) - 1
         schedule, timesteps = self.family.schedule, self.grid.timesteps
@@ -89,7 +93,7 @@ class Objective:
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def dm_loss(self, x: Tensor, teacher: Denoiser, fake: Denoiser, cond: Conditioning, draws: Draws) -> Tensor:
-        """Distribution matching of `x` (B, ...): both scores at one noised copy, in x0 space (Eq. 4)."""
+        """Distribution-matching loss of `x` (B, ...), with both scores evaluated on the same noised `x` (Eq. 4)."""
         low, high = self.recipe.dm.renoise_range
         t = self.family.schedule.sample(draws.uniform("dm/t"), low, high)
         with torch.no_grad():
@@ -99,41 +103,41 @@ class Objective:
         return losses.distribution_matching_loss(x, x0_real, x0_fake)
 
     def generator_loss(self, logits: list[Tensor], index: int) -> Tensor:
-        """The student's adversarial loss at grid step `index`, before lambda_adv."""
+        """The student's adversarial loss at grid step `index`, not multiplied by lambda_adv."""
         return GAN_LOSSES[self.recipe.gan.loss][0](logits, self.soft_weight(index))
 
     def discriminator_loss(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
-        """The discriminator's loss (Eq. 10 in the recipe's form), before its soft weight."""
+        """The discriminator's loss (Eq. 10, hinge or softplus), not multiplied by the soft weight."""
         return GAN_LOSSES[self.recipe.gan.loss][1](real, fake)
 
     def soft_weight(self, index: int) -> Tensor:
-        """Factor () of every adversarial term at grid step `index` (SenseFlow's); 1 without `gan.soft_weights`."""
+        """Factor () of adversarial losses at grid step `index` (SenseFlow); 1 without `gan.soft_weights`."""
         t = torch.tensor([self.grid.timesteps[index]], device=self.family.device)
         weight = signal_weight(self.family.schedule, t)[0]
         return weight if self.recipe.gan.soft_weights else torch.ones_like(weight)
 
     def fake_loss(self, fake: Denoiser, x: Tensor, cond: Conditioning, draws: Draws) -> Tensor:
-        """The fake score's own denoising loss on the student's detached output (Eq. 6), t over all of the schedule.
+        """Denoising loss of the fake score on the student's detached output `x` (Eq. 6), t over the whole schedule.
 
-        In the network's own words (noise, velocity or x0), as its teacher was trained and as DMD2 does for noise. A
-        velocity model's error in noise would weigh nothing at zero terminal SNR, where the student begins.
+        The target is the network's own prediction type (noise, velocity or x0), as in the teacher's training and in
+        DMD2. A noise target would give a velocity model no loss at zero terminal SNR, where sampling starts.
         """
         x, schedule = x.detach(), self.family.schedule
         t, noise = schedule.sample(draws.uniform("fake/t"), *ALL_TIMES), draws.normal("fake/noise", x.shape[1:])
         output = fake.output(add_noise(schedule, x, noise, t), t, cond)
         return losses.denoising_loss(output, output_of(schedule, self.family.prediction, x, noise, t))
 
-    # -- what a discriminator looks at --------------------------------------------------------------------------------
+    # -- inputs of the discriminator ----------------------------------------------------------------------------------
 
     def view(self, latents: Tensor, draws: Draws) -> Tensor:
-        """Decoded pictures, or a random crop of each: only the latents around the crop are decoded."""
+        """Decoded pictures (B, 3, H, W), or a random crop of each, for which only the latents around it are decoded."""
         gan = self.recipe.gan
         if gan.decode == "full":
             return self._decode(latents)
         scale = self.family.resolution // self.family.latent_shape[-1]
         side, (height, width) = gan.crop_px // scale, latents.shape[-2:]
-        # The decoder's middle block attends over all it is given, so a crop is an approximation; what is decoded around
-        # it, and cut away, takes the padding's trace away from the edge.
+        # The decoder's middle block attends over its whole input, so a decoded crop is an approximation; a margin is
+        # decoded and cut away to remove the padding artefacts at its edges.
         tall, wide = (min(side + 2 * gan.crop_margin_latents, room) for room in (height, width))
         corners = draws.corners("crop", height - side, width - side)
         around = [(_around(top, side, tall, height), _around(left, side, wide, width)) for top, left in corners]
@@ -147,11 +151,12 @@ class Objective:
             return self.family.decode(latents).float()
 
     def real_latents(self, pictures: Tensor, latents: Tensor | None) -> Tensor:
-        """Latents of real pictures: the cached ones, else encoded now."""
+        """Latents of real pictures: `latents` if they are cached, otherwise encoded `pictures`."""
         return self.family.encode_pictures(pictures) if latents is None else latents
 
     def real_view(self, pictures: Tensor, latents: Tensor | None, draws: Draws) -> Tensor:
-        """Real pictures as the discriminator compares them: cropped alike, on request through the autoencoder."""
+        """Real pictures for the discriminator: cropped like the student's, and encoded and decoded if
+        `gan.real: vae_roundtrip`."""
         if self.recipe.gan.real == "vae_roundtrip":
             with torch.no_grad():
                 return self.view(self.real_latents(pictures, latents), draws)
@@ -164,7 +169,7 @@ class Objective:
     def latent_logits(
         self, heads: nn.Module, fake: Denoiser, x: Tensor, cond: Conditioning, draws: Draws, role: str
     ) -> list[Tensor]:
-        """DMD2's discriminator: heads on inner features of the fake score, which sees `x` diffused to a random t."""
+        """Logits of DMD2's discriminator: heads on features of the fake score for `x` noised to random timesteps."""
         schedule = self.family.schedule
         t = schedule.sample(draws.uniform(f"{role}/t"), *ALL_TIMES)
         x_t = add_noise(schedule, x, draws.normal(f"{role}/noise", x.shape[1:]), t)
@@ -172,11 +177,11 @@ class Objective:
 
 
 def _around(start: int, side: int, length: int, room: int) -> int:
-    """Where `length` of `room` places begin that have `side` places from `start` in their middle, as far as room is."""
+    """Start of a window of `length` centred on the `side` positions from `start`, moved so as to lie in [0, room]."""
     return min(max(0, start - (length - side) // 2), room - length)
 
 
 def _crops(x: Tensor, corners: Sequence[tuple[int, int]], height: int, width: int) -> Tensor:
-    """From each row of `x` (B, C, H, W) what begins at its corner (top, left): (B, C, height, width)."""
+    """Crops (B, C, height, width) of `x` (B, C, H, W), one per row, at its corner (top, left)."""
     return torch.stack([row[:, top : top + height, left : left + width]
                         for row, (top, left) in zip(x, corners, strict=True)])  # fmt: skip

@@ -91,7 +91,7 @@ def align(
         raise InputError(f"--from {student.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
     begins = latest_state(out / "state") is None
     if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
-        reporter.say(f"{student.folder} has no state any more: the fake score begins as the student")
+        reporter.say(f"{student.folder} has no state any more: the fake score is initialised from the student")
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
     )

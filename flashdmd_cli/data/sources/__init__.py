@@ -1,4 +1,4 @@
-"""Collections as people have them, behind one protocol (`data.items.Source`); which one it is, is seen by its files."""
+"""Data sources in various formats, all with the protocol `data.items.Source`, and detection of the format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMATS = ("folder", "imagefolder", "webdataset", "parquet", "coco", "prompts")
 
 @dataclass(frozen=True)
 class Reading:
-    """How a source is to be read; None leaves it to what is found there."""
+    """Options for reading a source; None: detect automatically."""
 
     format: str | None = None
     image_column: str | None = None
@@ -32,17 +32,17 @@ class Reading:
     names_are_captions: bool = False
     suite: str | None = None
     caption: str | None = None
-    """`random`: of several captions of a picture, the one that `seed` draws; else the first."""
+    """`random`: select one of several captions of a picture at random with `seed`; None: the first."""
     seed: int | None = None
 
     @property
     def captions(self) -> Captions:
-        """Which caption of a row is taken."""
+        """Selection of the caption of a row."""
         return Captions(self.caption_column, (self.seed or 0) if self.caption == "random" else None)
 
 
 def detect(path: Path) -> str:
-    """The format of a source by its files; `DataError` when none fits."""
+    """Detect the format of a source from its files; `DataError` for an unknown format."""
     if path.suffix in PICKLE_SUFFIXES:
         raise DataError(
             f"SOURCE {path}: a pickle can run code when it is read, so it is not",
@@ -53,19 +53,19 @@ def detect(path: Path) -> str:
         return _detect_file(path)
     if not path.is_dir():
         raise DataError(f"SOURCE {path}: no such file or folder")
-    # The most telling first. A table without pictures says nothing: img2dataset leaves one beside all that it writes.
-    found = Survey.of(path)
-    tables = found.tables if found.tables_hold_pictures() else []
-    for format_, holders in (("webdataset", found.tars), ("parquet", tables)):
+    # The most specific first. Tables without pictures are ignored: img2dataset writes them in every format.
+    survey = Survey.of(path)
+    tables = survey.tables if survey.tables_hold_pictures() else []
+    for format_, holders in (("webdataset", survey.tars), ("parquet", tables)):
         if holders:
-            if found.mixed(holders):
+            if survey.mixed(holders):
                 raise DataError(f"SOURCE {path}: holds pictures and {holders[0].name}", f"--format folder or {format_}")
             return format_
     if any(next(path.glob(pattern), None) for pattern in ("captions_*.json", "annotations/captions_*.json")):
         return "coco"
-    if found.metadata:
+    if survey.metadata:
         return "imagefolder"
-    return "parquet" if found.tables and not found.picture_folders else "folder"
+    return "parquet" if survey.tables and not survey.picture_folders else "folder"
 
 
 def _detect_file(path: Path) -> str:
@@ -93,7 +93,7 @@ def _detect_file(path: Path) -> str:
 
 
 def open_source(path: Path, reading: Reading) -> Source:
-    """The source at `path`; `DataError` when it is not there or not what `reading.format` says."""
+    """Open the source at `path`; `DataError` if it does not exist or does not have the format `reading.format`."""
     path = Path(os.path.expanduser(path))
     format_ = reading.format or ("coco" if reading.suite else detect(path))
     if not path.exists():

@@ -14,16 +14,16 @@ from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
 from flashdmd_cli.data.reading import Captions, check_caption, named, read_file
 
 SUITES = {"coco10k": 10_000}
-"""Size of each suite. Its pictures are those whose `sha256("<suite>/<image id>")` comes first in the order of digests:
-a rule that needs no random generator, so that anyone can draw the same set in any language."""
+"""Number of pictures of each suite. They are those with the smallest `sha256("<suite>/<image id>")`, a rule without
+random generator, so that it can be reproduced in any programming language."""
 
 
 @dataclass
 class Coco:
-    """The images of an annotation file by their ids, each with its caption of the smallest id (or a drawn one).
+    """The images of an annotation file, by id, each with its caption of smallest id (or a random one).
 
-    Where the image files are at hand (beside the annotations, or in `train2014/`, `images/`, ... of the same folder),
-    they come along; else the prompts come alone.
+    Without image files (beside the annotations, or in `train2014/`, `images/`, ... of the same folder), the source has
+    only prompts.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class Coco:
         self.folders = [folder.relative_to(self.root).as_posix() for folder in folders if folder.is_dir()]
 
     def rows(self) -> Iterator[Row]:
-        """Prompts with their ids, and the file of each picture that is there. The annotation file is read whole."""
+        """Prompts with their ids, and picture files if there are any. Reads the whole annotation file at once."""
         images, captions = self._read()
         ids = sorted(set(images) & set(captions))
         if self.suite is not None:
@@ -86,27 +86,27 @@ class Coco:
         return images, captions
 
     def fetch(self, row: Row) -> Item:
-        """A prompt, with its picture where there is one."""
+        """A prompt with its picture, if there is one."""
         picture = read_file(named(self.root, row["file"])[0]) if "file" in row else None
         return Item(row["caption"], row["columns"], picture)
 
 
 def find_annotations(path: Path) -> Path:
-    """The annotation file itself, or the one of a COCO folder; `DataError` when there are several or none."""
+    """The annotation file `path`, or that in a COCO folder; `DataError` if there are several or none."""
     if path.is_file():
         return path
-    found = sorted({*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")})
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(file.relative_to(path).as_posix() for file in found)
+    files = sorted({*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")})
+    if len(files) == 1:
+        return files[0]
+    names = ", ".join(file.relative_to(path).as_posix() for file in files)
     raise DataError(
-        f"SOURCE {path}: " + (f"several annotation files: {names}" if found else "no captions_*.json there"),
+        f"SOURCE {path}: " + (f"several annotation files: {names}" if files else "no captions_*.json there"),
         "name the file itself, for example annotations/captions_val2014.json",
     )
 
 
 def choose(ids: list[int], suite: str) -> list[int]:
-    """The ids of a suite, ascending; `DataError` when there are fewer than it has."""
+    """The ids of a suite, ascending; `DataError` if there are not enough."""
     size = SUITES[suite]
     if len(ids) < size:
         raise DataError(

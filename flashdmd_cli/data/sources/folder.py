@@ -1,4 +1,4 @@
-"""A folder of pictures with a `.txt` or `.caption` (and, as img2dataset writes it, a `.json`) beside each."""
+"""A folder of pictures, each with a `.txt` or `.caption` file and optionally a `.json` file, as by img2dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BESIDE = (*CAPTION_SUFFIXES, "json")
 
 @dataclass
 class Folder:
-    """Pictures in sorted order of their paths, folder by folder; hidden files and folders do not count."""
+    """Pictures in sorted order of their paths, without hidden files and folders."""
 
     path: Path
     names_are_captions: bool = False
@@ -30,8 +30,8 @@ class Folder:
         self.path = self.path.resolve()
 
     def rows(self) -> Iterator[Row]:
-        """Every file is named: as a picture, as a companion of one, or as something else. Links are not followed to
-        folders. Only the names of one folder are held at a time."""
+        """Rows of all pictures, and rejections of all files that do not belong to one. Links to folders are not
+        followed. Only the names of one folder are in memory at a time."""
         yield from self._walk(self.path, "")
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[Row]:
@@ -44,7 +44,7 @@ class Folder:
             yield rejected_row(printable(prefix or folder.name), "unreadable", str(error.strerror))
             return
         pictures = [name for name, _, is_folder in found if not is_folder and is_picture(name)]
-        # A companion is called after the picture, with or without the end of its name: a.txt, a.jpg.txt, a.TXT.
+        # Companions have the name of the picture, with or without its suffix: a.txt, a.jpg.txt, a.TXT.
         owners = {*pictures, *map(stem, pictures)}
         beside: dict[str, list[str]] = {}
         for name, _, is_folder in found:
@@ -71,7 +71,7 @@ class Folder:
             state = path.stat()
         except OSError as error:
             return rejected_row(source, "unreadable", str(error.strerror))
-        # Size and time are there so that a changed file makes another listing.
+        # Size and time make the listing change with the file.
         row = {"source": source, "file": prefix + name, "size": state.st_size, "time": state.st_mtime_ns}
         unusual = sorted({*companions} - {stem(name) + ".txt", stem(name) + ".json"}, key=_order)
         return row | ({"beside": [prefix + each for each in unusual]} if unusual else {})
@@ -91,7 +91,7 @@ class Folder:
                 try:
                     return parse_object(read_file(beside, MAX_JSON_BYTES, "bad_row"))
                 except Rejected:
-                    return {}  # the picture and its caption do not depend on it; a filter that needs a column says so
+                    return {}  # not needed for the picture and its caption; filters reject rows without their column
         return {}
 
     def _caption(self, row: Row, texts: list[str], columns: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The ImageFolder convention: `metadata.jsonl`, `.csv` or `.parquet` beside the pictures names each in `file_name`."""
+"""Hugging Face's ImageFolder format: `metadata.jsonl`, `.csv` or `.parquet` with a column `file_name`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flashdmd_cli.data.tables import entries, header
 
 @dataclass
 class ImageFolder:
-    """The rows of the metadata files of a folder and of its subfolders; a path counts from its metadata file."""
+    """The rows of the metadata files in a folder and its subfolders; paths are relative to the metadata file."""
 
     path: Path
     captions: Captions = Captions()
@@ -32,7 +32,7 @@ class ImageFolder:
         return files_below(self.path, METADATA.__contains__)
 
     def rows(self) -> Iterator[Row]:
-        """One row per line of the tables, with caption and scalars inside. A repeated file is rejected."""
+        """One row per row of the tables, with caption and scalars. Repeated files are rejected."""
         import tempfile
 
         with tempfile.TemporaryDirectory() as folder, scratch(Path(folder) / "names") as connection:
@@ -73,6 +73,6 @@ class ImageFolder:
                 "size": state.st_size, "time": state.st_mtime_ns}  # fmt: skip
 
     def fetch(self, row: Row) -> Item:
-        """The picture a row names."""
+        """Read the picture of a row."""
         columns = {key: value for key, value in row["columns"].items() if key != "file_name"}
         return Item(row["caption"], columns, read_file(inside(self.path, row["file"])))

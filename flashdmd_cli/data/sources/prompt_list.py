@@ -1,4 +1,4 @@
-"""Prompts alone: for runs without a GAN, and for evaluation."""
+"""Prompts without pictures, for training without GAN and for evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flashdmd_cli.data.reading import Captions
 
 @dataclass
 class PromptList:
-    """The prompts of a file of any kind that `data.prompts` reads."""
+    """The prompts of a file in any format of `data.prompts`."""
 
     path: Path
     captions: Captions = Captions()
@@ -21,10 +21,10 @@ class PromptList:
     prompts_only: bool = True
 
     def __post_init__(self) -> None:
-        self.path = self.path.absolute()  # not resolved: what a link in a cache points to has no suffix
+        self.path = self.path.absolute()  # links are not resolved: in the hub's cache, their targets have no suffix
 
     def rows(self) -> Iterator[Row]:
-        """One row per prompt; empty lines do not count."""
+        """One row per prompt, without empty lines."""
         yield from prompt_rows(self.path, self.captions)
 
     def fetch(self, row: Row) -> Item:

@@ -20,7 +20,7 @@ _BATCH = 16
 
 @dataclass
 class _Cursor:
-    """Where the last row was read: rows come in order, so the next one is usually in the same batch."""
+    """Position of the last row; rows are read in order, so the next one is usually in the same batch."""
 
     place: tuple[str, int] = ("", -1)
     batches: Any = None
@@ -30,7 +30,7 @@ class _Cursor:
 
 @dataclass
 class Parquet:
-    """The rows of one parquet file, or of all those of a folder and its subfolders, in the order of the files."""
+    """The rows of one parquet file, or of all those in a folder and its subfolders, in the order of the files."""
 
     path: Path
     image_column: str | None = None
@@ -40,11 +40,11 @@ class Parquet:
     _cursor: _Cursor = field(default_factory=_Cursor, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # A file is not resolved: what a link in a cache points to is named by a hash.
+        # Links to files are not resolved: in the hub's cache, their targets are named by hashes.
         self.path = self.path.absolute() if self.path.is_file() else self.path.resolve()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cursor": _Cursor()}  # an open file does not travel between processes
+        return self.__dict__ | {"_cursor": _Cursor()}  # open files cannot be pickled
 
     @property
     def files(self) -> list[Path]:
@@ -54,7 +54,7 @@ class Parquet:
         return files_below(self.path, lambda name: suffix(name) == "parquet" and name not in METADATA)
 
     def rows(self) -> Iterator[Row]:
-        """File, row group and number of every row. `DataError` when a column that is needed is not there."""
+        """File, row group and number of every row. `DataError` if a required column is missing."""
         for path in self.files:
             file = path.name if self.path.is_file() else path.relative_to(self.path).as_posix()
             try:
@@ -73,7 +73,7 @@ class Parquet:
                     number, stamp = number + 1, {}
 
     def _checked(self, path: Path) -> list[int]:
-        """Rows of each row group of a table that has the columns."""
+        """Number of rows of each row group; `DataError` if a required column is missing."""
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as table:
@@ -117,7 +117,7 @@ class Parquet:
             try:
                 batch = next(cursor.batches, None)
             except (OSError, ValueError):
-                self._cursor = _Cursor()  # a reader that failed does not know where it is
+                self._cursor = _Cursor()  # the position of the reader is unknown after an error
                 raise
             if batch is None:
                 raise ValueError("the row group ends before")

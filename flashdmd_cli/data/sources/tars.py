@@ -1,4 +1,4 @@
-"""Webdataset tars, as img2dataset writes them: `key.jpg`, `key.txt`, `key.json`. Nothing is ever unpacked."""
+"""Webdataset tars, as written by img2dataset: `key.jpg`, `key.txt`, `key.json`. They are read without unpacking."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_JSON_BYTES = 2**20
 
 @dataclass
 class Tars:
-    """The samples of one tar, or of all those of a folder and its subfolders, in the order of the files."""
+    """The samples of one tar, or of all those in a folder and its subfolders, in the order of the files."""
 
     path: Path
     captions: Captions = Captions()
@@ -41,7 +41,7 @@ class Tars:
     prompts_only: bool = False
 
     def __post_init__(self) -> None:
-        # A file is not resolved: what a link in a cache points to is named by a hash.
+        # Links to files are not resolved: in the hub's cache, their targets are named by hashes.
         self.path = self.path.absolute() if self.path.is_file() else self.path.resolve()
 
     @property
@@ -50,11 +50,11 @@ class Tars:
         return [self.path] if self.path.is_file() else files_below(self.path, lambda name: suffix(name) == "tar")
 
     def rows(self) -> Iterator[Row]:
-        """One row per sample, with the place of each of its members; one for each member that is no use."""
+        """One row per sample, with the positions of its members, and one per rejected member."""
         for tar in self.files:
             name = tar.name if self.path.is_file() else tar.relative_to(self.path).as_posix()
             state = tar.stat()
-            # In front of its samples: a replaced tar makes another listing even where the offsets are the same.
+            # In the first row, so that the listing changes with the tar, even if all offsets are the same.
             stamp = {"size": state.st_size, "time": state.st_mtime_ns}
             for row in samples(tar, name):
                 yield row | ({"tar": name} if "reason" not in row else {}) | stamp
@@ -76,7 +76,7 @@ class Tars:
         try:
             return parse_object(read_part(tar, members["json"], limit=MAX_JSON_BYTES, too_big="bad_row"))
         except Rejected:
-            return {}  # as in a folder: a filter that needs a column will say so
+            return {}  # as in a folder: filters reject rows without their column
 
     def _caption(self, tar: Path, row: Row, columns: dict[str, Any]) -> str:
         members = row["members"]
@@ -87,9 +87,8 @@ class Tars:
 
 
 def samples(path: Path, tar: str) -> Iterator[Row]:
-    """Rows of one tar, called `tar`: members that follow each other under one key are a sample, as webdataset reads
-    them."""
-    seen: set[str] = set()  # keys of one tar, thousands at most
+    """Rows of the tar at `path`, named `tar`: consecutive members with the same key are a sample, as in webdataset."""
+    seen: set[str] = set()  # keys of one tar, usually some thousands
     key: str | None = None
     members: dict[str, list[int]] = {}
 
@@ -135,13 +134,13 @@ def _doubt(info: tarfile.TarInfo) -> str | None:
 
 
 def _headers(path: Path) -> Iterator[tarfile.TarInfo | Rejected]:
-    """Headers of a tar's members, one at a time; a `Rejected` at the end where the file is cut off or damaged."""
+    """Headers of a tar's members, one at a time, and a `Rejected` at the end if the file is truncated or damaged."""
     size = path.stat().st_size
     end = 0
     try:
         with tarfile.open(path, "r:") as tar:
             while (info := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # the reader would keep them all
+                tar.members = []  # type: ignore[attr-defined]  # the reader would keep all of them in memory
                 end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 if info.isreg() and info.offset_data + info.size > size:
                     break
@@ -149,7 +148,7 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo | Rejected]:
     except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         yield Rejected("lfs_pointer" if is_lfs_pointer(path) else "tar_truncated", str(error)[:200])
         return
-    # A reader of tars stops without complaint at a damaged header; a whole tar goes on with an empty block.
+    # tarfile stops silently at a damaged header; in an intact file, an empty block follows the last member.
     with path.open("rb") as file:
         file.seek(min(end, size))
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

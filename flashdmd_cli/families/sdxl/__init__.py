@@ -1,1 +1,1 @@
-"""Everything that is true of Stable Diffusion XL."""
+"""All code that is specific to Stable Diffusion XL."""

@@ -1,4 +1,4 @@
-"""Stable Diffusion XL, before anything is loaded."""
+"""Metadata of Stable Diffusion XL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The SDXL family: stock diffusers components; embedded and real teachers differ in folder only."""
+"""The SDXL family, built from stock diffusers components; the embedded teacher and real ones use the same code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from flashdmd_cli.families.sdxl.settings import (
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 """Every linear layer (or 1x1 convolution) of the transformer blocks."""
 TEXT = ("context", "pooled")
-"""What a prompt becomes: token embeddings (B, L, D) of both encoders, and a pooled one (B, P)."""
+"""Names of the text embeddings: token embeddings (B, L, D) of both encoders, and a pooled embedding (B, P)."""
 
 
 class SDXLFamily:
@@ -45,7 +45,7 @@ class SDXLFamily:
     adapter_targets: tuple[str, ...] = LORA_TARGETS
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
-        """`precision`: "bf16" runs denoiser forwards under autocast; x0 arithmetic stays in float32."""
+        """`precision="bf16"` runs the denoiser under autocast; conversions to x0 stay in float32."""
         check_parts(pipeline)
         self.scheduler_config: dict[str, Any] = noise_settings(pipeline.scheduler)
         self.schedule = noise_schedule(self.scheduler_config)
@@ -69,14 +69,14 @@ class SDXLFamily:
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32") -> SDXLFamily:
-        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for weights that are not whole."""
+        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights."""
         source = source if isinstance(source, Source) else Source(source)
         # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
         return cls(read_pipeline(source), str(source.weights), precision)
 
     @property
     def teacher(self) -> View:
-        """The denoiser as it came."""
+        """The original denoiser, without adapters."""
         return self.base.view()
 
     @property
@@ -85,7 +85,7 @@ class SDXLFamily:
 
     @property
     def tokenizers(self) -> list[Any]:
-        """Of both text encoders."""
+        """The tokenizers of both text encoders."""
         return [self.pipeline.tokenizer, self.pipeline.tokenizer_2]
 
     def to(self, device: torch.device | str) -> SDXLFamily:
@@ -94,32 +94,32 @@ class SDXLFamily:
         return self
 
     def autocast(self) -> torch.autocast:
-        """Forward passes inside run in the family's precision; pictures to look at are decoded outside, in float32."""
+        """Context for forward passes in the family's precision; pictures for display are decoded without it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """What a denoiser is told for prompts, drawn as whole square pictures."""
+        """Conditioning for prompts, for uncropped square pictures."""
         return self.conditioning(self.embed(prompts))
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Prompts through both text encoders: penultimate states side by side, pooled from the second."""
+        """Text embeddings: penultimate hidden states of both encoders concatenated, pooled output of the second."""
         context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return {"context": context, "pooled": pooled}
 
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
-        """The conditioning of embeddings that were computed before: `context` (B, L, D) and `pooled` (B, P)."""
-        told = {name: text[name].to(self.device) for name in TEXT}
-        return Conditioning({**told, "time_ids": self._time_ids(len(told["pooled"]))})
+        """Conditioning from text embeddings `context` (B, L, D) and `pooled` (B, P)."""
+        embeddings = {name: text[name].to(self.device) for name in TEXT}
+        return Conditioning({**embeddings, "time_ids": self._time_ids(len(embeddings["pooled"]))})
 
     def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
-        """`cond` with the pictures' own sizes (B, 6) in place of a whole square's."""
+        """`cond` with the pictures' own sizes (B, 6) instead of those of an uncropped square."""
         return cond.replace(time_ids=sizes.to(self.device))
 
     def null(self, cond: Conditioning) -> Conditioning:
-        """The unconditional input, as the stock pipeline has it where no negative prompt is given, with the same sizes.
+        """The unconditional input of the stock pipeline without a negative prompt, with the sizes of `cond`.
 
-        Zeros for both embeddings (SDXL), or with `force_zeros_for_empty_prompt: false` the embeddings of "".
+        Both embeddings are zeros (SDXL), or those of "" if the pipeline has `force_zeros_for_empty_prompt: false`.
         """
         if self.pipeline.config.force_zeros_for_empty_prompt:
             return cond.replace(**{name: torch.zeros_like(cond[name]) for name in TEXT})
@@ -132,17 +132,17 @@ class SDXLFamily:
         return torch.tensor([size, size, 0, 0, size, size], dtype=torch.float32, device=self.device).repeat(batch, 1)
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """What `net` answers for `x_t` (B, C, h, w) at `t` (B,): noise, velocity or x0, as `self.prediction` says."""
+        """Output of `net` for `x_t` (B, C, h, w) at `t` (B,): noise, velocity or x0, depending on `self.prediction`."""
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
         with self.autocast():
             return net(x_t, t, encoder_hidden_states=cond["context"], added_cond_kwargs=added).sample.float()
 
     def tap(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        """The output (B, C, h, w) of the UNet's middle block, where DMD2's discriminator has its head."""
+        """The output (B, C, h, w) of the UNet's middle block, the input of DMD2's discriminator head."""
         return [self.call(encoder_half(net), x_t, t, cond)]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) on about [-1, 1] from latents, with gradient with respect to the latents."""
+        """Pictures (B, 3, H, W) on about [-1, 1] from latents (B, C, h, w); differentiable."""
         return self.vae.decode(self.latents.to_vae(latents)).sample
 
     @torch.no_grad()
@@ -157,9 +157,9 @@ class SDXLFamily:
     def solve(
         self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
     ) -> Tensor:
-        """Deterministic DDIM (eta 0) from pure noise `x` (B, C, h, w) to x0, by the stock scheduler.
+        """Deterministic DDIM (eta 0) from pure noise `x` (B, C, h, w) to x0, with the stock scheduler.
 
-        It is told that the network answers in x0, which `denoise(x_t, t)` does.
+        `denoise(x_t, t)` returns x0, so the scheduler has `prediction_type="sample"`.
         """
         config = self.scheduler_config
         scheduler: Any = DDIMScheduler(
@@ -178,7 +178,7 @@ class SDXLFamily:
         return x
 
     def load_student(self, folder: Path) -> View:
-        """A student from its diffusers folder, frozen, on the CPU."""
+        """Load a student from its diffusers folder, frozen, on the CPU."""
         net = read_network(UNet2DConditionModel, folder).requires_grad_(False)
         _forget_folder(net)
         return Base(self, net).view()
@@ -188,7 +188,7 @@ class SDXLFamily:
         net.save_pretrained(folder)  # type: ignore[operator]
 
     def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
-        """Write a stock pipeline folder that samples `net` on `grid` with the scheduler it names."""
+        """Write a stock pipeline folder with the denoiser `net` and the scheduler of `grid`."""
         scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
         parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
         config = self.pipeline.config
@@ -198,7 +198,7 @@ class SDXLFamily:
         save_pipeline(whole, folder)
 
     def content_hash(self) -> str:
-        """sha256 over the denoiser's parameters, to name a teacher by content."""
+        """SHA-256 of the denoiser's parameters, which identifies a teacher by its content."""
         digest = hashlib.sha256()
         for name, value in sorted(self.teacher.weights().items()):
             digest.update(name.encode())
@@ -207,7 +207,7 @@ class SDXLFamily:
 
 
 def encoder_half(unet: nn.Module) -> nn.Module:
-    """`unet` up to its middle block, whose output it answers with; the parts are shared, and `unet` stays as it is."""
+    """A UNet that returns the output of the middle block of `unet`; it shares modules and does not change `unet`."""
     half: Any = copy.copy(unet)
     half._modules = dict(unet._modules)
     half.up_blocks = nn.ModuleList()
@@ -217,5 +217,5 @@ def encoder_half(unet: nn.Module) -> nn.Module:
 
 
 def _forget_folder(net: ConfigMixin) -> None:
-    """diffusers notes where a network was read from and writes that path into whatever is saved of it."""
+    """Remove the path that diffusers records when loading and would write into saved configurations."""
     net.register_to_config(_name_or_path="")

@@ -1,7 +1,8 @@
-"""What a folder or a file on disk holds, read from names, configurations and headers: no weights, no torch.
+"""Identification of model folders and files from tensor names, configurations and headers; reads no weights, needs no
+torch.
 
-A teacher is a stock SDXL pipeline folder, or one checkpoint file in the layout of SDXL's original code. What something
-is comes from what is written in it, never from how it is called.
+A teacher is a stock SDXL pipeline folder, or one checkpoint file in the layout of SDXL's original code. Identification
+uses the contents only, never file names.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from flashdmd_cli.families.sdxl.facts import SDXL
 UNET = "model.diffusion_model."
 EMBEDDERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
 VAE = "first_stage_model."
-"""Where the networks lie in a checkpoint in the original layout; the text encoders are the embedders."""
+"""Prefixes of the tensor names of each network in the original layout; the embedders are the text encoders."""
 
 
 def missing_parts(folder: Path, strict: bool = False) -> list[str]:
-    """What a pipeline folder lacks, in words; empty when it is whole. `strict` raises Unfit for the first."""
+    """Messages about the missing parts of a pipeline folder; empty if it is complete. `strict` raises Unfit for the
+    first."""
     lacking = [] if (folder / "model_index.json").is_file() else [Unfit("has no model_index.json")]
     for part in SDXL.networks:
         try:
@@ -41,15 +43,15 @@ def missing_parts(folder: Path, strict: bool = False) -> list[str]:
 
 
 def refuse_folder(folder: Path) -> None:
-    """Unfit, in words of what it is, for a folder that is no whole SDXL pipeline with a denoiser to distil."""
+    """Raise Unfit, describing what was found, unless `folder` is a complete SDXL pipeline that can be distilled."""
     if not (folder / "model_index.json").is_file():
         raise _no_pipeline(folder)
     index = read_json(folder / "model_index.json")
     name = index.get("_class_name", "a pipeline without a class")
     if (folder / "unet" / "config.json").is_file():
-        if said := _other_unet(read_json(folder / "unet" / "config.json"), folder):
-            raise Unfit(said)
-    # Those that edit pictures (StableDiffusionXLImg2ImgPipeline) draw with the same networks.
+        if problem := _other_unet(read_json(folder / "unet" / "config.json"), folder):
+            raise Unfit(problem)
+    # Pipelines for image editing (StableDiffusionXLImg2ImgPipeline) have the same networks.
     if not name.startswith("StableDiffusionXL"):
         raise Unfit(f"is a {name}, which is not SDXL")
     vae = (index.get("vae") or [None, None])[1]
@@ -59,7 +61,7 @@ def refuse_folder(folder: Path) -> None:
 
 
 def refuse_file(path: Path) -> None:
-    """Unfit, in words of what it is, for a file that is no SDXL checkpoint in the original layout."""
+    """Raise Unfit, describing what was found, unless `path` is an SDXL checkpoint in the original layout."""
     if path.suffix != ".safetensors":
         hint = "convert it to .safetensors" if path.suffix in (".ckpt", ".pt", ".pth", ".bin") else ""
         raise Unfit("is a file, but no .safetensors", hint or "a checkpoint file, or the folder of a pipeline")
@@ -97,7 +99,7 @@ def refuse_file(path: Path) -> None:
 
 
 def refuse_vae(place: Path) -> None:
-    """Unfit, in words of what it is, for a file or a folder that holds no autoencoder of SDXL's kind."""
+    """Raise Unfit, describing what was found, unless `place` is a file or folder with an SDXL autoencoder."""
     if place.is_file():
         if not any("decoder." in name for name in read_shapes(place)):
             raise Unfit("holds no autoencoder: none of its tensors is a decoder's")
@@ -115,15 +117,16 @@ REFINER = "is the SDXL refiner, which starts from pictures that another model dr
 
 
 def same_world(one: Path, other: Path) -> bool:
-    """Whether two pipeline folders draw the same world: the same denoiser's sizes, told in the same words."""
+    """Whether two pipeline folders belong to the same model: equal denoiser configurations and vocabularies."""
     try:
-        return _words(one / "tokenizer") == _words(other / "tokenizer") and same_denoiser(one / "unet", other / "unet")
+        same_vocabulary = _vocabulary(one / "tokenizer") == _vocabulary(other / "tokenizer")
+        return same_vocabulary and same_denoiser(one / "unet", other / "unet")
     except (OSError, ValueError):
         return False
 
 
-def _words(tokenizer: Path) -> dict[str, Any]:
-    """The vocabulary of a tokenizer's folder, in the file of old or of new versions of transformers."""
+def _vocabulary(tokenizer: Path) -> dict[str, Any]:
+    """The vocabulary in a tokenizer folder, written by an old or new version of transformers."""
     if (tokenizer / "vocab.json").is_file():
         return read_json(tokenizer / "vocab.json")
     words: dict[str, Any] = read_json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", {})
@@ -131,7 +134,7 @@ def _words(tokenizer: Path) -> dict[str, Any]:
 
 
 def _other_unet(unet: Mapping[str, Any], folder: Path) -> str | None:
-    """What a denoiser is when it is not SDXL's base."""
+    """A message if the UNet configuration is not that of SDXL's base model, else None."""
     channels, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if channels != outputs:
         return _more_channels(channels, outputs)
@@ -156,7 +159,7 @@ def _more_channels(channels: int, outputs: int) -> str:
 
 
 def _no_pipeline(folder: Path) -> Unfit:
-    """What a folder without model_index.json is."""
+    """The error for a folder without model_index.json, describing what it contains."""
     if (folder / "config.json").is_file() and "_class_name" in (config := read_json(folder / "config.json")):
         return Unfit(f"is a single network ({config['_class_name']})", "name the folder of the whole pipeline")
     files = sorted(folder.glob("*.safetensors"))
@@ -171,7 +174,7 @@ def _no_pipeline(folder: Path) -> Unfit:
 
 
 def dimensions(folder: Path) -> Dimensions:
-    """Dimensions of an SDXL pipeline folder; raises `OSError`, `ValueError` or `KeyError` for any other."""
+    """Dimensions of an SDXL pipeline folder; raises `OSError`, `ValueError` or `KeyError` for any other folder."""
 
     def config(part: str, name: str = "config.json") -> dict[str, Any]:
         values: dict[str, Any] = json.loads((folder / part / name).read_text(encoding="utf-8"))
@@ -187,10 +190,10 @@ def dimensions(folder: Path) -> Dimensions:
 
 
 def is_student(folder: Path) -> bool:
-    """Whether a pipeline folder is a few-step student, by how its scheduler is set.
+    """Whether a pipeline folder is a few-step student, judged by its scheduler configuration.
 
-    The scheduler's class does not tell, since teachers with merged adapters have it too. It is set so that each step
-    ends in x0, without the boundary scaling of consistency models.
+    The scheduler's class is not enough, because teachers with merged LCM adapters have it too; students also have the
+    settings that turn off the boundary scaling of consistency models.
     """
     grid = vp_grid(1)
     try:

@@ -1,4 +1,4 @@
-"""What the package calls of SDXL (`families.facts.FamilyModule`); heavy imports wait until they are needed."""
+"""SDXL's implementation of `families.facts.FamilyModule`; torch and diffusers are imported on first use."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["dimensions", "is_student", "load", "load_reward", "refuse", "refuse_
 
 
 def refuse(place: Path) -> None:
-    """Raise `Unfit`, in words of what it is, for a folder or file that is no whole SDXL."""
+    """Raise `Unfit`, describing what was found, unless `place` is a complete SDXL model."""
     (refuse_file if place.is_file() else refuse_folder)(place)
 
 
 def load(source: Source, precision: str) -> SDXLFamily:
-    """The family of a teacher, on the CPU."""
+    """Load a teacher, on the CPU."""
     from flashdmd_cli.families.sdxl.family import SDXLFamily
 
     return SDXLFamily.load(source, precision)
 
 
 def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentRewardModel:
-    """A reward model of SDXL's; ValueError when it reads other latents than the family's denoiser draws."""
+    """Load a reward model; Unfit if it scores latents of another kind than the family's denoiser predicts."""
     from flashdmd_cli.families.sdxl import reward_files
 
     reward = reward_files.load_reward(folder, reward_files.RewardBase.of(family), dtype)
@@ -39,7 +39,7 @@ def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentR
     if not reward.is_sdxl or channels != wanted:
         kind = f"{channels}-channel latents of {'SDXL' if reward.is_sdxl else 'SD1.5'}"
         raise Unfit(
-            f"scores {kind}, but the student draws {wanted}-channel latents of SDXL",
+            f"scores {kind}, but the student generates {wanted}-channel latents of SDXL",
             "name a reward model of the student's family",
         )
     return reward

@@ -1,8 +1,9 @@
-"""The latent reward model: how well a *noisy* latent fits its prompt, read off the encoder half of a denoiser.
+"""The latent reward model: scores how well a *noisy* latent fits its prompt, with the encoder half of a denoiser.
 
-Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 load: average-pooled
-features after the last layer of every down block and after the middle block, one linear projection, and the cosine with
-the projected text embedding, times a learned scale. Only the middle feature is guided by the empty prompt.
+Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 can be loaded:
+average-pooled features after the last layer of every down block and after the middle block, one linear projection, and
+the cosine similarity to the projected text embedding, times a learned scale. Guidance by the empty prompt is applied to
+the middle feature only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flashdmd_cli.core.attention import attention_kernel
 from flashdmd_cli.families.reward import Outside
 
 LRM_TIMESTEPS = (1, 951)
-"""Lowest and highest timestep that the published models were trained at."""
+"""Lowest and highest timestep that the published models were trained on."""
 LRM_GUIDANCE = 7.5
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
@@ -31,20 +32,20 @@ class RewardConfig:
     """Metadata stored beside the weights."""
 
     resolution: int = 1024
-    """Side in pixels that SDXL's micro-conditioning is told."""
+    """Side in pixels of the pictures, for SDXL's micro-conditioning."""
     timesteps: tuple[int, int] = LRM_TIMESTEPS
-    """Lowest and highest timestep of its training."""
+    """Lowest and highest timestep that the model was trained on."""
     guidance: float | None = LRM_GUIDANCE
-    """w of the middle feature, `u + w (c - u)`; None: the empty prompt is not run."""
+    """Guidance w of the middle feature, `u + w (c - u)`; None: no guidance."""
     base: str | None = None
-    """Content hash of the denoiser whose untouched weights are not stored again."""
+    """Content hash of the denoiser that supplies the weights that were not trained."""
     noise: dict[str, Any] | None = None
-    """Betas of the noise schedule of its training, by which its timesteps are told; None: SDXL's."""
+    """Betas of the noise schedule that the timesteps refer to; None: SDXL's."""
 
 
 @dataclass(frozen=True)
 class RewardText:
-    """`B` prompts as a reward model reads them; `null` is one row, the empty prompt."""
+    """Embeddings of `B` prompts; `null` is one row, the empty prompt."""
 
     context: Tensor  # (B, L, D) for cross-attention
     pooled: Tensor  # (B, P)
@@ -54,14 +55,14 @@ class RewardText:
         return len(self.context)
 
     def repeat(self, times: int) -> RewardText:
-        """Every prompt `times` in a row."""
+        """Each prompt repeated `times` times, as `repeat_interleave`."""
         return RewardText(
             self.context.repeat_interleave(times, 0), self.pooled.repeat_interleave(times, 0), self.null
         )  # fmt: skip
 
 
 class LatentRewardModel(nn.Module):
-    """Scores noisy latents at their own timestep. Higher is better; only scores of one prompt compare."""
+    """Scores noisy latents at their own timestep. Higher is better; only scores for the same prompt are comparable."""
 
     def __init__(
         self,
@@ -70,7 +71,7 @@ class LatentRewardModel(nn.Module):
         text_encoders: Sequence[nn.Module],
         config: RewardConfig | None = None,
     ) -> None:
-        """`trunk` as `models.sdxl.encoder_half` gives it. Two text encoders make it SDXL's kind, one SD1.5's."""
+        """`trunk` is the result of `families.sdxl.family.encoder_half`. Two text encoders: SDXL, one: SD1.5."""
         super().__init__()
         self.trunk, self.tokenizers, self.config = trunk, list(tokenizers), config or RewardConfig()
         self.text_encoders = nn.ModuleList(text_encoders)
@@ -79,23 +80,23 @@ class LatentRewardModel(nn.Module):
         width = last.projection_dim if self.is_sdxl else last.hidden_size
         self.visual_projection = nn.Linear(sum(widths) + widths[-1], width, bias=False)
         nn.init.normal_(self.visual_projection.weight, std=0.02)
-        # SDXL's second encoder projects already; CLIP-L's pooled state is projected here.
+        # The pooled output of SDXL's second encoder is projected already; that of CLIP-L is projected here.
         self.text_projection = None if self.is_sdxl else nn.Linear(width, width, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     @property
     def is_sdxl(self) -> bool:
-        """Whether it reads prompts as SDXL does, with two encoders and sizes; otherwise as SD1.5."""
+        """Whether the model is based on SDXL, with two text encoders and picture sizes, rather than on SD1.5."""
         return len(self.text_encoders) == 2
 
     @property
     def timesteps(self) -> tuple[int, int]:
-        """Lowest and highest timestep of its training."""
+        """Lowest and highest timestep that the model was trained on."""
         return self.config.timesteps
 
     @property
     def is_half(self) -> bool:
-        """Whether the trunk's weights are in half precision, and run as they are."""
+        """Whether the trunk's weights are in half precision; then it runs without autocast."""
         return self.trunk.dtype != torch.float32
 
     @property
@@ -103,7 +104,7 @@ class LatentRewardModel(nn.Module):
         return self.visual_projection.weight.device
 
     def encode(self, prompts: Sequence[str]) -> RewardText:
-        """Embed prompts, and the empty one beside them where the model is guided."""
+        """Embeddings of prompts, and of the empty prompt if the model has guidance."""
         guided = self.config.guidance is not None
         texts = [*prompts, ""] if guided else list(prompts)
         outputs = []
@@ -125,8 +126,8 @@ class LatentRewardModel(nn.Module):
     ) -> Tensor:
         """Scores (B,), float32, of noisy latents (B, C, h, w) at timesteps `t` (B,) for prompts `text` of length B.
 
-        `guided=False` leaves the empty prompt out. Raises ValueError for a timestep outside the training's range,
-        unless `outside` says to take the nearest one of it (`clamp`).
+        `guided=False` turns off guidance by the empty prompt. Raises ValueError for a timestep outside the training
+        range, unless `outside` is `clamp`.
         """
         low, high = self.config.timesteps
         if outside == "clamp":
@@ -151,13 +152,13 @@ class LatentRewardModel(nn.Module):
         return self.logit_scale.exp() * F.cosine_similarity(picture.float(), pooled.float(), dim=1)
 
     def _features(self, latents: Tensor, t: Tensor, text: RewardText) -> tuple[Tensor, Tensor]:
-        """Pooled features of the down blocks side by side (B, sum of widths), and of the middle block (B, width)."""
+        """Pooled features of the down blocks, concatenated (B, sum of widths), and of the middle block (B, width)."""
         taps: list[Tensor] = []
 
         def keep(module: nn.Module, args: tuple[object, ...], output: Any) -> None:
             taps.append((output if isinstance(output, Tensor) else output[0]).mean(dim=(2, 3)))
 
-        # The last layer of a block before its downsampler: its attention where it has one.
+        # The last layer of a block before its downsampler: its attention if it has any, else its residual block.
         layers = [getattr(block, "attentions", block.resnets)[-1] for block in self.trunk.down_blocks]
         hooks = [layer.register_forward_hook(keep) for layer in layers]
         dtype = self.trunk.dtype

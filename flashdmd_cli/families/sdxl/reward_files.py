@@ -1,8 +1,8 @@
-"""Reward models on disk: the published LRM folders, and the smaller ones that this package writes.
+"""Loading and saving of reward models: the published LRM folders, and the smaller ones that this package writes.
 
 LRM:   unet/ (config and weights), text_encoder/, for SDXL text_encoder_2/, state_dict.pt (projections, scale).
-Here:  the same, with reward.json (`RewardConfig`) and projections.safetensors in place of the pickle. Text encoders
-       that were not trained are left out, and weights of the trunk that are still the teacher's: `RewardConfig.base`.
+Here:  the same, with reward.json (`RewardConfig`) and projections.safetensors instead of the pickle. Text encoders and
+       trunk weights that were not trained are omitted and loaded from the teacher, `RewardConfig.base`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENCODERS: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class RewardBase:
-    """What a reward model takes from the model that it was made from: tokenizers always, the rest where it left it."""
+    """Parts of the teacher that a reward model reuses: always the tokenizers, others if they were not trained."""
 
     tokenizers: Sequence[Any]
     text_encoders: Sequence[nn.Module] = ()
@@ -45,7 +45,7 @@ class RewardBase:
 
     @classmethod
     def of(cls, family: SDXLFamily) -> RewardBase:
-        """A teacher's."""
+        """The parts of a teacher."""
         parts = family.pipeline
         return cls(
             (parts.tokenizer, parts.tokenizer_2),
@@ -57,32 +57,32 @@ class RewardBase:
 
 
 def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float32) -> LatentRewardModel:
-    """The reward model of a folder, frozen, in eval mode, on the CPU; trunk and text encoders in `dtype`.
+    """Load a reward model, frozen, in eval mode, on the CPU; trunk and text encoders in `dtype`.
 
-    Raises FileNotFoundError for what is missing, ValueError for what does not fit, OSError for what cannot be read.
+    Raises FileNotFoundError for missing files, ValueError for unsuitable ones, OSError for unreadable ones.
     """
     config = RewardConfig()
     if (folder / CONFIG).is_file():
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         config = RewardConfig(**values | {"timesteps": tuple(values["timesteps"])})
     if config.base is not None and config.base != base.content:
-        raise ValueError("was trained on another teacher than this one, whose weights it goes without")
+        raise ValueError("was trained on another teacher and does not contain that teacher's weights")
     alphas_cumprod = noise_schedule(config.noise or SDXL_NOISE).alphas_cumprod
     if base.alphas_cumprod is not None and not torch.allclose(alphas_cumprod, base.alphas_cumprod, atol=1e-5):
-        # A timestep would name another noise level than the one it has learned to look through.
+        # The same timestep would mean another noise level than in its training.
         raise ValueError("was trained on another noise schedule than this teacher's")
     trunk = _load_trunk(folder / "unet", base.denoiser if config.base is not None else None)
     sdxl = trunk.config.addition_embed_type == "text_time"
     encoders = _load_encoders(folder, base, ENCODERS if sdxl else ENCODERS[:1], dtype)
     model = LatentRewardModel(trunk, base.tokenizers[: len(encoders)], encoders, config)
-    # Trunk and encoders are whole; what is left are the projections, of which none is missing.
+    # Trunk and encoders are loaded completely; only the projections remain, and `_projections` returns all of them.
     model.load_state_dict(_projections(folder, model), strict=False)
     model.trunk.to(dtype)
     return model.eval().requires_grad_(False)
 
 
 def new_reward(family: SDXLFamily, config: RewardConfig) -> LatentRewardModel:
-    """An untrained reward model on copies of a teacher's encoder half and text encoders, float32."""
+    """An untrained reward model initialised from a teacher's encoder half and text encoders, float32."""
     with torch.device("meta"):
         trunk = encoder_half(UNet2DConditionModel.from_config(dict(family.pipeline.unet.config)))
     values = family.teacher.weights()
@@ -97,7 +97,7 @@ def new_reward(family: SDXLFamily, config: RewardConfig) -> LatentRewardModel:
 
 
 def save_reward(model: LatentRewardModel, folder: Path, base: RewardBase | None = None, half: bool = False) -> None:
-    """Write a reward model; with `base`, without the weights and text encoders that are equal to the base's.
+    """Save a reward model; with `base`, without the weights and text encoders that are equal to those of the base.
 
     `half` stores weights in float16.
     """
@@ -108,7 +108,7 @@ def save_reward(model: LatentRewardModel, folder: Path, base: RewardBase | None 
         values = base.denoiser.state_dict()
         trunk = {key: value for key, value in trunk.items() if not torch.equal(value.cpu(), values[key].cpu().float())}
         encoders = [e for e, old in zip(encoders, base.text_encoders, strict=True) if not _equal(e, old)]
-        # All or none: one of two encoders alone would not say which it is of a kind.
+        # Both or none, because loading expects either all text encoders or none.
         encoders = list(model.text_encoders) if encoders else []
     folder.mkdir(parents=True, exist_ok=True)
     model.trunk.save_config(folder / "unet")
@@ -133,12 +133,12 @@ def _load_trunk(folder: Path, base: nn.Module | None) -> UNet2DConditionModel:
         raise FileNotFoundError(f"has no {folder.name}/config.json")
     trunk = encoder_half(new_network(UNet2DConditionModel, folder))
     wanted = trunk.state_dict().keys()
-    held: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in weight_files(folder):
-        held |= load_file(path)
+        tensors |= load_file(path)
     inherited = base.state_dict() if base is not None else {}
-    # A whole denoiser may lie there; what answers is its encoder half.
-    weights = {key: value for key, value in held.items() if not key.startswith(DECODER_HALF)}
+    # The folder may contain a whole denoiser; only its encoder half is used.
+    weights = {key: value for key, value in tensors.items() if not key.startswith(DECODER_HALF)}
     weights |= {key: value.cpu().clone() for key, value in inherited.items() if key in wanted and key not in weights}
     return fill(trunk, weights, f"{folder.name}/")
 
@@ -146,7 +146,7 @@ def _load_trunk(folder: Path, base: nn.Module | None) -> UNet2DConditionModel:
 def _load_encoders(
     folder: Path, base: RewardBase, kinds: Sequence[tuple[str, Any]], dtype: torch.dtype
 ) -> list[nn.Module]:
-    """The folder's own text encoders in `dtype`, or the base's where it has none, which stay as they are."""
+    """The text encoders of the folder in `dtype`, or those of the base, unchanged, if it has none."""
     if not (folder / kinds[0][0]).is_dir():
         if len(base.text_encoders) < len(kinds):
             raise FileNotFoundError(f"has no {kinds[0][0]}/")
@@ -165,7 +165,7 @@ def _projections(folder: Path, model: LatentRewardModel) -> dict[str, Tensor]:
         if extra := sorted(values.keys() - wanted.keys()):
             raise ValueError(f"{extra[0]} is not part of the model that {CONFIG} describes")
     elif (folder / PUBLISHED).is_file():
-        # Nested by module, the scale as a number or a tensor; read without running anything that it holds.
+        # Nested by module, the scale as a number or a tensor; weights_only executes no code from the pickle.
         nested = torch.load(folder / PUBLISHED, map_location="cpu", weights_only=True)
         values = {f"{name}.weight": part["weight"] for name, part in nested.items() if isinstance(part, dict)}
         values["logit_scale"] = torch.as_tensor(nested["logit_scale"]).float().reshape(())

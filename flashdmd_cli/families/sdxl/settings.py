@@ -1,7 +1,7 @@
-"""What of a teacher's configuration decides about its mathematics, read whole or refused in one line (`ValueError`).
+"""The settings of a teacher that define its diffusion process and latents; unsupported ones raise `ValueError`.
 
-A scheduler's class says how to step, which is no matter here; its betas and `prediction_type` say what the network was
-trained on. Settings of stepping (timestep spacing, offsets, clipping, thresholding, Karras' sigmas) are left alone.
+Only the betas and `prediction_type` of the scheduler are used, which describe the training of the network. Its class
+and sampling settings (timestep spacing, offsets, clipping, thresholding, Karras sigmas) are ignored.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS
 from flashdmd_cli.core.schedules import PREDICTIONS, Prediction, VPSchedule
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-"""What every stock scheduler can compute from its name; of others the betas themselves are handed on."""
+"""Beta schedules that every stock scheduler can compute by name; for others, the betas themselves are stored."""
 FOREIGN = {"timestep_type": "continuous", "use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-"""Settings that make another kind of diffusion of a scheduler with betas: flow, or noise levels for timesteps."""
+"""Unsupported settings of schedulers with betas: flow matching, or continuous noise levels as timesteps."""
 SDXL_NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 NUM_TIME_IDS = 6
 """Original height and width, crop top and left, target height and width."""
 
 
 def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """The noise schedule and the prediction of any stock scheduler over betas, in the words of all of them.
+    """Noise schedule and prediction type of a stock scheduler with betas, as arguments that all of them accept.
 
-    `rescale_betas_zero_snr` counts where the configuration has it, also under a class that does not know it (Heun, LMS,
-    DPM++ single step): it says how the network was trained, and stays in the file when people change the class.
+    `rescale_betas_zero_snr` is used even if the scheduler class does not support it (Heun, LMS, DPM++ single step): it
+    describes how the network was trained, and stays in the file when somebody changes the class.
     """
     config, name = dict(scheduler.config), type(scheduler).__name__
     foreign = next((f"{key} {value}" for key, value in FOREIGN.items() if config.get(key) == value), None)
@@ -56,7 +56,7 @@ def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
         "trained_betas": betas,
         "rescale_betas_zero_snr": bool(config.get("rescale_betas_zero_snr", False)),
         "prediction_type": prediction,
-        # Where a deterministic sampler ends; the few-step grid always ends in x0.
+        # Only for deterministic samplers; the few-step grid always ends in x0.
         "set_alpha_to_one": bool(config.get("set_alpha_to_one", False)),
     }
     if prediction == "epsilon" and noise_schedule(settings).alphas_cumprod[-1] == 0:
@@ -68,33 +68,33 @@ def noise_settings(scheduler: SchedulerMixin) -> dict[str, Any]:
 
 
 def noise_schedule(settings: dict[str, Any]) -> VPSchedule:
-    """The schedule of `noise_settings`, by the stock class that exports sample with.
+    """The schedule for `noise_settings`, computed by `LCMScheduler`, the scheduler of exported students.
 
-    With zero terminal SNR its last alpha_bar is 0, as the network was trained; some stock samplers (Euler, DPM++,
-    UniPC) put 2**-24 there so as not to divide by it.
+    With zero terminal SNR its last alpha_bar is 0, as in training; some stock samplers (Euler, DPM++, UniPC) use 2**-24
+    instead to avoid a division by zero.
     """
     betas = {key: value for key, value in settings.items() if key != "prediction_type"}
     return VPSchedule(LCMScheduler(**betas).alphas_cumprod)
 
 
 def prediction_of(settings: dict[str, Any]) -> Prediction:
-    """What the network answers."""
+    """The network's prediction type."""
     return cast("Prediction", settings["prediction_type"])
 
 
 class LatentScale:
-    """The numbers between what a VAE encodes to and what the denoiser sees, as stock SDXL pipelines apply them."""
+    """Scaling between the latents of the VAE and those of the denoiser, as in stock SDXL pipelines."""
 
     def __init__(self, vae: nn.Module) -> None:
         config: Any = vae.config
         if config.get("shift_factor"):
             raise ValueError(
-                f"vae shift_factor is {config['shift_factor']:g}, which stock SDXL pipelines leave out; null in "
-                "vae/config.json does the same"
+                f"vae shift_factor is {config['shift_factor']:g}, which stock SDXL pipelines ignore; set it to null in "
+                "vae/config.json for the same result"
             )
         self.factor: float = config["scaling_factor"]
         mean, std = config.get("latents_mean"), config.get("latents_std")
-        normalised = mean is not None and std is not None  # the stock pipeline looks at both or neither
+        normalised = mean is not None and std is not None  # the stock pipeline uses both or neither
         self.mean = _per_channel(mean) if normalised else None
         self.std = _per_channel(std) if normalised else None
 
@@ -116,9 +116,9 @@ def _per_channel(values: Any) -> Tensor:
 
 
 def check_parts(pipeline: StableDiffusionXLPipeline) -> None:
-    """`ValueError` for parts that are not SDXL's kind or do not fit each other.
+    """Raise `ValueError` for components that are not SDXL's or do not fit each other.
 
-    SDXL's denoiser is told context, pooled text and six sizes, and sees and answers latents of its VAE.
+    SDXL's denoiser takes token embeddings, a pooled embedding and six sizes, and operates on the latents of its VAE.
     """
     config, vae = cast("Any", pipeline.unet.config), pipeline.vae
     if not isinstance(vae, AutoencoderKL):
@@ -127,7 +127,7 @@ def check_parts(pipeline: StableDiffusionXLPipeline) -> None:
         raise ValueError(f"unet addition_embed_type is {config.addition_embed_type!r}; SDXL's is 'text_time'")
     for key in ("time_cond_proj_dim", "class_embed_type", "encoder_hid_dim_type"):
         if config.get(key) is not None:
-            raise ValueError(f"unet {key} is {config[key]!r}: it wants an input that SDXL's denoiser does not have")
+            raise ValueError(f"unet {key} is {config[key]!r}: it needs an input that SDXL's denoiser does not have")
     if not isinstance(config.sample_size, int):
         raise ValueError(
             f"unet sample_size is {config.sample_size!r}; one number is needed: the side of square latents"

@@ -105,7 +105,7 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
 def check_levels(sampler: PairSampler) -> None:
     """UsageError when an alignment would ask the reward model about a noise that it was not trained on."""
     low, high = sampler.reward.timesteps
-    if sampler.table.reward_outside == "clamp":
+    if sampler.config.reward_outside == "clamp":
         return
     for _, timestep in sampler.levels():
         if not low <= timestep <= high:

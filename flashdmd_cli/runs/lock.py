@@ -90,7 +90,7 @@ def _sign(file: IO[str]) -> None:
 
 
 def _name(path: Path) -> str:
-    """` (pid 4711)` of a lock file's holder where it is known, with the machine where that is another one; else nothing.
+    """` (pid 4711)` of a lock file's holder where it is known, with the machine if it is another; else nothing.
 
     Of several that share the lock the last to come is noted; it is not named where it has ended, or is this process.
     """

@@ -15,7 +15,7 @@ from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.tables import Count, Table
+from flashdmd_cli.runs.tables import Config, Count
 from flashdmd_cli.shapes.captions import parse
 
 FOLDER = Path(__file__).parent
@@ -23,7 +23,7 @@ MIN_PROMPTS = 2
 """A covariance needs two pictures."""
 
 
-class PromptFile(Table):
+class PromptFile(Config):
     """The prompts of a suite."""
 
     file: str
@@ -34,7 +34,7 @@ class PromptFile(Table):
     """Only the first so many."""
 
 
-class Groups(Table):
+class Groups(Config):
     """Several pictures of one prompt, for metrics of diversity."""
 
     num: Count
@@ -47,7 +47,7 @@ class Groups(Table):
     are then enough, but intervals take pictures as independent, which those of one prompt are but nearly."""
 
 
-class Measure(Table):
+class Measure(Config):
     """A metric of a suite, with what the suite was written for; a metric that has changed since is refused."""
 
     name: str
@@ -58,7 +58,7 @@ class Measure(Table):
     """Version of the metric."""
 
 
-class SuiteSpec(Table):
+class SuiteSpec(Config):
     """A suite as its file describes it."""
 
     name: str

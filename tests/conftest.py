@@ -92,7 +92,7 @@ def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def repeatable(out: Path) -> list[dict[str, Any]]:
-    """The logged rows of a run in `out`; each has its costs, which the machine's load decides, in a file of their own."""
+    """The logged rows of a run in `out`; each has its costs, which the machine decides, in a file of their own."""
     rows, costs = read_metrics(out), [json.loads(line) for line in (out / COSTS).read_text().splitlines()]
     assert [row["step"] for row in rows] == [row.pop("step") for row in costs]
     assert all(set(row) == {"seconds_per_kimg", "memory_gb"} and min(row.values()) > 0 for row in costs)

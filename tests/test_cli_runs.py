@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -16,13 +17,18 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+from safetensors.torch import load_file
 from typer.testing import Result
 
 from flashdmd_cli.cli import prepare
+from flashdmd_cli.runs.checkpoint import latest_state, load_state
+from flashdmd_cli.runs.manifest import read_manifest
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 
+RAW = Path(__file__).parents[1] / "docs" / "experiments" / "raw.py"
 SMALL = ["--recipe", "shapes-4step", "--set", "train.batch=2", "--set", "train.micro_batch=2"]
 
 
@@ -232,3 +238,21 @@ def test_demo(world, monkeypatch):
     Path(document["manifest"]).unlink()
     again = run("demo", "--iterations", 1, "--out", "d")
     assert again.exit_code == 0 and "teacher_4_stochastic" in again.stdout
+
+
+@pytest.mark.parametrize("form", ["full", "lora"])
+def test_the_raw_student_of_a_run_that_ships_an_average(form, world):
+    """`docs/experiments/raw.py`: what the state holds of the student, with adapters merged, measured as any other."""
+    sets = ("train.average_images=20", f"model.form={form}", "model.lora_rank=2", "optim.lr_student=0.01")
+    result = distilled(2, *(word for key in sets for word in ("--set", key)))
+    assert result.exit_code == 0, result.output
+    runpy.run_path(str(RAW))["main"](world / "runs" / "student", world / "raw")
+    manifest = read_manifest(world / "raw")
+    assert manifest.weights.average == "raw" and read_manifest(world / "runs" / "student").weights.average == "ema"
+    file = "student/diffusion_pytorch_model.safetensors"
+    raw, shipped = load_file(world / "raw" / file), load_file(world / "runs" / "student" / file)
+    assert raw.keys() == shipped.keys() and any(not raw[name].equal(shipped[name]) for name in raw)
+    if form == "full":
+        state, _ = load_state(latest_state(world / "runs" / "student" / "state"))
+        assert all(value.equal(state[f"student.net.{name}"]) for name, value in raw.items())
+    assert run("eval", "--limit", 2, "--from", "raw").exit_code == 0

@@ -71,7 +71,7 @@ def _sign(file: IO[str]) -> None:
 
 
 def _name(path: Path) -> str:
-    """` (pid 4711)` of a lock file's holder where it is known, with the machine where that is another one; else nothing.
+    """` (pid 4711)` of who holds a lock file, where it is known, with the machine where that is another one.
 
     Of several that share the lock the last to come is noted; it is not named where it has ended, or is this process.
     """

@@ -58,7 +58,7 @@ def test_all_verbs_without_a_command_line(world: Path, reward: Path, capfd: pyte
     told = Listener()
     made = distill(recipe, "data", "student", reporter=told)
     assert (made.kind, made.step, data.kind) == ("distill", 1, "data") and made == read_manifest(Path("student"))
-    assert told.counts[-1] == (1, 1) and any("distilling into 4 steps" in line for line in told.lines)
+    assert (1, 1) in told.counts and any("distilling into 4 steps" in line for line in told.lines)
     assert distill(recipe, "data", "student") == made  # finished already
 
     student = stage1_checkpoint("student")

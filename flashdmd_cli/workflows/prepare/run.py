@@ -69,7 +69,6 @@ class Preparation:
     def _run(self, yes: bool) -> Manifest | None:
         refuse_other_data(self.request, self.out, yes)
         source = open_source(self.request.source, self.request.reading)
-        self.at.reporter.phase(f"listing {self.request.source}")
         self._look_into(source)
         claim(self.out, "data", yes, shared=not yes)
         with self.at.open():
@@ -99,6 +98,7 @@ class Preparation:
 
     def _list(self, source: Source) -> Plan:
         """The source's listing, held against the one that this preparation began with."""
+        self.at.reporter.phase(f"listing {self.request.source}")
         # Under a name of its own until it is known to be the plan that others here work by.
         listed = self.at.work / f"{os.getpid()}.{PLAN}"
         plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)

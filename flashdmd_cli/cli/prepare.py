@@ -146,5 +146,5 @@ def prepare_data(
             caption=caption, captions_from_names=captions_from_names, suite=suite, encoding=encoding,
             shard_size=shard_size, num=num, seed=seed, replace=yes, num_processes=nproc, share=share, reporter=observer,
         )  # fmt: skip
-        if share.tells:
+        if share.reports:
             tell(output, folder, manifest, teacher)

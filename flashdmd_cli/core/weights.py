@@ -25,7 +25,7 @@ def fit(net: Network, tensors: Mapping[str, Tensor]) -> Network:
         instead = f" ({extra[0]} is there instead)" if extra else ""
         raise Unfit(f"{missing[0]} is missing{_more(missing)}{instead}")
     if other:
-        shapes = f"is {tuple(tensors[other[0]].shape)}, the configuration asks for {tuple(wanted[other[0]].shape)}"
+        shapes = f"is {tuple(tensors[other[0]].shape)}, the configuration has {tuple(wanted[other[0]].shape)}"
         raise Unfit(f"{other[0]} {shapes}{_more(other)}")
     if extra:
         raise Unfit(f"{extra[0]} is not part of the network that the configuration describes{_more(extra)}")

@@ -54,7 +54,7 @@ class Summary:
     content: str = ""
     """SHA-256 over the digests of all kept pictures, which does not depend on the location of the source."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
-    shown: list[RejectedPicture] = field(default_factory=list)
+    rejected_pictures: list[RejectedPicture] = field(default_factory=list)
 
     def count(self, record: Record) -> None:
         """Add one row."""
@@ -73,8 +73,8 @@ class Summary:
         for name, value in values.items():
             if math.isfinite(value):
                 self.histograms.setdefault(name, Histogram()).add(value, kept)
-        if record.thumb and len(self.shown) < MAX_SHOWN:
-            self.shown.append(RejectedPicture(record.source, record.reason, base64.b64decode(record.thumb)))
+        if record.thumb and len(self.rejected_pictures) < MAX_SHOWN:
+            self.rejected_pictures.append(RejectedPicture(record.source, record.reason, base64.b64decode(record.thumb)))
 
 
 def assemble(num_chunks: int, settings: Settings, work: Path, out: Path) -> Summary:

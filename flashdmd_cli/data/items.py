@@ -31,7 +31,7 @@ REASONS: dict[str, str] = {
         f"{name} not supported": f"a format not supported here: {package} reads it" for name, package in PLUGINS.items()
     },
     "lfs_pointer": "Git LFS's note in place of the file: `git lfs pull` fetches it",
-    "failed": "an unforeseen error, told in rejected.jsonl: perhaps a fault of flashdmd, or of a plug-in of Pillow",
+    "failed": "an unexpected error, see rejected.jsonl: perhaps a bug of flashdmd, or of a plug-in of Pillow",
     "too_many_pixels": "more pixels than any camera's: a decompression bomb",
     "unsafe_path": "an absolute path, or one that leaves the source through ..",
     "link": "a link that leads out of the source, or a link inside a tar",

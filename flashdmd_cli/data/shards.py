@@ -260,7 +260,7 @@ def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
         if not path.is_file():
             raise DataError(f"--data: {path} is missing", REBUILD)
         if (size := path.stat().st_size) != entry["size"]:
-            raise DataError(f"--data: {path} has {size} bytes, its manifest says {entry['size']}", REBUILD)
+            raise DataError(f"--data: {path} has {size} bytes, but {entry['size']} in the manifest", REBUILD)
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                 raise DataError(f"--data: {path} differs from its manifest (SHA-256)", REBUILD)

@@ -223,7 +223,7 @@ def _input_error(wanted: Wanted, error: Exception) -> InputError:
     if isinstance(error, hub.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     page = f"{constants.ENDPOINT}/{wanted.hub_id}"
-    account = "`hf auth login`, or HF_TOKEN=..., says who you are"
+    account = "`hf auth login`, or HF_TOKEN=..., identifies you"
     no_path = "no such folder, and " if wanted.or_path else ""
     absent = f"{wanted.option}: {no_path}{wanted.weights} are not on this machine"
     text = " ".join(str(error).split("\n")[0].split()) or type(error).__name__

@@ -38,7 +38,7 @@ class Share:
         return cls()
 
     @property
-    def tells(self) -> bool:
+    def reports(self) -> bool:
         """Whether this process reports the result: always, except for torchrun's ranks other than 0."""
         return not self.waits or self.index == 0
 

@@ -93,7 +93,8 @@ def test_a_preview_counts_while_it_is_drawn(tiny_family, tmp_path, monkeypatch):
 
 def test_one_picture_counts_its_steps(tiny_family):
     told = Listener()
-    drawer = Drawer("d", tiny_family, tiny_family.teacher, "t", "stochastic", 4, 2.0, Path(), None)  # type: ignore[arg-type]
+    args = ("d", tiny_family, tiny_family.teacher, "t", "stochastic", 4, 2.0, Path(), None, None)
+    drawer = Drawer(*args)  # type: ignore[arg-type]
     drawer.draw(["a", "b"], 0, told, by_steps=True)
     assert told.told == [(0, 8), (2, 8), (4, 8), (6, 8), (8, 8)]
 

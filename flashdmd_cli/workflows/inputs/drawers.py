@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -68,32 +68,20 @@ class Drawer:
 
         return Place(self.family.device.type, self.family.precision)
 
-    def draw(
-        self,
-        captions: Sequence[str],
-        seed: int,
-        reporter: Reporter | None = None,
-        batch: int = 32,
-        first_index: int = 0,
-    ) -> Tensor:
-        """A picture (3, H, W) on [-1, 1] for every caption; picture `first_index` + i has the same noise whatever
-        draws it."""
-        from flashdmd_cli.evaluation.generate import generate
-
+    def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None) -> Tensor:
+        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
         reporter = reporter or SilentReporter()
         reporter.progress(0, len(captions))
-        return generate(
-            self.family,
-            self.net,
-            captions,
-            seed,
-            self.sampler,
-            self.steps,
-            self.guidance,
-            first_index=first_index,
-            batch=batch,
-            progress=reporter.progress,
-        )
+        return self.draw_from(seed, captions, 0, reporter.progress)
+
+    def draw_from(
+        self, seed: int, captions: Sequence[str], first: int, progress: Callable[[int, int], None] | None = None
+    ) -> Tensor:
+        """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W): the same as if all were drawn at once."""
+        from flashdmd_cli.evaluation.generate import generate
+
+        family, way = self.family, (self.sampler, self.steps, self.guidance)
+        return generate(family, self.net, captions, seed, *way, first_index=first, progress=progress)
 
     def identity(self) -> dict[str, object]:
         """What decides the pictures: two drawers with the same identity draw the same from the same seed.

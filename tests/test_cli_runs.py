@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 from typer.testing import Result
 
@@ -213,13 +214,17 @@ def test_sigterm_saves_and_the_same_command_resumes(world, shipped):
 
 
 def test_demo(world, monkeypatch):
+    from flashdmd_cli.evaluation.suites.spec import suite_path
     from flashdmd_cli.workflows.demo import forecast as demo_time
     from flashdmd_cli.workflows.demo import rows as demo_rows
     from flashdmd_cli.workflows.demo import run as demo
 
     monkeypatch.setattr(demo, "NUM_PICTURES", 24)
-    monkeypatch.setattr(demo_rows, "NUM_DRAWN", 8)
-    monkeypatch.setattr(demo_rows, "NUM_GROUPS", 1)
+    values = yaml.safe_load(suite_path(demo_rows.SUITE).read_text(encoding="utf-8"))
+    values["prompts"] = {"file": str(suite_path("shapes1k").with_suffix(".txt")), "num": 5}
+    values["groups"]["num"] = 1  # 4 pictures, and 4 of the fifth caption
+    Path("few.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    monkeypatch.setattr(demo_rows, "SUITE", str(Path("few.yaml").absolute()))
     monkeypatch.setattr(demo_time, "PROBE_SECONDS", 0.0)
     result = run("demo", "--iterations", 1, "--out", "d", "--json")
     assert result.exit_code == 0, result.output

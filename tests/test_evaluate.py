@@ -24,6 +24,7 @@ from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows.evaluate import evaluate
 
 from .test_cli import shipped, world  # noqa: F401
+from .test_distill import sam_folder  # noqa: F401
 
 ROWS = [Row(i, f"picture {i}") for i in range(20)]
 SIZE = 16

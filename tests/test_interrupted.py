@@ -203,6 +203,7 @@ def test_drawing_and_measuring_end_at_once_and_keep_the_result_before(world, eve
         with events(2, signal.SIGTERM):
             fails(run(*each, "--quiet", "--seed", 1), 143, "interrupted")
         assert run("inspect", each[-1]).exit_code == 0
+    assert run(*words[0]).exit_code == 0 and not (world / "s" / ".drawing").exists()
     read = Inspector.read
     monkeypatch.setattr(Inspector, "read", lambda *args: (os.kill(os.getpid(), signal.SIGINT), read(*args))[1])
     fails(run(*words[1], "--quiet"), 130, "interrupted")

@@ -16,7 +16,9 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
-from flashdmd_cli.evaluation.suites import SUITES, Reference, evaluate
+from flashdmd_cli.core.pictures import as_bytes
+from flashdmd_cli.evaluation.measuring import Evaluator
+from flashdmd_cli.evaluation.suites.spec import read_suite
 from flashdmd_cli.families.registry import FAMILIES
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import read_manifest
@@ -24,8 +26,6 @@ from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.runs.results import stage1_checkpoint
 from flashdmd_cli.runs.tracking import read_metrics
-from flashdmd_cli.shapes.assets import asset
-from flashdmd_cli.shapes.inspector import load_inspector
 from flashdmd_cli.shapes.world import IMAGE_SIZE
 from flashdmd_cli.workflows.align import align
 from flashdmd_cli.workflows.distill import distill
@@ -111,9 +111,9 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
     drawn = sample([CAPTION], tmp_path / "aligned", tmp_path / "drawn")
     assert len(list((tmp_path / "drawn").glob("*.png"))) > 0 and drawn is not None
     drawer = load_drawer(str(tmp_path / "aligned"))
-    reference = Reference(SUITES["shapes-val"](8), load_inspector(asset("inspector")))
-    pictures = drawer.draw(reference.suite.all_captions, 0, SilentReporter())
-    assert pictures.isfinite().all() and evaluate(pictures, reference).frechet > 0
+    suite = read_suite("shapes-val", 8)
+    pictures = as_bytes(drawer.draw([row.prompt for row in suite.rows], 0, SilentReporter()))
+    assert Evaluator(suite).evaluate([(pictures, suite.rows)])["frechet"] > 0
 
     exported = export(tmp_path / "aligned", tmp_path / "pipeline")
     assert read_manifest(exported.out).kind == "export"

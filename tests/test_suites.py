@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.suites.spec import FOLDER, Groups, list_suites, read_suite, rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.shapes.captions import captions, parse
@@ -109,3 +110,12 @@ def test_a_file_that_is_no_suite(own: Path) -> None:
     )
     with pytest.raises(InputError, match="mine.txt, line 2: not a caption"):
         read_suite(str(own))
+
+
+def test_the_suite_of_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    (tmp_path / "mine.txt").write_text("a plain red circle above a plain blue ring\n" * 3, encoding="utf-8")
+    suite = read_suite(str(tmp_path / "mine.yaml"))
+    assert len(suite.rows) == 3 + 3 * 4 and [metric.name for metric in suite.metrics] == ["composition", "diversity"]
+    assert all(f"| `{name}` |" in page for name in (*METRICS, *list_suites()))

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ def evaluate(
     Raises `UsageError` for an option that `source` or `suite` does not take or an `out` that holds something else,
     `InputError` for what cannot be read.
     """
-    from flashdmd_cli.evaluation.folder import draw_missing, read_pictures
+    from flashdmd_cli.evaluation.folder import draw_missing, picture_path, read_pictures
     from flashdmd_cli.evaluation.measuring import Evaluator
     from flashdmd_cli.evaluation.report import check_thresholds, missed, report
     from flashdmd_cli.evaluation.suites.spec import read_suite
@@ -93,7 +94,7 @@ def evaluate(
     folder = claim(Path(out) if out is not None else RUNS / f"eval-{chosen.name}-{drawer.name}", "eval")
     pictures = begin_pictures(folder, chosen, drawer, seed)
     reporter.phase(f"drawing {len(chosen.rows)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
-    draw_missing(lambda prompts, first: drawer.draw(prompts, seed, first_index=first), chosen.rows, pictures, reporter)
+    draw_missing(partial(drawer.draw_from, seed), chosen.rows, pictures, reporter)
     reporter.phase("measuring")
     measured = Evaluator(chosen).evaluate(read_pictures(pictures, chosen.rows))
     facts = {"suite": suite, "limit": limit, **drawer.facts()}
@@ -102,7 +103,7 @@ def evaluate(
     write_text_atomically(folder / METRICS, json.dumps(document, indent=2) + "\n")
     versions = {metric.name: metric.version for metric in chosen.metrics}
     facts |= {"suite_version": chosen.version, "metric_versions": versions, "pictures": pictures.name}
-    files = [folder / METRICS, *sorted(pictures.iterdir())]
+    files = [folder / METRICS, pictures / PROMPTS, *(picture_path(pictures, row.index) for row in chosen.rows)]
     write_result(folder, "eval", drawer, files, seed, facts, time.monotonic() - began)
     for other in set((folder / PICTURES).iterdir()) - {pictures}:  # of earlier results
         shutil.rmtree(other, ignore_errors=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flashdmd_cli.runs.errors import UsageError
@@ -28,7 +30,7 @@ from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.inputs.teachers import Parts
 
 MAX_COLUMNS = 8
-GRID, PROMPTS = "grid.png", "prompts.json"
+GRID, PROMPTS, ASIDE = "grid.png", "prompts.json", ".drawing"
 
 
 @dataclass(frozen=True)
@@ -109,27 +111,37 @@ def warn_of_prompts(drawer: Drawer, texts: Sequence[str], reporter: Reporter) ->
 
 
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, reporter: Reporter) -> list[Path]:
-    """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files."""
-    from flashdmd_cli.evaluation.pictures import save_grid, to_image
+    """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files.
 
+    The pictures go to a folder aside as they are drawn, and an earlier sample stays until all of them are there.
+    """
+    from flashdmd_cli.core.pictures import as_float
+    from flashdmd_cli.evaluation.folder import draw_missing, picture_path, read_pictures
+    from flashdmd_cli.evaluation.metrics.metric import Row
+    from flashdmd_cli.evaluation.pictures import save_grid
+
+    aside, drawn = out / ASIDE, [Row(index, text) for index, text in enumerate(texts)]
     files: list[Path] = []
     rows, labels = [], []
+    shutil.rmtree(aside, ignore_errors=True)  # of a sample that was cut
     for drawer in drawers:
         reporter.phase(
             f"drawing {counted(len(texts), 'picture')} with {drawer.name}, {counted(drawer.steps, 'step')}", "step"
         )
-        pictures = drawer.draw(texts, seed, reporter, by_steps=True)
-        if not files and (num_old := forget(out)):  # not before there is something to take its place
-            reporter.say(f"{out}: replaces the {num_old} files of the sample that was there")
-        folder = out / drawer.name
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for index, picture in enumerate(pictures):
-                files.append(folder / f"{index:04d}.png")
-                to_image(picture).save(files[-1])
-        rows.append(pictures[:MAX_COLUMNS])
+        draw = partial(drawer.draw_from, seed, step=drawer.step_counter(len(texts), reporter))
+        draw_missing(draw, drawn, aside / drawer.name, SilentReporter(reporter.stop))
+        (shown, _), *_ = read_pictures(aside / drawer.name, drawn[:MAX_COLUMNS])
+        rows.append(as_float(shown))
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
+    if num_old := forget(out):  # not before there is something to take its place
+        reporter.say(f"{out}: replaces the {num_old} files of the sample that was there")
     with writing(out):
+        for drawer in drawers:
+            (out / drawer.name).mkdir(parents=True, exist_ok=True)
+            for row in drawn:
+                files.append(out / drawer.name / f"{row.index:04d}.png")
+                picture_path(aside / drawer.name, row.index).replace(files[-1])
+        shutil.rmtree(aside)
         save_grid(rows, labels, out / GRID, texts[:MAX_COLUMNS])
     write_text_atomically(out / PROMPTS, json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     return [*files, out / GRID, out / PROMPTS]

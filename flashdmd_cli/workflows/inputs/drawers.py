@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -68,44 +68,40 @@ class Drawer:
 
         return Place(self.family.device.type, self.family.precision)
 
-    def draw(
-        self,
-        captions: Sequence[str],
-        seed: int,
-        reporter: Reporter | None = None,
-        batch: int = 32,
-        by_steps: bool = False,
-        first_index: int = 0,
-    ) -> Tensor:
-        """A picture (3, H, W) on [-1, 1] for every caption; picture `first_index` + i has the same noise whatever
-        draws it.
+    def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None) -> Tensor:
+        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
+        reporter = reporter or SilentReporter()
+        reporter.progress(0, len(captions))
+        return self.draw_from(seed, captions, 0, reporter.progress)
 
-        Progress is counted in pictures, or `by_steps` in steps of one picture, where few pictures take long.
+    def draw_from(
+        self,
+        seed: int,
+        captions: Sequence[str],
+        first: int,
+        progress: Callable[[int, int], None] | None = None,
+        step: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W): the same as if all were drawn at once.
+
+        `progress(done, B)` is called after each batch of them, `step(num)` after `num` of their steps.
         """
         from flashdmd_cli.evaluation.generate import generate
 
-        reporter = reporter or SilentReporter()
-        done, total = 0, len(captions) * (self.steps if by_steps else 1)
+        family, way = self.family, (self.sampler, self.steps, self.guidance)
+        return generate(family, self.net, captions, seed, *way, first_index=first, progress=progress, step=step)
+
+    def step_counter(self, num_pictures: int, reporter: Reporter) -> Callable[[int], None]:
+        """What `draw_from` calls for each step, so that progress is seen where few pictures take long."""
+        done, total = 0, num_pictures * self.steps
         reporter.progress(0, total)
 
-        def step(num: int) -> None:
+        def count(num: int) -> None:
             nonlocal done
             done += num
             reporter.progress(done, total)
 
-        return generate(
-            self.family,
-            self.net,
-            captions,
-            seed,
-            self.sampler,
-            self.steps,
-            self.guidance,
-            first_index=first_index,
-            batch=batch,
-            progress=None if by_steps else reporter.progress,
-            step=step if by_steps else None,
-        )
+        return count
 
     def identity(self) -> dict[str, object]:
         """What decides the pictures: two drawers with the same identity draw the same from the same seed.

@@ -45,7 +45,8 @@ def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: s
                 "".join(drawings(summary.histograms))),
         Section("Kept", [], grid(kept_pictures(shards))),
         Section("Left out", ["Those that are pictures at all, a few for each reason."],
-                grid((shown.jpeg, shown.reason, shown.source) for shown in summary.rejected_pictures)) if summary.rejected_pictures else None,
+                grid((each.jpeg, each.reason, each.source) for each in summary.rejected_pictures))
+        if summary.rejected_pictures else None,
     ]  # fmt: skip
     page = Page("Prepared data", lead, [section for section in sections if section is not None])
     return write_page(path, page)

@@ -40,6 +40,7 @@ class FlowFamily:
         self.source, self.schedule, self.vae = str(source), FlowSchedule(SHIFT), self.pipeline.vae.requires_grad_(False)
         net = self.pipeline.transformer.eval().requires_grad_(False)
         self.base, self.tap_widths = Base(self, net), (net.inner_dim,)
+        self.empty: Conditioning | None = None
         sizes = dimensions(source)
         self.resolution, self.latent_shape = sizes.resolution, sizes.latents
 
@@ -72,7 +73,9 @@ class FlowFamily:
         raise Unfit("model.micro_conditioning: this family is not told sizes")
 
     def null(self, cond: Conditioning) -> Conditioning:
-        return Conditioning({name: tensor.expand_as(cond[name]) for name, tensor in self.encode([""]).items()})
+        if self.empty is None:
+            self.empty = self.encode([""])
+        return Conditioning({name: tensor.expand_as(cond[name]) for name, tensor in self.empty.items()})
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return net(x_t, cond["context"], cond["pooled"], t).sample.float()
@@ -96,7 +99,12 @@ class FlowFamily:
 
     def grid(self, steps: int) -> Grid:
         times = shifted(1 - torch.arange(steps) / steps, SHIFT) * 1000
-        return Grid(tuple(times.tolist()), "FlowMatchLCMScheduler", {"shift": SHIFT})
+        return Grid(
+            tuple(times.tolist()),
+            "FlowMatchLCMScheduler",
+            {"shift": SHIFT},
+            {"sigmas": [1 - i / steps for i in range(steps)]},
+        )
 
     def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"):
         sigmas = shifted(torch.linspace(1, 0, steps + 1), SHIFT).tolist()
@@ -158,6 +166,10 @@ def dimensions(folder: Path) -> Dimensions:
     side, channels = net["sample_size"], net["in_channels"]
     text = {"context": (28, net["joint_attention_dim"]), "pooled": (net["pooled_projection_dim"],)}
     return Dimensions(side * 2 ** (len(vae["block_out_channels"]) - 1), (channels, side, side), text)
+
+
+def grid(steps: int) -> Grid:
+    return FlowFamily.grid(None, steps)  # type: ignore[arg-type]
 
 
 def is_student(folder: Path) -> bool:

@@ -156,7 +156,7 @@ def test_only_what_keeps_something_says_so(world, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("flashdmd_cli.workflows.doctor.check_all", interrupt)
-    monkeypatch.setattr(Drawer, "draw", interrupt)
+    monkeypatch.setattr(Drawer, "draw_from", interrupt)
     for words in ["doctor"], ["sample", *PROMPT]:
         result = run(*words, "--quiet")
         assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")

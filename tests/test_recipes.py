@@ -133,7 +133,7 @@ def test_wrong_key_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gan.wieght: no such recipe key; did you mean gan.weight?"):
         load_recipe(path)
     path.write_text("- a\n")
-    with pytest.raises(UsageError, match="not a table"):
+    with pytest.raises(UsageError, match="not a YAML mapping"):
         load_recipe(path)
 
 

@@ -95,7 +95,7 @@ def test_whole_pictures_are_float32_too():
 
 
 def test_a_crop_larger_than_the_teachers_pictures_is_refused():
-    with pytest.raises(UsageError, match="^gan.crop_px: 512 is more than the 32 pixels") as caught:
+    with pytest.raises(UsageError, match="^gan.crop_px: 512 exceeds the teacher's resolution of 32 pixels") as caught:
         Objective(recipe(gan__decode="crop", gan__crop_px=512), objective().family, None)  # type: ignore[arg-type]
     assert caught.value.exit_code == 2 and "gan.decode=full" in caught.value.hint
     Objective(recipe(gan__decode="crop", gan__kind="none"), objective().family, None)  # type: ignore[arg-type]

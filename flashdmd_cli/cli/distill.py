@@ -87,11 +87,11 @@ def distill(
 
 def print_recipe(recipe: Recipe, output: Output) -> None:
     """The resolved recipe as YAML, and the grid as a comment, so that what is printed is a recipe file again."""
-    from flashdmd_cli.core.grid import vp_grid
+    from flashdmd_cli.families.registry import family_named
     from flashdmd_cli.runs.recipe import dump_recipe
 
-    timesteps = vp_grid(recipe.grid.steps).timesteps
-    grid = " ".join(map(str, timesteps))
+    timesteps = family_named(recipe.family).module.grid(recipe.grid.steps).timesteps
+    grid = " ".join(f"{t:g}" for t in timesteps)
     document = {"recipe": recipe.model_dump(mode="json"), "grid": timesteps}
     output.result(document, [dump_recipe(recipe).rstrip(), f"# grid: {grid}"], recipe.name)
 

@@ -33,6 +33,6 @@ def export(
         made = run_export(source, out, form=form, replace=yes, reporter=observer)
         folder, steps = made.out, made.steps
         document = {"out": folder, "manifest": folder / "manifest.json", "format": form, "steps": steps}
-        how = f'StableDiffusionXLPipeline.from_pretrained("{folder}")'
+        how = f'DiffusionPipeline.from_pretrained("{folder}")'
         use = f"num_inference_steps={steps}, guidance_scale=1"
         output.result(document, f"{folder}: {how}, then {use}", str(folder))

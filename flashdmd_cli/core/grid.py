@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -18,6 +18,8 @@ class Grid:
     timesteps: tuple[float, ...]
     scheduler: str
     config: dict[str, Any]
+    call: dict[str, Any] = field(default_factory=dict)
+    """What a stock pipeline has to be called with beside the number of steps, where the configuration cannot say it."""
 
     def __len__(self) -> int:
         return len(self.timesteps)

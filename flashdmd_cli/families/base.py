@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class Base:
         def run(function: Any, *args: Any) -> Any:
             adapters, x = self._entered
             # Other adapters may be active in the backward pass, so recomputation activates those of the forward pass.
-            contexts = lambda: (nullcontext(), self._enter(adapters, x))  # noqa: E731
+            contexts = lambda: (nullcontext(), self.enter(adapters, x))  # noqa: E731
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
 
         self.net.enable_gradient_checkpointing(run)  # type: ignore[operator]
@@ -108,7 +108,7 @@ class Base:
             layer._active_adapter, layer._disable_adapters = list(adapters), not adapters
 
     @contextmanager
-    def _enter(self, adapters: tuple[str, ...], x: Tensor | None) -> Iterator[None]:
+    def enter(self, adapters: tuple[str, ...], x: Tensor | None) -> Iterator[None]:
         """Context with these adapters active, and with the attention kernel for latents `x`."""
         before, self._entered = self._entered, (adapters, x)
         self._switch(adapters)
@@ -118,10 +118,6 @@ class Base:
         finally:
             self._entered = before
             self._switch(before[0])
-
-    def enter(self, adapters: tuple[str, ...], x: Tensor) -> AbstractContextManager[None]:
-        """Context in which only these adapters are active, with the attention kernel for latents `x`."""
-        return self._enter(adapters, x)
 
     def own_names(self, adapters: tuple[str, ...]) -> dict[str, str]:
         """Network name -> state name of each tensor that a view with these adapters owns: the weights of the last
@@ -154,7 +150,7 @@ class View:
         return {state_name: tensors[key] for key, state_name in names.items()}
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        with self.base.enter(self.adapters, x_t):
+        with self.base._enter(self.adapters, x_t):
             return self.base.calls.call(self.base.net, x_t, t, cond)
 
     def x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -169,7 +165,7 @@ class View:
         return self._clean(uncond_output + guidance * (cond_output - uncond_output), x_t, t)
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        with self.base.enter(self.adapters, x_t):
+        with self.base._enter(self.adapters, x_t):
             return self.base.calls.tap(self.base.net, x_t, t, cond)
 
     def _clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

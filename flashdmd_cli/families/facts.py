@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from flashdmd_cli.core.grid import Grid
 from flashdmd_cli.families.dimensions import Dimensions
 from flashdmd_cli.families.files import Source
 
@@ -47,6 +48,9 @@ class FamilyModule(Protocol):
 
     def dimensions(self, folder: Path) -> Dimensions:
         """Shapes from the configuration files of a pipeline folder; raises `OSError`, `ValueError` or `KeyError`."""
+
+    def grid(self, steps: int) -> Grid:
+        """The few-step grid of the original teacher, for showing it before anything is loaded."""
 
     def is_student(self, folder: Path) -> bool:
         """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""

@@ -54,7 +54,7 @@ class Family(Calls, Protocol):
 
     def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
         """`cond` with the pictures' own sizes (B, 6), in pixels: original height and width, crop top and left, target
-        height and width. Raises UsageError for a family without such an input."""
+        height and width. Raises Unfit for a family without such an input."""
 
     def decode(self, latents: Tensor) -> Tensor: ...
 

@@ -171,11 +171,6 @@ class Train(Config):
         """EMA decay per iteration; None without EMA."""
         return None if self.average_images is None else math.exp(-self.batch / self.average_images)
 
-    @property
-    def accumulation(self) -> int:
-        """Forward passes per iteration."""
-        return self.batch // self.micro_batch
-
 
 class Recipe(Config):
     """One run of stage 1 or 2."""

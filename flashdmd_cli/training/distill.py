@@ -119,8 +119,10 @@ def iteration(
 
     factor = recipe.optim.warmup_factor(state.images_seen + train.batch)
     if updates_student:
+        before = student.updates
         metrics.whole["grad_norm/student"] = student.update(factor, state.world)  # line 17
-        state.follow(recipe)  # line 18, Eq. 11
+        if student.updates > before:  # the fake score does not follow a student that was left as it was
+            state.follow(recipe)  # line 18, Eq. 11
 
     for output in outputs:  # lines 20-24: the fake score, trained on the same x, detached
         loss = o.fake_loss(fake.net, output.x, output.cond, output.draws)

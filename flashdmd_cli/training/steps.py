@@ -37,6 +37,12 @@ class Objective:
 
     def __post_init__(self) -> None:
         gan, side = self.recipe.gan, self.family.resolution
+        scale = side // self.family.latent_shape[-1]
+        if gan.kind == "pixel" and gan.decode == "crop" and gan.crop_px % scale:
+            raise UsageError(
+                f"gan.crop_px: {gan.crop_px} is no multiple of the {scale} pixels of a latent of this teacher",
+                hint=f"--set gan.crop_px={max(1, gan.crop_px // scale) * scale}",
+            )
         if gan.kind == "pixel" and gan.decode == "crop" and gan.crop_px > side:
             raise UsageError(
                 f"gan.crop_px: {gan.crop_px} exceeds the teacher's resolution of {side} pixels",

@@ -48,6 +48,10 @@ def align(
         raise UsageError(
             f"--recipe {recipe.name}: has no table `align`", hint="`flashdmd recipes list` shows align/..."
         )
+    if student.manifest.kind != "distill":
+        raise InputError(
+            f"--from {student.folder}: is not a student of `distill`", hint="an aligned one is not aligned again"
+        )
     reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = data_of(student) if data is None else find_run(str(data), "data", flag="--data")
     if data is None:

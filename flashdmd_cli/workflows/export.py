@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from flashdmd_cli.export import FORMATS
@@ -44,8 +45,6 @@ def export(
 
     Raises `UsageError` for an unknown form or an `out` that holds something else, `InputError` for what cannot be read.
     """
-    from flashdmd_cli.export.diffusers import export_diffusers
-
     if form not in FORMATS:
         raise UsageError(f"--format {form}: unknown", hint=f"one of {', '.join(FORMATS)}")
     reporter, began = reporter or SilentReporter(), time.monotonic()
@@ -56,7 +55,8 @@ def export(
     folder = Path(out) if out is not None else RUNS / f"export-{checkpoint.name}"
     claim(folder, "export", replace, resumes=False)
     with saving_weights(folder):
-        export_diffusers(drawer.family, drawer.net, drawer.steps, folder)
+        module, _, function = FORMATS[form].partition(":")
+        getattr(import_module(module), function)(drawer.family, drawer.net, drawer.steps, folder)
     manifest = write_manifest(
         folder,
         Manifest(

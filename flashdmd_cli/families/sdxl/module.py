@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.sdxl.layout import dimensions, is_student, refuse_file, refuse_folder, refuse_vae
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 
-__all__ = ["dimensions", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
+__all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
 
 
 def refuse(place: Path) -> None:
     """Raise `Unfit`, describing what was found, unless `place` is a complete SDXL model."""
     (refuse_file if place.is_file() else refuse_folder)(place)
+
+
+def grid(steps: int) -> Grid:
+    """The few-step grid on SDXL's own noise schedule."""
+    return vp_grid(steps)
 
 
 def load(source: Source, precision: str) -> SDXLFamily:

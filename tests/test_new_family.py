@@ -121,8 +121,9 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, FlowMatchLCMScheduler)
     assert "sigmas=[1.0, 0.75, 0.5, 0.25]" in (exported.out / "README.md").read_text()
-    stock = pipeline(CAPTION, **drawer.family.grid(4).call, guidance_scale=1.0, max_sequence_length=4, height=IMAGE_SIZE,
-                     width=IMAGE_SIZE, generator=torch.Generator().manual_seed(0))  # fmt: skip
+    call, noise = drawer.family.grid(4).call, torch.Generator().manual_seed(0)
+    stock = pipeline(CAPTION, **call, guidance_scale=1.0, max_sequence_length=4, height=IMAGE_SIZE, width=IMAGE_SIZE,
+                     generator=noise)  # fmt: skip
     assert pipeline.scheduler.timesteps.tolist() == pytest.approx(list(drawer.family.grid(4).timesteps))
     assert stock.images[0].size == (IMAGE_SIZE, IMAGE_SIZE)
 

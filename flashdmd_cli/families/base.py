@@ -150,7 +150,7 @@ class View:
         return {state_name: tensors[key] for key, state_name in names.items()}
 
     def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        with self.base._enter(self.adapters, x_t):
+        with self.base.enter(self.adapters, x_t):
             return self.base.calls.call(self.base.net, x_t, t, cond)
 
     def x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -165,7 +165,7 @@ class View:
         return self._clean(uncond_output + guidance * (cond_output - uncond_output), x_t, t)
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
-        with self.base._enter(self.adapters, x_t):
+        with self.base.enter(self.adapters, x_t):
             return self.base.calls.tap(self.base.net, x_t, t, cond)
 
     def _clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:

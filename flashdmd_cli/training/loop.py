@@ -110,8 +110,9 @@ def run(
     train, world, began, seconds = recipe.train, state.world, time.monotonic(), state.seconds
 
     def ended() -> bool:
+        # Asked of all processes: rounding may let one see a collapse, or a signal reach one alone.
         collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
-        return state.iteration >= train.iterations or world.any(stop.requested is not None) or collapsed
+        return world.any(stop.requested is not None or collapsed) or state.iteration >= train.iterations
 
     def save() -> None:
         if world.is_main:

@@ -114,6 +114,8 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
     student = base.add_adapter("student", rank, alpha, below)
     fake = like_students(fake_base, "fake", fake_below)
     average = like_students(base, "average", below) if recipe.train.average_images else None
+    for parameter in average.parameters if average is not None else ():
+        parameter.requires_grad_(False)
     teacher = base.view() if stage1 is None or stage1.adapters is not None else family.teacher
     return Networks(student, fake, teacher, average, base.view(*below) if stage1 is not None else None)
 

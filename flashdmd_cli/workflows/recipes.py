@@ -28,9 +28,11 @@ def default_recipes(teacher: str | Path | None) -> DefaultRecipes:
     """Those for a teacher as it is named (None: SDXL): of its own world, or of its family."""
     if teacher is None:
         return SDXL.recipes
-    return (
-        SHAPES_RECIPES if is_shapes(teacher) else (FAMILIES.get(str(teacher)) or family_at(expanded(teacher))).recipes
-    )
+    if is_shapes(teacher):
+        return SHAPES_RECIPES
+    named = str(teacher).partition("@")[0]
+    known = next((facts for facts in FAMILIES.values() if named in (facts.name, facts.hub_id)), None)
+    return (known or family_at(expanded(teacher))).recipes
 
 
 def default_distill_recipe(teacher: str | Path | None, steps: int | None = None) -> str:

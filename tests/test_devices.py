@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
-from flashdmd_cli.evaluation.preview import Preview
+from flashdmd_cli.evaluation.preview import Preview, Row
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
@@ -232,7 +232,7 @@ def test_a_preview_of_a_student_that_was_loaded_on_the_cpu(form, student, family
     state = State.new(r, family, Stage1(loaded(family, student), None, None, 3))
     preview = Preview(r, family, ["a"], tmp_path)
     for view in (state.start, state.shipped):
-        assert preview._draw(view, "few_step", 2).shape == (1, 3, 32, 32)
+        assert preview._draw([Row("", view, "few_step", 2)], None)[""].shape == (1, 3, 32, 32)
 
 
 def test_a_state_goes_back_to_the_card(encoder, family, monkeypatch):

@@ -15,9 +15,12 @@ import webdataset
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.prompts import read_prompts
 from flashdmd_cli.data.shards import ShardDataset, write_shards
+from flashdmd_cli.runs.recipe_schema import Train
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.shapes.captions import parse
 from flashdmd_cli.shapes.samples import shapes_samples
 from flashdmd_cli.shapes.world import is_held_out
+from flashdmd_cli.training.distill import micro_batches, positions
 
 NUM = 12
 
@@ -95,9 +98,9 @@ def test_a_longer_set_begins_with_the_shorter(folder: Path) -> None:
 def test_batches_are_functions_of_their_arguments(folder: Path) -> None:
     first, again = ShardDataset(folder), ShardDataset(folder)
     for step in range(5):
-        first.batch(step, batch=4, seed=1)
-    batch = first.batch(5, batch=4, seed=1)
-    assert torch.equal(batch.pixels, again.batch(5, batch=4, seed=1).pixels)
+        first.batch(range(4 * step, 4 * step + 4), seed=1)
+    batch = first.batch(range(20, 24), seed=1)
+    assert torch.equal(batch.pixels, again.batch(range(20, 24), seed=1).pixels)
     assert batch.pixels.shape == (4, 3, 64, 64) and batch.pixels.dtype == torch.float32
     assert -1 <= batch.pixels.min() < batch.pixels.max() <= 1
     assert len(batch.captions) == 4
@@ -105,18 +108,22 @@ def test_batches_are_functions_of_their_arguments(folder: Path) -> None:
 
 def test_every_epoch_reads_everything_once_in_another_order(folder: Path) -> None:
     dataset = ShardDataset(folder)
-    read = [i for step in range(6) for i in dataset.indices(step, 0, 1, 4, seed=7)]
+    read = [i for step in range(6) for i in dataset.indices(range(4 * step, 4 * step + 4), seed=7)]
     epochs = read[:NUM], read[NUM:]
     assert all(Counter(epoch) == Counter(range(NUM)) for epoch in epochs)
     assert epochs[0] != epochs[1]
-    assert read[:NUM] != [i for step in range(3) for i in dataset.indices(step, 0, 1, 4, seed=8)]
+    assert read[:NUM] != dataset.indices(range(NUM), seed=8)
 
 
 def test_two_ranks_read_what_one_would(folder: Path) -> None:
-    dataset = ShardDataset(folder)
+    """And whatever the micro-batch; batches lie one after the other in the stream, across the ends of epochs too."""
+    dataset, read = ShardDataset(folder), []
     for step in range(4):
-        two = dataset.indices(step, 0, 2, 3, 0) + dataset.indices(step, 1, 2, 3, 0)
-        assert two == dataset.indices(step, 0, 1, 6, 0)
+        for rank, micro_batch in ((0, 3), (1, 1)):
+            train = Train(batch=6, micro_batch=micro_batch)
+            for rows in micro_batches(train, World(rank, 2)):
+                read += dataset.indices(positions(step, rows, train))
+    assert read == dataset.indices(range(24))
 
 
 def test_a_small_cache_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +131,8 @@ def test_a_small_cache_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("flashdmd_cli.data.shards.CACHE_BYTES", 3 * 64 * 64 * 2)
     small = ShardDataset(folder)
     for step in range(4):
-        assert torch.equal(whole.batch(step, batch=4).pixels, small.batch(step, batch=4).pixels)
+        place = range(4 * step, 4 * step + 4)
+        assert torch.equal(whole.batch(place).pixels, small.batch(place).pixels)
     assert len(small._cache) == 2
 
 

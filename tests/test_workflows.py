@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ class Listener(SilentReporter):
         super().__init__()
         self.lines: list[str] = []
         self.counts: list[tuple[int, int]] = []
+        self.counts_aside: list[tuple[int, int]] = []
         self.stop_after = stop_after
 
     def say(self, text: str) -> None:
@@ -45,10 +47,17 @@ class Listener(SilentReporter):
         super().phase(text, unit)
         self.lines.append(text)
 
+    @contextmanager
+    def aside(self, text: str, unit: str = "it") -> Iterator[None]:
+        counts, self.counts = self.counts, self.counts_aside
+        with super().aside(text, unit):
+            yield
+        self.counts = counts
+
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         super().progress(done, total, metrics)
         self.counts.append((done, total))
-        if done == self.stop_after:
+        if done == self.stop_after and self.counts is not self.counts_aside:
             self.stop.request(15)
 
 
@@ -58,7 +67,8 @@ def test_all_verbs_without_a_command_line(world: Path, reward: Path, capfd: pyte
     told = Listener()
     made = distill(recipe, "data", "student", reporter=told)
     assert (made.kind, made.step, data.kind) == ("distill", 1, "data") and made == read_manifest(Path("student"))
-    assert told.counts[-1] == (1, 1) and any("distilling into 4 steps" in line for line in told.lines)
+    assert told.counts[-1] == (1, 1) and told.counts_aside[-1][0] == told.counts_aside[-1][1] > 1  # previews
+    assert any("distilling into 4 steps" in line for line in told.lines)
     assert distill(recipe, "data", "student") == made  # finished already
 
     student = stage1_checkpoint("student")

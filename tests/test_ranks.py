@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -31,11 +33,11 @@ from .test_distill import QUIET, sam_folder, seeing  # noqa: F401
 
 FLAGS = {
     "train.batch": 4, "train.micro_batch": 4, "train.iterations": 3, "train.save_every": 100, "train.log_every": 1,
-    "train.preview_every": 3, "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-5,
-    "optim.lr_fake": 1e-5, "optim.lr_discriminator": 1e-5, "optim.warmup_images": 0, "model.lora_rank": 2,
+    "train.preview_every": 3, "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-3,
+    "optim.lr_fake": 1e-3, "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0, "model.lora_rank": 2,
 }  # fmt: skip
 ALIGN = {
-    "align.lr": 1e-5, "align.rl_ratio": 1, "align.threshold": [0.1, 0.1], "align.candidates": 2, "align.beta": 50.0,
+    "align.lr": 1e-3, "align.rl_ratio": 1, "align.threshold": [0.1, 0.1], "align.candidates": 2, "align.beta": 50.0,
 }  # fmt: skip
 CASES = ("pixel", "latent", "align")
 STOPPED = "stopped"
@@ -99,11 +101,10 @@ def everything(
                 drawn[draws.iteration, purpose, row] = each.initial_seed()
             return generators
 
-        Draws._generators = spy  # type: ignore[method-assign]
-        try:
+        # With AdamW's own eps a step is nearly as large for a gradient that is but rounding as for any other.
+        steady = partial(torch.optim.AdamW, eps=1e-3)
+        with patch.object(Draws, "_generators", spy), patch.object(torch.optim, "AdamW", steady):
             state, told = train(case, family, sam, out / case, world)
-        finally:
-            Draws._generators = original  # type: ignore[method-assign]
         tensors, meta = state.contents()
         found[case] = {"tensors": tensors, "drawn": drawn, "told": told, "iteration": meta["iteration"]}
     return found
@@ -159,19 +160,15 @@ def test_two_processes_train_as_one_does(case, ranks, tiny_family, sam_folder, t
         # Some pairs were dropped, so the processes had different numbers of them.
         assert any(0 < row["kept_pairs"] < 1 for row in rows)
     for row, wanted in zip(rows, expected, strict=True):
-        assert row == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        for name, value in row.items():
+            # Rounding depends on the batch's size, and shows where it is multiplied: a score is 100 times a cosine.
+            is_loose = "grad" in name or name.startswith("reward/")
+            assert value == pytest.approx(wanted.pop(name), rel=1e-4 if is_loose else 1e-5, abs=1e-6), name
+        assert wanted == {}
     assert one["tensors"].keys() == two["tensors"].keys() == alone["tensors"].keys()
     for name, tensor in alone["tensors"].items():
         assert torch.equal(one["tensors"][name], two["tensors"][name]), name
-        if ".net." in name:
-            torch.testing.assert_close(one["tensors"][name], tensor, rtol=0.0, atol=1e-5)
-    # AdamW divides by a gradient's size and makes much of rounding; its first moments are sums of gradients.
-    for role in ("student", "fake", "discriminator"):
-        moments, wanted = (
-            torch.cat([x.flatten() for name, x in found.items() if name.startswith(role) and name.endswith(".exp_avg")])
-            for found in (one["tensors"], alone["tensors"])
-        )
-        assert (moments - wanted).norm() < 1e-4 * wanted.norm()
+        torch.testing.assert_close(one["tensors"][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_main_process_writes_and_tells(ranks):

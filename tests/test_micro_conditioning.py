@@ -128,7 +128,7 @@ def test_both_stages_ask_the_data_for_sizes(
         lambda: distill_workflow.distill(one, tmp_path, tmp_path / "out"),
         lambda: align_workflow.align(
             two,
-            SimpleNamespace(manifest=SimpleNamespace(teacher=None), folder=tmp_path),
+            SimpleNamespace(manifest=SimpleNamespace(teacher=None, kind="distill"), folder=tmp_path),
             tmp_path / "out",
             data=tmp_path,
         ),

@@ -50,7 +50,7 @@ class Base:
         return self._another(net.float().eval().requires_grad_(trainable))
 
     def twin(self) -> Base:
-        """Another tree of modules over the same tensors, without adapters; those put on it leave this one as it is."""
+        """A second module tree on the same tensors, without adapters; adapters added to it do not affect this one."""
         tensors = {id(tensor): tensor for tensor in (*self.net.parameters(), *self.net.buffers())}
         net: Any = copy.deepcopy(self.net, tensors)
         if self._layers:

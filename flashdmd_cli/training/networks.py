@@ -85,8 +85,8 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
 def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     """Adapters: teacher, student, fake score, average and reference share one network.
 
-    In stage 2, new adapters are trained on top of the frozen ones of stage 1. If stage 1 trained all weights, or its
-    state was deleted, the new adapters are put on its student and fake score instead.
+    In stage 2, new adapters are trained on top of the frozen ones of stage 1. If stage 1 trained all weights, the new
+    adapters are put on its student and its fake score instead; if its state was deleted, on its student for both.
     """
     rank, alpha = recipe.model.lora_rank, recipe.model.lora_alpha
     base = fake_base = family.base.twin()

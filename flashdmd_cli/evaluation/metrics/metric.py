@@ -1,4 +1,4 @@
-"""What every metric looks like, and what it is told of a picture."""
+"""The protocol of a metric, and the description of a picture that it receives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval
 
 Direction = Literal["higher", "lower", "one"]
-"""Which way a figure should go: higher is better, lower is better, or it is a ratio that should be 1."""
+"""Which values of a metric are better: higher, lower, or those closest to one (a ratio)."""
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,20 @@ class Row:
     """One picture of a suite, drawn or real."""
 
     index: int
-    """Its place in the suite, from 0: decides its noise and the name of its file."""
+    """Position in the suite, from 0; determines its noise and the name of its file."""
     prompt: str
     group: int | None = None
-    """Which group of pictures of one prompt it belongs to; None outside of them."""
+    """Number of the group of pictures with the same prompt, for diversity; None outside such groups."""
     counts: bool = True
-    """Whether metrics that look at single pictures take it. The pictures of a group are, in most suites, drawn beside
-    the others, and would give their prompts too much weight."""
+    """Whether metrics of single pictures include it. Pictures of a group are usually drawn in addition to the others, and
+    including them would give their prompts too much weight."""
 
 
 class Metric(Protocol):
-    """Measures pictures batch by batch. A class that inherits from this gives the class variables and two methods.
+    """A metric, computed batch by batch. A subclass defines the class variables, `measure` and `result`.
 
-    What it keeps of a picture are the numbers that `measure` returns; the harness (`evaluation.measuring`) holds them,
-    so that it does not matter how pictures are cut into batches, and a metric has no state.
+    A metric has no state: `measure` reduces each picture to a few numbers, which `evaluation.measuring` collects, and
+    `result` computes the metric from the numbers of all pictures. So the result does not depend on the batch size.
     """
 
     name: ClassVar[str]
@@ -42,7 +42,7 @@ class Metric(Protocol):
     """Heading of its column, without the arrow."""
     direction: ClassVar[Direction]
     version: ClassVar[int] = 1
-    """Goes up with every change after which the same pictures get another figure."""
+    """Increased with every change after which the same pictures give another value."""
     unit: ClassVar[str]
     compares: ClassVar[bool] = False
     """Whether it needs the suite's real pictures."""
@@ -52,10 +52,10 @@ class Metric(Protocol):
     """Decimals in a table."""
 
     def __init__(self, instruments: Instruments) -> None:
-        """Take the networks that it looks through; what is missing is told here, before anything is drawn."""
+        """Load the networks it needs from `instruments`; raises InputError here, before drawing, if one is missing."""
 
     def takes(self, row: Row) -> bool:
-        """Whether it looks at this picture."""
+        """Whether to include this picture; by default `row.counts`."""
         return row.counts
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -63,9 +63,9 @@ class Metric(Protocol):
         ...
 
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        """The figures from what `measure` returned for all `N` drawn pictures, (N, ...), in the order of the suite.
+        """The value with its interval, from what `measure` returned for all `N` drawn pictures, (N, ...), in suite order.
 
-        `real` is the same of the real pictures, (M, ...), for a metric that `compares`, and empty for others. The
-        figure called `name` is the metric itself; others, `GROUP.NAME`, are parts of it.
+        `real` holds the same for the real pictures, (M, ...), if the metric `compares`, else nothing. The key `name` is
+        the metric itself; keys with a dot (`attributes.colour`) are breakdowns of it.
         """
         ...

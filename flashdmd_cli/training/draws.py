@@ -15,7 +15,7 @@ from flashdmd_cli.runs.randomness import generator
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers for B = len(rows) rows of one iteration's batch; generated on the CPU, so equal on every device."""
+    """Random numbers for B = len(rows) rows of an iteration's batch; generated on the CPU, so equal on every device."""
 
     seed: int
     iteration: int

@@ -25,7 +25,7 @@ class Row:
     group: int | None = None
     """Number of the group of pictures with the same prompt, for diversity; None outside such groups."""
     counts: bool = True
-    """Whether metrics of single pictures include it. Pictures of a group are usually drawn in addition to the others, and
+    """Whether metrics of single pictures include it. Pictures of a group are usually drawn in addition to the others;
     including them would give their prompts too much weight."""
 
 
@@ -63,7 +63,7 @@ class Metric(Protocol):
         ...
 
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        """The value with its interval, from what `measure` returned for all `N` drawn pictures, (N, ...), in suite order.
+        """The value with its interval, from the rows of `measure` for all `N` drawn pictures, (N, ...), in suite order.
 
         `real` holds the same for the real pictures, (M, ...), if the metric `compares`, else nothing. The key `name` is
         the metric itself; keys with a dot (`attributes.colour`) are breakdowns of it.

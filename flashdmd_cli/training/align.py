@@ -63,8 +63,8 @@ def distillation_iterations(recipe: Recipe, iteration: int, before: int) -> rang
 
     Among every `rl_ratio` iterations of stage 2 (one preference step each), `ttur` distillation iterations are spread
     evenly; the first of these updates the student. So `rl_ratio` is the ratio of student updates by preference and by
-    distillation. If `rl_ratio` equals `ttur`, the fake score is updated in every iteration, as in Algorithm 1. Numbering
-    continues after the `before` iterations of stage 1, so that no random numbers are used twice.
+    distillation. If `rl_ratio` equals `ttur`, the fake score is updated in every iteration, as in Algorithm 1. Numbers
+    continue after the `before` iterations of stage 1, so that no random numbers are used twice.
     """
     assert recipe.align is not None
     if recipe.align.rl_ratio is None:

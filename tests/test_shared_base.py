@@ -75,7 +75,7 @@ def same_run(out: Path, other: Path, one: State, two: State) -> None:
     rows, others = read_metrics(out), read_metrics(other)
     assert len(rows) == len(others) == ITERATIONS
     for row, expected in zip(rows, others, strict=True):
-        assert row == pytest.approx(expected, rel=1e-5, abs=1e-7)
+        assert row == pytest.approx(expected, rel=1e-5, abs=1e-9)
     for mine, its in ((one.student.net, two.student.net), (one.fake.net, two.fake.net), (one.average, two.average)):
         for a, b in zip(mine.parameters, its.parameters, strict=True):
             torch.testing.assert_close(a, b, rtol=0.0, atol=1e-5)

@@ -93,22 +93,12 @@ def test_every_fault_is_counted_and_a_second_run_does_nothing(messy, tmp_path):
     assert "190 of 200" in page and "truncated" in page and page.count("data:image/jpeg") > 36
     assert not re.search(r"(src|href)=.(?!data:)", page) and "<script" not in page
 
-<<<<<<< HEAD
     def times() -> dict[str, int]:  # the lock says who came last
         return {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != LOCK}
 
     before = times()
     assert prepared(run(*words)) == told
     assert times() == before
-=======
-    def written() -> dict[Path, int]:
-        # Whoever holds the folder signs its lock.
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir() if path.name != LOCK}
-
-    before = written()
-    assert prepared(run(*words)) == told
-    assert written() == before
->>>>>>> fam2
     assert run(*words[:-1], "--quiet").stdout == f"{tmp_path / 'out'}\n"
 
 

@@ -13,7 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no 
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
 from flashdmd_cli.data.shards import Batch
@@ -47,19 +47,21 @@ def tiny_unet() -> UNet2DConditionModel:
     )  # fmt: skip
 
 
+def tiny_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    """A text encoder for the words of `tokenizer`, 16 wide."""
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=MAX_LENGTH, eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels."""
     folder = tmp_path_factory.mktemp("tiny") / "teacher"
     torch.manual_seed(0)
     tokenizer = write_tokenizer(folder / "tokenizer")
-
-    def text() -> CLIPTextConfig:
-        return CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_LENGTH, eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
 
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
@@ -68,8 +70,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     StableDiffusionXLPipeline(
         vae=vae,
-        text_encoder=CLIPTextModel(text()),
-        text_encoder_2=CLIPTextModelWithProjection(text()),
+        text_encoder=CLIPTextModel(tiny_text(tokenizer)),
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         unet=tiny_unet(),

@@ -13,9 +13,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+from transformers import CLIPTextModelWithProjection
 
-from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
+from flashdmd_cli.building.text import write_tokenizer
 from flashdmd_cli.core.pictures import as_bytes
 from flashdmd_cli.evaluation.measuring import Evaluator
 from flashdmd_cli.evaluation.suites.spec import read_suite
@@ -34,6 +34,7 @@ from flashdmd_cli.workflows.inputs.drawers import load_drawer
 from flashdmd_cli.workflows.prepare import prepare, prepare_shapes
 from flashdmd_cli.workflows.sample import sample
 
+from .conftest import tiny_text
 from .flow_family import FLOW, NO_T5, SHIFT
 
 CAPTION = "a plain red circle above a striped blue ring"
@@ -47,12 +48,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = write_tokenizer(folder / "tokenizer")
 
     def text() -> CLIPTextModelWithProjection:
-        config = CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, projection_dim=16, num_hidden_layers=2,
-            num_attention_heads=2, max_position_embeddings=MAX_LENGTH, eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        return CLIPTextModelWithProjection(config)
+        return CLIPTextModelWithProjection(tiny_text(tokenizer))
 
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli.cli.distill import finish, print_recipe
-from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet
+from flashdmd_cli.cli.options import AsJson, Debug, Device, DryRun, Iterations, Out, Quiet, RecipeName, RecipeSeed
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.runs.folder import RUNS
 
@@ -32,23 +32,17 @@ def align(
         Path | None, typer.Option(help="Folder of prepare-data (default: the checkpoint's own).", show_default=False)
     ] = None,
     out: Out = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Name or YAML file; see `flashdmd recipes list`.", show_default=False)
-    ] = None,
+    recipe: RecipeName = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, `align.beta=100`; may be repeated.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="How long to train.", show_default=False)] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
-    ] = None,
+    iterations: Iterations = None,
+    seed: RecipeSeed = None,
     stop_on_collapse: Annotated[
         bool, typer.Option("--stop-on-collapse", help="End with exit code 4 when the probe sees a collapse.")
     ] = False,
     device: Device = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

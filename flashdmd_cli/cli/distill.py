@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, TeacherConfig, Vae
+from flashdmd_cli.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    DryRun,
+    Iterations,
+    Out,
+    Quiet,
+    RecipeName,
+    RecipeSeed,
+    TeacherConfig,
+    Vae,
+)
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
@@ -31,22 +43,16 @@ def distill(
         Path | None, typer.Option(help="Folder of prepare-data (default: the newest in ./runs).", show_default=False)
     ] = None,
     out: Out = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Name or YAML file; see `flashdmd recipes list`.", show_default=False)
-    ] = None,
+    recipe: RecipeName = None,
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, `gan.weight=0.5`; may be repeated.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="How long to train.", show_default=False)] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
-    ] = None,
+    iterations: Iterations = None,
+    seed: RecipeSeed = None,
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
     device: Device = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")
-    ] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -12,6 +12,15 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids or pa
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Replace what --out already holds.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", help="Name or YAML file; see `flashdmd recipes list`.", show_default=False)
+]
+Iterations = Annotated[int | None, typer.Option("--iterations", help="How long to train.", show_default=False)]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")]
+RecipeSeed = Annotated[
+    int | None, typer.Option("--seed", help="All randomness is a function of this number.", show_default=False)
+]
+"""Where the recipe has a seed of its own."""
 Seed = Annotated[int, typer.Option("--seed", help="All randomness is a function of this number.")]
 Device = Annotated[
     str | None,

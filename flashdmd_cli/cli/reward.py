@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Device, Out, Quiet, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Iterations, Out, Quiet, RecipeSeed, Seed
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
@@ -40,10 +40,8 @@ def train(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, `optim.lr=1e-5`; may be repeated.")
     ] = None,
-    iterations: Annotated[int | None, typer.Option(help="How long to train.", show_default=False)] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="All randomness is a function of this number.", show_default=False)
-    ] = None,
+    iterations: Iterations = None,
+    seed: RecipeSeed = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -140,8 +141,9 @@ class View:
     base: Base
     adapters: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def parameters(self) -> list[nn.Parameter]:
+        # Looked up once: an average asks for them in every iteration, and they stay the same objects.
         names = self.base.own_names(self.adapters)
         return [parameter for key, parameter in self.base.net.named_parameters() if key in names]
 

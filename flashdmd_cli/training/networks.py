@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,22 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.roles import assign, fill
 
 
+def adapter_of(
+    values: dict[str, Tensor], base: Base, name: str, rank: int, alpha: float, below: Sequence[str] = ()
+) -> View:
+    """A new adapter on `base` with these weights; the global random generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        view = base.add_adapter(name, rank, alpha, below)
+    assign(view.weights(), values)
+    return view
+
+
+def freeze(view: View) -> None:
+    """Exclude a view's own parameters from training."""
+    for parameter in view.parameters:
+        parameter.requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class Stage1Adapters:
     """Adapter weights of a stage 1 that trained adapters on the teacher."""
@@ -28,11 +45,7 @@ class Stage1Adapters:
     def put_on(self, base: Base, student: str, fake: str) -> None:
         """Add both adapters to `base` under the given names, frozen."""
         for name, values in ((student, self.student), (fake, self.fake)):
-            with torch.random.fork_rng(devices=[]):
-                view = base.add_adapter(name, self.rank, self.alpha)
-            assign(view.weights(), values)
-            for parameter in view.parameters:
-                parameter.requires_grad_(False)
+            freeze(adapter_of(values, base, name, self.rank, self.alpha))
 
 
 @dataclass(frozen=True)
@@ -76,10 +89,10 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
     average = student.copy(trainable=False).view() if recipe.train.average_images else None
     reference = student.view() if stage1 is not None else None
-    trained = [base.copy() for base in (student, fake)]
+    student, fake = student.copy(), fake.copy()
     if recipe.model.checkpointing:
-        trained = [base.checkpointed() for base in trained]
-    return Networks(trained[0].view(), trained[1].view(), family.teacher, average, reference)
+        student, fake = student.checkpointed(), fake.checkpointed()
+    return Networks(student.view(), fake.view(), family.teacher, average, reference)
 
 
 def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
@@ -101,21 +114,15 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
         )
 
     if recipe.model.checkpointing:
-        for each in {id(base): base, id(fake_base): fake_base}.values():
-            each.checkpointed()
-
-    def like_students(base: Base, name: str, below: tuple[str, ...]) -> View:
-        """A new adapter initialised with the student's values, because Eq. 11 averages tensor by tensor."""
-        with torch.random.fork_rng(devices=[]):
-            view = base.add_adapter(name, rank, alpha, below)
-        assign(view.weights(), student.weights())
-        return view
-
+        base.checkpointed()
+        fake_base.checkpointed()  # often the same
     student = base.add_adapter("student", rank, alpha, below)
-    fake = like_students(fake_base, "fake", fake_below)
-    average = like_students(base, "average", below) if recipe.train.average_images else None
-    for parameter in average.parameters if average is not None else ():
-        parameter.requires_grad_(False)
+    # Initialised with the student's values, because Eq. 11 averages tensor by tensor.
+    values = student.weights()
+    fake = adapter_of(values, fake_base, "fake", rank, alpha, fake_below)
+    average = adapter_of(values, base, "average", rank, alpha, below) if recipe.train.average_images else None
+    if average is not None:
+        freeze(average)
     teacher = base.view() if stage1 is None or stage1.adapters is not None else family.teacher
     return Networks(student, fake, teacher, average, base.view(*below) if stage1 is not None else None)
 

@@ -92,7 +92,8 @@ class Role(Generic[Net]):
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `tensors()` returned; `check_state` has to be called before."""
         if self.owner:
-            assign(trained(self.net), {name: tensors[f"{self.name}.net.{name}"] for name in trained(self.net)})
+            live = trained(self.net)
+            assign(live, {name: tensors[f"{self.name}.net.{name}"] for name in live})
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"{self.name}.optimizer."
         for key, value in tensors.items():

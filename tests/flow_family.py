@@ -149,7 +149,7 @@ class _Texts:
         return _Texts(self.num * times)
 
 
-def load(source: Source, precision: str) -> FlowFamily:
+def load(source: Source, precision: str, weights: str) -> FlowFamily:
     return FlowFamily(source.weights)
 
 

@@ -24,6 +24,7 @@ from flashdmd_cli.core.attention import attention_kernel
 from flashdmd_cli.core.schedules import x0_from_output
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
+from flashdmd_cli.families.storage import stored_in_fp32
 
 
 class Base:
@@ -48,7 +49,7 @@ class Base:
         """A deep copy with float32 weights and without adapters, on the same device."""
         net = self.view().merged()
         net = copy.deepcopy(net) if net is self.net else net
-        return self._another(net.float().eval().requires_grad_(trainable))
+        return self._another(stored_in_fp32(net).eval().requires_grad_(trainable))
 
     def twin(self) -> Base:
         """A second module tree on the same tensors, without adapters; adapters added to it do not affect this one."""
@@ -99,7 +100,12 @@ class Base:
         for key, parameter in self.net.named_parameters():
             # peft freezes all other adapters when it adds one; undo that.
             parameter.requires_grad_(trains.get(key, f".{name}." in key and ".lora_" in key))
+            if ".lora_" in key:  # peft creates them in the format of the layer's weights
+                parameter.data = parameter.data.float()
         self._layers = [module for module in self.net.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in self._layers:
+            # peft would cast inputs to the adapter's float32 first, and autocast back: two copies of every activation.
+            layer.cast_input_dtype_enabled = False
         self._switch(())
         return self.view(*below, name)
 
@@ -181,7 +187,7 @@ class View:
         """The network with this view's adapters merged into its weights: a copy, or the base itself if it has none."""
         if not self.base._layers:
             return self.base.net
-        net: Any = copy.deepcopy(self.base.net)
+        net: Any = stored_in_fp32(copy.deepcopy(self.base.net))
         if self.adapters:
             net.fuse_lora(adapter_names=list(self.adapters))
         net.unload_lora()

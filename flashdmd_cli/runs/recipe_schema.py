@@ -29,6 +29,9 @@ class Model(Config):
     precision: Precision = "auto"
     """Number format of forward passes: fp32, bf16, or auto, which is bf16 if the device supports it natively. Master
     weights and losses are always fp32."""
+    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format in which the frozen denoiser is stored if `form` is lora; adapters are always fp32. auto is the
+    format of forward passes. With bf16 weights and `precision: fp32`, each layer converts its weights when called."""
     device: Device = "auto"
     """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False
@@ -41,6 +44,12 @@ class Model(Config):
     """Autoencoder that replaces the teacher's: folder, `.safetensors` file or hub id."""
     teacher_config: str | None = None
     """Folder or hub id with configurations and tokenizers, for a teacher in a single file; null: SDXL's."""
+
+    def storage(self, precision: str) -> str:
+        """Number format in which the denoiser is stored, where forward passes are in `precision`."""
+        if self.form == "full":
+            return "fp32"
+        return precision if self.weights == "auto" else self.weights
 
 
 class StepGrid(Config):

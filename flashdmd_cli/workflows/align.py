@@ -83,7 +83,7 @@ def align(
     from flashdmd_cli.training.stage1 import load_stage1
     from flashdmd_cli.training.steps import Objective
 
-    family = load_family(teacher, place)
+    family = load_family(teacher, place, recipe.model.storage(place.precision))
     check_pictures(shards, recipe, family.resolution, shards_at)
     reward = load_reward_model(reward_folder, family)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))

@@ -54,7 +54,7 @@ def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporte
     from flashdmd_cli.shapes.captions import beyond_words
     from flashdmd_cli.training import distill as stage1
 
-    family = load_family(teacher, place)
+    family = load_family(teacher, place, recipe.model.storage(place.precision))
     check_pictures(shards, recipe, family.resolution, shards_at)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
     if is_shapes(family.source) and (told := beyond_words(captions)):

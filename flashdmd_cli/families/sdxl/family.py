@@ -20,6 +20,7 @@ from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.reading import read_network, read_pipeline, save_pipeline
+from flashdmd_cli.families.storage import store_in_bf16
 from flashdmd_cli.families.sdxl.settings import (
     LatentScale,
     check_parts,
@@ -60,7 +61,8 @@ class SDXLFamily:
         for part in (pipeline.unet, pipeline.vae):
             _forget_folder(part)
         for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
-            encoder.eval().requires_grad_(False)
+            if encoder is not None:
+                encoder.eval().requires_grad_(False)
         self._empty_prompt: Conditioning | None = None
         self.tap_widths: tuple[int, ...] = (pipeline.unet.config.block_out_channels[-1],)
         config = pipeline.unet.config
@@ -68,11 +70,17 @@ class SDXLFamily:
         self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
 
     @classmethod
-    def load(cls, source: Path | Source, precision: str = "fp32") -> SDXLFamily:
-        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights."""
+    def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> SDXLFamily:
+        """Load a teacher; `weights="bf16"` stores the denoiser in bfloat16.
+
+        Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
+        """
         source = source if isinstance(source, Source) else Source(source)
-        # The VAE of SDXL overflows in fp16, so weights are read as float32 and autocast decides what runs in bf16.
-        return cls(read_pipeline(source), str(source.weights), precision)
+        # The VAE of SDXL overflows in fp16, so it is read as float32 and autocast decides what runs in bf16.
+        pipeline = read_pipeline(source, torch.bfloat16 if weights == "bf16" else torch.float32)
+        if weights == "bf16":
+            store_in_bf16(pipeline.unet)
+        return cls(pipeline, str(source.weights), precision)
 
     @property
     def teacher(self) -> View:
@@ -92,6 +100,10 @@ class SDXLFamily:
         """Move every component."""
         self.pipeline.to(device)
         return self
+
+    def release_encoders(self) -> None:
+        """Free the text encoders; afterwards only cached embeddings can be used."""
+        self.pipeline.text_encoder = self.pipeline.text_encoder_2 = None
 
     def autocast(self) -> torch.autocast:
         """Context for forward passes in the family's precision; pictures for display are decoded without it."""
@@ -202,7 +214,7 @@ class SDXLFamily:
         digest = hashlib.sha256()
         for name, value in sorted(self.teacher.weights().items()):
             digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -29,11 +29,11 @@ def grid(steps: int) -> Grid:
     return vp_grid(steps)
 
 
-def load(source: Source, precision: str) -> SDXLFamily:
+def load(source: Source, precision: str, weights: str) -> SDXLFamily:
     """Load a teacher, on the CPU."""
     from flashdmd_cli.families.sdxl.family import SDXLFamily
 
-    return SDXLFamily.load(source, precision)
+    return SDXLFamily.load(source, precision, weights)
 
 
 def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentRewardModel:

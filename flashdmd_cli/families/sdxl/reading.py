@@ -79,17 +79,20 @@ def renamed(tensors: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
     return result if len(result) == len(tensors) else tensors
 
 
-def read_pipeline(source: Source) -> StableDiffusionXLPipeline:
-    """Load the pipeline of a teacher in float32: networks strictly, scheduler and tokenizers with `from_pretrained`.
+def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusionXLPipeline:
+    """Load the pipeline of a teacher in float32, its denoiser in the given format: networks strictly, scheduler and tokenizers with `from_pretrained`.
 
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
     settings: dict[str, Any] = {}
     if source.weights.is_file():
-        networks, settings = read_checkpoint(source)
+        networks, settings = read_checkpoint(source, denoiser)
     else:
         parts = [part for part in SDXL.networks if part != "vae" or source.vae is None]
-        networks = {part: read_network(KINDS[part], source.weights / part) for part in parts}
+        networks = {
+            part: read_network(KINDS[part], source.weights / part, denoiser if part == "unet" else torch.float32)
+            for part in parts
+        }
     if source.vae is not None:
         networks["vae"] = read_vae(source.vae, source.folder / "vae")
     pipeline = StableDiffusionXLPipeline.from_pretrained(
@@ -100,7 +103,7 @@ def read_pipeline(source: Source) -> StableDiffusionXLPipeline:
     return pipeline
 
 
-def read_checkpoint(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(source: Source, denoiser: torch.dtype = torch.float32) -> tuple[dict[str, Any], dict[str, Any]]:
     """The networks of one file in the layout of SDXL's original code, and the scheduler settings that it implies.
 
     Networks are configured by `source.config`; diffusers translates the tensor names.
@@ -113,7 +116,8 @@ def read_checkpoint(source: Source) -> tuple[dict[str, Any], dict[str, Any]]:
         if part == "vae" and source.vae is not None:
             continue
         net = new_network(KINDS[part], source.config / part)
-        networks[part] = fill(net, translated(part, tensors, net), f"{part} in {source.weights.name}")
+        dtype = denoiser if part == "unet" else torch.float32
+        networks[part] = fill(net, translated(part, tensors, net), f"{part} in {source.weights.name}", dtype)
     # Such a file has no configuration; trainers mark these settings by empty tensors with these names.
     settings: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
     return networks, settings | ({"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {})

@@ -132,18 +132,23 @@ def check_parts(pipeline: StableDiffusionXLPipeline) -> None:
         raise ValueError(
             f"unet sample_size is {config.sample_size!r}; one number is needed: the side of square latents"
         )
-    pooled = pipeline.text_encoder_2.config.projection_dim
-    width = pipeline.text_encoder.config.hidden_size + pipeline.text_encoder_2.config.hidden_size
-    pairs = (
+    pairs: list[tuple[str, Any, str, Any]] = [
         ("unet in_channels", config.in_channels, "vae latent_channels", vae.config["latent_channels"]),
         ("unet out_channels", config.out_channels, "vae latent_channels", vae.config["latent_channels"]),
-        ("unet cross_attention_dim", config.cross_attention_dim, "width of both text encoders", width),
-        ("unet projection_class_embeddings_input_dim", config.projection_class_embeddings_input_dim,
-         f"size of pooled text and {NUM_TIME_IDS} sizes", NUM_TIME_IDS * config.addition_time_embed_dim + pooled),
-        *((f"{name} model_max_length", getattr(pipeline, name).model_max_length, "positions of its text encoder",
-           getattr(pipeline, name.replace("tokenizer", "text_encoder")).config.max_position_embeddings)
-          for name in ("tokenizer", "tokenizer_2")),
-    )  # fmt: skip
+    ]
+    if pipeline.text_encoder is not None:  # a benchmark has random embeddings instead
+        pooled = pipeline.text_encoder_2.config.projection_dim
+        width = pipeline.text_encoder.config.hidden_size + pipeline.text_encoder_2.config.hidden_size
+        pairs += [
+            ("unet cross_attention_dim", config.cross_attention_dim, "width of both text encoders", width),
+            ("unet projection_class_embeddings_input_dim", config.projection_class_embeddings_input_dim,
+             f"size of pooled text and {NUM_TIME_IDS} sizes", NUM_TIME_IDS * config.addition_time_embed_dim + pooled),
+        ]  # fmt: skip
+        pairs += [
+            (f"{name} model_max_length", getattr(pipeline, name).model_max_length, "positions of its text encoder",
+             getattr(pipeline, name.replace("tokenizer", "text_encoder")).config.max_position_embeddings)
+            for name in ("tokenizer", "tokenizer_2")
+        ]  # fmt: skip
     for name, value, other, wanted in pairs:
         if value != wanted:
             raise ValueError(f"{name} is {value}, but the {other} is {wanted}")

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.device import Place
 
 
-def load_family(source: Path | Source, place: Place | None = None) -> Family:
+def load_family(source: Path | Source, place: Place | None = None, weights: str = "fp32") -> Family:
     """The family behind a teacher, at `place` (default: the accelerator if there is one, in float32).
+
+    Its denoiser is stored in the format `weights`.
 
     InputError when it cannot be read.
     """
@@ -26,7 +28,7 @@ def load_family(source: Path | Source, place: Place | None = None) -> Family:
     place, source = place or resolve(precision="fp32"), source if isinstance(source, Source) else Source(source)
     hush()
     try:
-        family = family_at(source.folder).module.load(source, place.precision)
+        family = family_at(source.folder).module.load(source, place.precision, weights)
     except (OSError, ValueError, SafetensorError) as error:
         hint = getattr(error, "hint", "")
         raise InputError(f"--teacher {source.weights}: {str(error).splitlines()[0]}", hint=hint) from error

@@ -1,0 +1,312 @@
+"""Speed, memory and arithmetic of training iterations, at true size with random weights, so without any download.
+
+What is measured is `training.distill.iteration` itself, on synthetic pictures and cached text embeddings.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from segment_anything import sam_model_registry
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flashdmd_cli.data.shards import Batch
+from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.sdxl.true_size import random_family, random_text
+from flashdmd_cli.runs.device import Place, peak_memory, resolve
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.training.distill import iteration
+from flashdmd_cli.training.state import State
+from flashdmd_cli.training.steps import Objective
+
+MATRIX = 8192
+"""Side of the square matrices whose product measures a device's ceiling; a CPU takes an eighth."""
+
+
+@dataclass
+class Part:
+    """One part of an iteration, without backward passes, summed over its micro-batches."""
+
+    seconds: float = 0.0
+    tflop: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What an iteration costs on one device; the mean over whole cycles of `ttur` iterations."""
+
+    recipe: str
+    device: str
+    """Name of the processor."""
+    precision: str
+    parameters: int
+    """Of the denoiser."""
+    trainable: int
+    """Parameters that the optimizers of all roles update."""
+    resolution: int
+    batch: int
+    micro_batch: int
+    seconds: float
+    """Of an iteration."""
+    samples_per_second: float
+    tflop: float
+    """Of an iteration: multiplications and additions of matrix products, convolutions and attention."""
+    tflops: float
+    """TFLOP per second reached."""
+    ceiling_tflops: float
+    """The same for a large matrix product in the same number format on the same device."""
+    utilisation: float
+    """`tflops / ceiling_tflops`."""
+    peak_gb: float
+    """Peak memory of the iterations: allocated on an accelerator, resident in the process on a CPU."""
+    load_gb: float
+    """Memory after loading, before the first iteration."""
+    parts: dict[str, Part] = field(default_factory=dict)
+    """By name; `backward passes` is what remains."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class RandomData:
+    """Pictures and text embeddings of the right sizes, drawn once; the implementation of `training.loop.Data`."""
+
+    def __init__(self, family: SDXLFamily, micro_batch: int) -> None:
+        side = family.resolution
+        self.pixels = torch.rand(micro_batch, 3, side, side, device=family.device) * 2 - 1
+        self.text = {name: value.to(family.device) for name, value in random_text(family, micro_batch).items()}
+        self.latents = torch.randn(micro_batch, *family.latent_shape, device=family.device)
+
+    def batch(self, positions: range, seed: int = 0) -> Batch:
+        """The same rows for any position."""
+        n = len(positions)
+        text = {name: value[:n] for name, value in self.text.items()}
+        return Batch(self.pixels[:n], ["a picture"] * n, self.latents[:n], text)
+
+
+class AuthorsFamily(SDXLFamily):
+    """SDXL in the number formats of DMD2's own training script: autocast to bf16 only where gradients are computed and
+    for the teacher; sampling, and the fake score inside the distribution-matching loss, in float32 (with TF32)."""
+
+    def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """As in `SDXLFamily`."""
+        self.precision = "bf16" if torch.is_grad_enabled() or net is self.base.net else "fp32"
+        return super().call(net, x_t, t, cond)
+
+
+def bench(
+    recipe: Recipe,
+    resolution: int = 1024,
+    cycles: int = 3,
+    *,
+    small: bool = False,
+    authors: bool = False,
+    reporter: Reporter | None = None,
+) -> Bench:
+    """Measure iterations of `recipe` (stage 1) on SDXL of true size, or of a `small` one, with random weights.
+
+    `cycles` of `recipe.ttur` iterations are timed, after one to warm up. `authors` measures in the number
+    formats of DMD2's script. Raises `UsageError` for an alignment, and for a family without random weights.
+    """
+    if recipe.align is not None or recipe.family != SDXLFamily.name:
+        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL can be measured")
+    reporter, place = reporter or SilentReporter(), resolve(recipe.model.device, recipe.model.precision)
+    device = torch.device(place.device)
+    _reset_peak(device)
+    with tempfile.TemporaryDirectory() as folder:
+        reporter.phase(f"{recipe.name}: making the networks ({place.device}, {place.precision})")
+        family = random_family(resolution, place.precision, recipe.model.storage(place.precision), device, small)
+        if authors:
+            family.__class__ = AuthorsFamily
+        recipe = _with_sam(recipe, Path(folder), small)
+        state = State.new(recipe, family)
+    objective = Objective(recipe, family, family.grid(recipe.grid.steps))
+    data, ttur = RandomData(family, recipe.train.micro_batch), recipe.ttur
+    load = _allocated(device)
+
+    def run(number: int) -> float:
+        began = time.perf_counter()
+        iteration(recipe, objective, state, data, number)
+        state.follow_average(recipe)
+        _wait(device)
+        return time.perf_counter() - began
+
+    with _tf32(authors):
+        reporter.phase(f"{recipe.name}: warming up")
+        for number in range(ttur):
+            run(number)
+        # Rollouts of different lengths are drawn by the number of the iteration: all that follows runs the same ones.
+        numbers = range(ttur, ttur * (1 + cycles))
+        reporter.phase(f"{recipe.name}: timing {len(numbers)} iterations")
+        _reset_peak(device)
+        seconds = sum(run(number) for number in numbers) / len(numbers)
+        peak = peak_memory(device) / 1e9
+        reporter.phase(f"{recipe.name}: counting")
+        parts, tflop, whole = _by_part(objective, state, numbers, run)
+    parts["backward passes"] = Part(
+        max(0.0, whole - sum(p.seconds for p in parts.values())), tflop - sum(p.tflop for p in parts.values())
+    )
+    ceiling = matrix_tflops(place)
+    return Bench(
+        recipe=recipe.name,
+        device=device_name(device),
+        precision="as DMD2" if authors else place.precision,
+        parameters=sum(p.numel() for key, p in family.base.net.named_parameters() if ".lora_" not in key),
+        trainable=sum(p.numel() for role in state.roles for p in role.parameters),
+        resolution=resolution,
+        batch=recipe.train.batch,
+        micro_batch=recipe.train.micro_batch,
+        seconds=seconds,
+        samples_per_second=recipe.train.batch / seconds,
+        tflop=tflop,
+        tflops=tflop / seconds,
+        ceiling_tflops=ceiling,
+        utilisation=tflop / seconds / ceiling,
+        peak_gb=peak,
+        load_gb=load / 1e9,
+        parts=parts,
+    )
+
+
+def _with_sam(recipe: Recipe, folder: Path, small: bool) -> Recipe:
+    """`recipe` with an untrained SAM of its size in `folder`, or the embedded one; unchanged without a pixel GAN."""
+    if recipe.gan.kind != "pixel":
+        return recipe
+    if small:
+        from flashdmd_cli.shapes.assets import asset
+
+        path = asset("shapes-sam")
+    else:
+        path = folder / "sam.pth"
+        torch.save(sam_model_registry[recipe.gan.sam]().state_dict(), path)
+    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(path)})})
+
+
+def _by_part(
+    objective: Objective, state: State, numbers: range, run: Callable[[int], float]
+) -> tuple[dict[str, Part], float, float]:
+    """(parts without backward passes, all TFLOP, all seconds), each the mean of the iterations `numbers`.
+
+    They are run twice: with a clock that waits for the device around every part, and with a counter of operations.
+    """
+    device, parts, inside = objective.family.device, dict[str, Part](), list[str]()
+    counter: FlopCounterMode | None = None
+
+    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if inside:
+                return function(*args, **kwargs)
+            inside.append(name)
+            part = parts.setdefault(name, Part())
+            if counter is None:
+                _wait(device)
+            began, before = time.perf_counter(), counter.get_total_flops() if counter else 0
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside.pop()
+                if counter is None:
+                    _wait(device)
+                    part.seconds += (time.perf_counter() - began) / len(numbers)
+                else:
+                    part.tflop += (counter.get_total_flops() - before) / 1e12 / len(numbers)
+
+        return call
+
+    heads = None if state.discriminator is None else state.discriminator.net
+    names = {
+        "simulate": "rollout", "adversarial_state": "rollout", "student_x0": "student", "dm_loss": "teacher and fake score",
+        "fake_loss": "fake score's loss", "view": "VAE", "real_view": "VAE", "latent_logits": "discriminator",
+    }  # fmt: skip
+    with _replaced(objective, {key: watched(name, getattr(objective, key)) for key, name in names.items()}):
+        extra = {} if not hasattr(heads, "extract_features") else {
+            "extract_features": watched("discriminator", heads.extract_features)}  # type: ignore[union-attr,operator]  # fmt: skip
+        updates = [(role, {"update": watched("optimizers", role.update)}) for role in state.roles]
+        with _replaced(heads, extra), _replaced(updates[0][0], updates[0][1]), _replaced(*updates[1]):
+            seconds = sum(run(number) for number in numbers) / len(numbers)
+            with FlopCounterMode(display=False) as counter:
+                for number in numbers:
+                    run(number)
+    return parts, counter.get_total_flops() / 1e12 / len(numbers), seconds
+
+
+@contextmanager
+def _replaced(owner: Any, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Attributes of `owner` replaced for a while."""
+    for name, function in functions.items():
+        object.__setattr__(owner, name, function)
+    try:
+        yield
+    finally:
+        for name in functions:
+            object.__delattr__(owner, name)
+
+
+def matrix_tflops(place: Place) -> float:
+    """TFLOP per second of a large square matrix product of random numbers on a device, in its number format; best of
+    three."""
+    device = torch.device(place.device)
+    side = MATRIX // 8 if device.type == "cpu" else MATRIX
+    dtype = torch.bfloat16 if place.precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(4):
+        _wait(device)
+        began = time.perf_counter()
+        for _ in range(10):
+            a @ b
+        _wait(device)
+        best = max(best, 10 * 2 * side**3 / (time.perf_counter() - began) / 1e12)
+    return best
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the processor, as its driver or the system reports it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    import platform
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or device.type
+
+
+@contextmanager
+def _tf32(on: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if on else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_memory(device)
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)

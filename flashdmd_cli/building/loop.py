@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,6 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flashdmd_cli.core.losses import ema_update_
 
 N = TypeVar("N", bound=nn.Module)
+
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Attention kernels on a GPU. On a CPU it is the plain one: with only 64 tokens, the flash kernel would take a third of
+a whole step."""
 
 LossFn = Callable[[torch.Generator], dict[str, Tensor]]
 """Samples a batch with the generator and returns named losses; `loss` is minimised, others are logged."""
@@ -54,7 +57,7 @@ def train(
     model: N,
     loss_fn: LossFn,
     folder: Path,
-    steps: int,
+    steps: int | None,
     lr: float,
     seed: int = 0,
     ema_decay: float = 0.999,
@@ -65,11 +68,11 @@ def train(
     log_every: int = 50,
     say: Callable[[str], None] = print,
 ) -> N:
-    """Train `model` for `steps`, or for `seconds` if these are over earlier, and return it with averaged weights.
+    """Train `model` for `steps` or for `seconds`, whichever is over first, and return it with averaged weights.
 
     Writes the state to `folder/name.ckpt` and metrics to `folder/name.jsonl`; a second call resumes, with the seconds
-    of the first counted. `before(step)` is called before each step. The generator of each step, on the network's device, is seeded by (seed, step), so a resumed
-    build has the same batches as an uninterrupted one.
+    of the first counted. `before(step)` is called before each step. The generator of each step, on the network's
+    device, is seeded by (seed, step), so a resumed build has the same batches as an uninterrupted one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{name}.ckpt", folder / f"{name}.jsonl"
@@ -92,7 +95,7 @@ def train(
 
     def share(step: int) -> float:
         """The part of the training that is over, on [0, 1]."""
-        return max(step / steps, 0.0 if seconds is None else min(1.0, elapsed() / seconds))
+        return max(0.0 if steps is None else step / steps, 0.0 if seconds is None else elapsed() / seconds)
 
     def save(step: int) -> None:
         temporary = checkpoint.with_suffix(".tmp")
@@ -114,8 +117,7 @@ def train(
             group["lr"] = rate
         if before is not None:
             before(step)
-        # Plain attention: with only 64 tokens, the CPU's flash kernel would take a third of the whole step.
-        with sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext():
+        with sdpa_kernel(ATTENTION if device.type == "cuda" else SDPBackend.MATH):
             losses = loss_fn(torch.Generator(device).manual_seed(seed * 1_000_003 + step))
             losses["loss"].backward()
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -133,9 +135,9 @@ def train(
             row = {"step": step - 1, **metrics, "steps_per_s": round(rate_per_s, 3)}
             with log.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
-            left = (steps - step) / rate_per_s
-            left = left if seconds is None else min(left, seconds - elapsed())
-            say(f"{name} {row} eta {left / 60:.1f} min")
+            left = [] if steps is None else [(steps - step) / rate_per_s]
+            left += [] if seconds is None else [max(0.0, seconds - elapsed())]
+            say(f"{name} {row} eta {min(left) / 60:.1f} min")
         if saves:
             save(step)
             saved = time.monotonic()

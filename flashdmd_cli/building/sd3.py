@@ -1,4 +1,4 @@
-"""Training of the flow-matching teacher: a small SD3 transformer on the autoencoder and text encoders of `shapes-sdxl`."""
+"""Training of the flow-matching teacher: a small SD3 transformer on the other parts of `shapes-sdxl`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from flashdmd_cli.building.loop import train
 from flashdmd_cli.building.stream import Stream, caption_table
 from flashdmd_cli.core.schedules import FlowSchedule, add_noise, shifted, velocity
+from flashdmd_cli.core.weights import fit
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import read_json
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.grid import SHIFT
 from flashdmd_cli.families.sd3.reading import KINDS, save_pipeline
 from flashdmd_cli.families.sdxl.reading import KINDS as SDXL_KINDS
-from flashdmd_cli.families.sdxl.reading import read_network
+from flashdmd_cli.families.sdxl.reading import read_network, renamed
 from flashdmd_cli.runs.device import Place
 
+STEPS = 20_000
 CAPTION_DROPOUT = 0.1
 UNIFORM_TIMES = 0.2
 WIDTH, HEAD, LAYERS, PATCH = 192, 32, 7, 2
@@ -34,7 +36,7 @@ def new_transformer(width: int = WIDTH, layers: int = LAYERS, patch: int = PATCH
 
     With patches of 2 x 2 latents it costs a third of `shapes-sdxl`'s denoiser; with single latents as much.
     """
-    return SD3Transformer2DModel(
+    net = SD3Transformer2DModel(
         sample_size=16,
         patch_size=patch,
         in_channels=8,
@@ -48,6 +50,14 @@ def new_transformer(width: int = WIDTH, layers: int = LAYERS, patch: int = PATCH
         pos_embed_max_size=16 // patch,
         qk_norm="rms_norm",
     )
+    # Every block begins as the identity, and the output as zero (adaLN-Zero: Peebles & Xie 2023), which trains faster.
+    modulations = [
+        getattr(block, name).linear for block in net.transformer_blocks for name in ("norm1", "norm1_context")
+    ]
+    for layer in (*modulations, net.norm_out.linear, net.proj_out):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return net
 
 
 def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -58,15 +68,10 @@ def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
 def with_projection(encoder: CLIPTextModel) -> CLIPTextModelWithProjection:
     """The first text encoder with the identity as projection, which is how SD3 extends CLIP-L."""
     width = encoder.config.hidden_size
-    config = CLIPTextConfig(**{**encoder.config.to_dict(), "projection_dim": width})
-    config.architectures = None
+    config = CLIPTextConfig(**{**encoder.config.to_dict(), "architectures": None, "projection_dim": width})
+    tensors = {**encoder.state_dict(), "text_projection.weight": torch.eye(width)}
     grown = CLIPTextModelWithProjection(config)
-    own = grown.state_dict()
-    tensors = {name.removeprefix("text_model."): value for name, value in encoder.state_dict().items()}
-    grown.load_state_dict({name: tensors.get(name.removeprefix("text_model."), value) for name, value in own.items()})
-    with torch.no_grad():
-        grown.text_projection.weight.copy_(torch.eye(width))
-    return grown.eval()
+    return fit(grown, renamed(tensors, grown.state_dict().keys())).eval()
 
 
 def new_pipeline(source: Path, transformer: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
@@ -109,25 +114,31 @@ def sample_times(num: int, generator: torch.Generator) -> Tensor:
 def build_sd3(
     work: Path,
     out: Path,
-    steps: int = 20_000,
+    steps: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
     *,
     source: Path,
     place: Place | None = None,
     minutes: float | None = None,
-    batch: int = 1024,
+    batch: int | None = None,
     chunks: int = 128,
-    compiled: bool = False,
+    compiled: bool | None = None,
     transformer: SD3Transformer2DModel | None = None,
 ) -> StableDiffusion3Pipeline:
     """Train the transformer and write the complete teacher to `out`, with the other parts of the one in `source`.
 
-    `minutes` ends the training early, with the learning rate decayed by then. `chunks * batch` pictures are there at a
-    time, a new batch comes every four steps. `compiled` fuses the operations of each block, which pays on a GPU.
+    The training ends after `steps` or `minutes`, whichever is over first (neither: 20,000 steps); by then the learning
+    rate has decayed. `chunks` batches of pictures are there at a time, and every 16 steps a new one replaces the oldest.
+    `compiled` fuses the operations of each block; by default that and a larger batch are for GPUs. The environment
+    variable TORCHDYNAMO_DISABLE=1 turns the former off.
     """
     place = place or Place()
     device = torch.device(place.device)
+    if steps is None and minutes is None:
+        steps = STEPS
+    on_gpu = device.type == "cuda"
+    batch = batch or (1024 if on_gpu else 64)
     torch.manual_seed(seed)
     net = transformer or new_transformer()
     pipeline = new_pipeline(source, net)
@@ -139,12 +150,13 @@ def build_sd3(
         lambda texts: tokenizer(texts, padding="max_length", max_length=length, return_tensors="pt").input_ids
     )
     stream = Stream(
-        family.encode_pictures, lambda ids: embed_ids(pipeline, ids), table, device, chunks, batch, every=4, seed=seed
+        family.encode_pictures, lambda ids: embed_ids(pipeline, ids), table, device, chunks, batch, every=16, seed=seed
     )
     empty = {name: tensor.float() for name, tensor in family.embed([""]).items()}
     schedule = FlowSchedule(SHIFT)
     net.requires_grad_(True)
-    if compiled:
+    if on_gpu if compiled is None else compiled:
+        torch._dynamo.config.suppress_errors = True  # without a compiler, blocks run as they are
         for block in net.transformer_blocks:
             block.compile()
 

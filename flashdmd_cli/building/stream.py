@@ -1,4 +1,4 @@
-"""Pictures and captions as a denoiser is trained on them, rendered and encoded on its device, renewed while it trains."""
+"""Pictures and captions for the training of a denoiser, rendered and encoded on its device and renewed meanwhile."""
 
 from __future__ import annotations
 

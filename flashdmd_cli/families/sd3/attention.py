@@ -1,8 +1,8 @@
 """SD3's joint attention for contexts that end in many equal tokens.
 
-Without its third text encoder, the stock pipeline fills that encoder's 256 tokens with zeros. Tokens of the context have
-no positions, so equal ones stay equal in every block: one of them, whose attention logits get ln 256 added, has exactly
-the same effect. A small transformer is several times faster with it.
+Without its third text encoder, the stock pipeline fills that encoder's 256 tokens with zeros. Tokens of the context
+have no positions, so equal ones stay equal in every block: one of them, whose attention logits get ln 256 added, has
+exactly the same effect. A small transformer is several times faster with it.
 """
 
 from __future__ import annotations

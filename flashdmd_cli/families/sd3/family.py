@@ -231,7 +231,9 @@ def check_parts(pipeline: StableDiffusion3Pipeline) -> None:
     if vae.config.shift_factor is None:
         raise ValueError("vae shift_factor is null, which stock SD3 pipelines cannot decode with; write 0.0 instead")
     if scheduler.get("shift") is None or scheduler.get("use_dynamic_shifting"):
-        raise ValueError(f"scheduler {type(pipeline.scheduler).__name__} has no fixed shift of a flow-matching schedule")
+        raise ValueError(
+            f"scheduler {type(pipeline.scheduler).__name__} has no fixed shift of a flow-matching schedule"
+        )
     if scheduler.num_train_timesteps != NUM_TRAIN_TIMESTEPS:
         raise ValueError(f"scheduler num_train_timesteps is {scheduler.num_train_timesteps}, not {NUM_TRAIN_TIMESTEPS}")
     encoders = [pipeline.text_encoder.config, pipeline.text_encoder_2.config]

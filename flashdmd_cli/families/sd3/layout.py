@@ -38,7 +38,9 @@ def refuse_folder(folder: Path) -> None:
     channels = net.get("in_channels", 16)
     outputs = net.get("out_channels") or channels
     if channels != outputs:
-        raise Unfit(f"takes {channels} channels and gives {outputs}: it edits pictures, and draws none from noise alone")
+        raise Unfit(
+            f"takes {channels} channels and gives {outputs}: it edits pictures, and draws none from noise alone"
+        )
 
 
 def refuse_vae(place: Path) -> None:

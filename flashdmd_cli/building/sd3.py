@@ -129,7 +129,7 @@ def build_sd3(
     """Train the transformer and write the complete teacher to `out`, with the other parts of the one in `source`.
 
     The training ends after `steps` or `minutes`, whichever is over first (neither: 20,000 steps); by then the learning
-    rate has decayed. `chunks` batches of pictures are there at a time, and every 16 steps a new one replaces the oldest.
+    rate has decayed. `chunks` batches of pictures are there at a time; every 16 steps a new one replaces the oldest.
     `compiled` fuses the operations of each block; by default that and a larger batch are for GPUs. The environment
     variable TORCHDYNAMO_DISABLE=1 turns the former off.
     """

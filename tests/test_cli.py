@@ -56,7 +56,7 @@ SURFACE = [
     "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
     "reward train: --device --iterations --out --pairs --recipe --seed --set --teacher",
     "sample: --compare --device --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
-    "shapes build: --out --seed --steps --work part",
+    "shapes build: --device --minutes --out --seed --steps --work part",
 ]
 PROBE = """
 import sys

@@ -80,10 +80,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "sd15": (lambda f: unet(f, addition_embed_type=None), ("is not SDXL", "Stable Diffusion 1 and 2")),
     "lcm": (lambda f: unet(f, time_cond_proj_dim=8), ("distilled already", "time_cond_proj_dim")),
     "flux": (lambda f: (index(f, _class_name="FluxPipeline"), shutil.rmtree(f / "unet")), ("is a FluxPipeline",)),
-    "sd3": (
-        lambda f: (index(f, _class_name="StableDiffusion3Pipeline"), shutil.rmtree(f / "unet")),
-        ("is a StableDiffusion3Pipeline",),
-    ),
     "tiny vae": (lambda f: index(f, vae=["diffusers", "AutoencoderTiny"]), ("AutoencoderTiny",)),
     "student": (flashdmd("distill"), ("is a student that flashdmd distill made", "flashdmd align")),
     "data": (flashdmd("data"), ("is what flashdmd data left",)),

@@ -67,9 +67,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def register(patch: pytest.MonkeyPatch) -> None:
+    """This family instead of SD3's own, which reads folders of the same pipeline."""
+    patch.delitem(FAMILIES, "sd3")
+    patch.setitem(FAMILIES, FLOW.name, FLOW)
+
+
 @pytest.fixture(autouse=True)
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, FLOW.name, FLOW)
+    register(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +84,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, teacher: Path) -> Path:
     folder = tmp_path_factory.mktemp("data")
     prepare_shapes(folder / "shards", num=16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FAMILIES, FLOW.name, FLOW)
+        register(patch)
         prepare(folder / "shards", folder / "data", teacher=str(teacher), cache=("latents", "text"), duplicates="keep")
     return folder / "data"
 

@@ -1,4 +1,4 @@
 """Training of the shipped assets of the embedded world; the same command resumes an interrupted build."""
 
-PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture")
+PARTS = ("inspector", "vae", "text", "unet", "sam", "reward", "picture", "sd3")
 """In build order; each may depend on those before it."""

@@ -30,6 +30,13 @@ def build(
     steps: Annotated[
         int | None, typer.Option(help="Training steps (default: the part's recipe).", show_default=False)
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="End the training of sd3 after so many minutes.", show_default=False)
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Device for sd3 (default: the fastest); the others use the CPU.", show_default=False),
+    ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -40,7 +47,7 @@ def build(
         from flashdmd_cli.workflows.shapes import build_part
 
         began = time.monotonic()
-        figures = build_part(part, out, work, steps=steps, seed=seed, reporter=observer)
+        figures = build_part(part, out, work, steps=steps, minutes=minutes, device=device, seed=seed, reporter=observer)
         if part == "picture":
             output.result({"part": part, "out": out}, f"{out / 'picture.png'}: what doctor compares with", str(out))
             return

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.facts import Facts
+from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sdxl.facts import SDXL
 
-FAMILIES: dict[str, Facts] = {SDXL.name: SDXL}
+FAMILIES: dict[str, Facts] = {SDXL.name: SDXL, SD3.name: SD3}
 
 
 def family_named(name: str) -> Facts:

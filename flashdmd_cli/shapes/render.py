@@ -15,8 +15,11 @@ RIM_WIDTH = 1.6
 
 
 def render(scenes: Scenes, generator: torch.Generator) -> Tensor:
-    """Render `B` scenes: (B, 3, 64, 64) float32 on [-1, 1]. `generator` is used for the grain only."""
-    grid = _pixel_grid()
+    """Render `B` scenes on their device: (B, 3, 64, 64) float32 on [-1, 1].
+
+    `generator`, of the same device, is used for the grain only.
+    """
+    grid = _pixel_grid().to(scenes.center.device)
     picture = _background(scenes, grid)
     for which in range(scenes.shape.shape[1]):
         distance = _signed_distance(scenes, which, grid)
@@ -25,13 +28,13 @@ def render(scenes: Scenes, generator: torch.Generator) -> Tensor:
         fill = fill * (1 - rim) + 0.06 * rim
         cover = torch.sigmoid(4.0 * -distance)[:, None]
         picture = picture * (1 - cover) + fill * cover
-    grain = torch.randn(picture.shape, generator=generator) * scenes.grain[:, None, None, None]
+    grain = torch.randn(picture.shape, generator=generator, device=generator.device) * scenes.grain[:, None, None, None]
     return (picture + grain).clamp(0, 1) * 2 - 1
 
 
 def masks(scenes: Scenes) -> Tensor:
     """Masks of both objects, (B, 2, 64, 64) bool."""
-    grid = _pixel_grid()
+    grid = _pixel_grid().to(scenes.center.device)
     return torch.stack([_signed_distance(scenes, which, grid) < 0 for which in (0, 1)], dim=1)
 
 

@@ -79,6 +79,10 @@ class Scenes:
     def __len__(self) -> int:
         return self.shape.shape[0]
 
+    def to(self, device: torch.device | str) -> Scenes:
+        """The scenes on another device."""
+        return Scenes(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
     def __getitem__(self, index: slice | Tensor) -> Scenes:
         return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 

@@ -19,6 +19,17 @@ from flashdmd_cli.workflows.inputs.kinds import SHAPES
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashdmd_cli.evaluation.generate import Sampler
+
+MEASURED: tuple[tuple[Sampler, int, float], ...] = (
+    ("ddim", 30, 4.0), ("ddim", 30, 1.0), ("ddim", 30, 2.5), ("ddim", 30, 7.0), ("ddim", 8, 4.0), ("ddim", 4, 4.0),
+    ("stochastic", 4, 4.0),
+)  # fmt: skip
+"""Sampler, steps and guidance that the flow-matching teacher is measured with; the first is its own."""
+NUM_MEASURED = 512
+"""Captions of the suite `shapes-val` that it is measured on."""
+DRAWN_AT_ONCE = 356
+"""Pictures of those that are drawn in one batch."""
 TEACHER_STEPS = 4
 """Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
 
@@ -30,17 +41,25 @@ def build_part(
     work: Path,
     *,
     steps: int | None = None,
+    minutes: float | None = None,
+    device: str | None = None,
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
     """Train one of `building.PARTS` and write it to `out`; returns what was measured of it.
 
     Checkpoints and logs go to `work`, which all parts share; the same call again goes on. `steps` is the length of the
-    training (None: the part's own). Raises `UsageError` for an unknown part, or while another process builds in `work`.
+    training (None: the part's own); `minutes` ends that of `sd3` early, which alone is built on another `device` than
+    the CPU. Raises `UsageError` for an unknown part, or while another process builds in `work`.
     """
     reporter = reporter or SilentReporter()
     if part not in PARTS:
         raise UsageError(f"PART {part}: unknown", hint=f"known parts: {', '.join(PARTS)}")
+    if part != "sd3" and (minutes is not None or device is not None):
+        option = "--minutes" if minutes is not None else "--device"
+        raise UsageError(f"{option}: {part} has no such setting", hint="it is for sd3 alone; --steps is for all")
+    if minutes is not None and minutes <= 0:
+        raise UsageError(f"--minutes {minutes:g}: must be above 0", hint="leave it out for the part's recipe")
     if steps is not None and steps < 1:
         raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
     with writing(work, "--work"):
@@ -53,6 +72,8 @@ def build_part(
         return {}
     if part == "reward":
         return build_reward(out, work, steps, seed, reporter)
+    if part == "sd3":
+        return build_flow_teacher(out, work, steps, minutes, device, seed, reporter)
     length = {} if steps is None else {"steps": steps}
     builder = getattr(importlib.import_module(f"flashdmd_cli.building.{part}"), f"build_{part}")
     # The autoencoder is one folder among others of the teacher's; the other builders name theirs themselves.
@@ -82,3 +103,54 @@ def build_reward(out: Path, work: Path, steps: int | None, seed: int, reporter: 
     train_reward(recipe, pairs, out, half=True, reporter=reporter)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return {f"accuracy_{timestep}": value for timestep, value in report["accuracy"].items()}
+
+
+def build_flow_teacher(
+    out: Path, work: Path, steps: int | None, minutes: float | None, device: str | None, seed: int, reporter: Reporter
+) -> dict[str, float]:
+    """The teacher `shapes-sd3`, on the other parts of `shapes-sdxl`, and what it draws in a few settings.
+
+    Pictures and measurements are written to `work`: `sd3.png` and `sd3.json`.
+    """
+    from flashdmd_cli.building.sd3 import build_sd3
+    from flashdmd_cli.runs.device import resolve
+
+    place = resolve(device or "auto")
+    build_sd3(work, out, steps, seed, reporter.say, source=asset(SHAPES), place=place, minutes=minutes)
+    return measure_teacher(out, work, place.device, reporter)
+
+
+def measure_teacher(out: Path, work: Path, device: str, reporter: Reporter) -> dict[str, float]:
+    """Measure the teacher in `out` with its own sampler and as few-step students draw, at several guidances."""
+    from flashdmd_cli.core.pictures import as_bytes
+    from flashdmd_cli.evaluation.generate import generate
+    from flashdmd_cli.evaluation.measuring import Evaluator
+    from flashdmd_cli.evaluation.suites.spec import read_suite
+    from flashdmd_cli.runs.device import Place
+    from flashdmd_cli.workflows.inputs.families import load_family
+
+    family = load_family(out, Place(device, "fp32"))
+    suite = read_suite("shapes-val", NUM_MEASURED)
+    texts = [row.prompt for row in suite.rows]
+    evaluator, table, shown = Evaluator(suite), [], None
+    for sampler, num, guidance in MEASURED:
+        pictures = generate(family, family.teacher, texts, 0, sampler, num, guidance, batch=DRAWN_AT_ONCE)
+        measured = evaluator.evaluate([(as_bytes(pictures), suite.rows)]).as_dict()
+        row = {"sampler": sampler, "steps": num, "guidance": guidance, **measured}
+        reporter.say(f"sd3 {sampler} {num} guidance {guidance:g}: composition {measured['composition']:.3f}, "
+                     f"Frechet {measured['frechet']:.1f}, high frequency {measured['high_frequency']:.2f}")  # fmt: skip
+        table.append(row)
+        if shown is None:
+            shown = as_bytes(pictures[:64])
+            save_sheet(shown, work / "sd3.png")
+    (work / "sd3.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    return {name: table[0][name] for name in ("composition", "frechet", "high_frequency")}
+
+
+def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
+    """Write pictures (N, 3, H, W) uint8 side by side; those that fill no row are left out."""
+    from PIL import Image
+
+    pictures = pictures[: len(pictures) // columns * columns]
+    rows = pictures.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # (rows, H, columns, W, 3)
+    Image.fromarray(rows.flatten(2, 3).flatten(0, 1).contiguous().numpy()).save(path)

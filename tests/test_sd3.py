@@ -1,0 +1,219 @@
+"""The SD3 family against the stock classes it stands for: what is trained is what ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection
+
+from flashdmd_cli.building.text import write_tokenizer
+from flashdmd_cli.core.rollout import at, rollout
+from flashdmd_cli.core.schedules import add_noise, output_of, v_from_x0, x0_from_v
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.registry import family_at
+from flashdmd_cli.families.sd3.family import SD3Family
+from flashdmd_cli.families.sd3.grid import flow_grid
+from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
+
+from .conftest import tiny_text
+
+CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
+SHIFT = 2.5
+NO_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels, a shift of its own."""
+    folder = tmp_path_factory.mktemp("sd3") / "teacher"
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
+        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
+        pos_embed_max_size=4, qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae=vae,
+        text_encoder=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> SD3Family:
+    return SD3Family.load(folder)
+
+
+@pytest.fixture(scope="module")
+def stock(folder: Path) -> StableDiffusion3Pipeline:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **NO_T5)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def noise(family: SD3Family, num: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(num, *family.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def full_context(stock: StableDiffusion3Pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """The stock pipeline's embeddings at its defaults: 24 tokens of CLIP and the 256 zeros of the absent T5."""
+    context, _, pooled, _ = stock.encode_prompt(texts, texts, texts, do_classifier_free_guidance=False)
+    assert context.shape[1] == 24 + 256
+    return context, pooled
+
+
+def test_one_token_has_the_effect_of_all_that_the_absent_encoder_leaves(
+    family: SD3Family, stock: StableDiffusion3Pipeline
+) -> None:
+    x, t, cond = noise(family), torch.tensor([900.0, 20.0]), family.encode(CAPTIONS)
+    assert cond["context"].shape == (2, 25, 40)
+    with torch.no_grad():
+        expected = stock.transformer(x, *full_context(stock, CAPTIONS), t).sample
+        torch.testing.assert_close(family.teacher.output(x, t, cond), expected, rtol=1e-5, atol=1e-5)
+        # The count matters: the stock network with one such token answers otherwise.
+        once = stock.transformer(x, cond["context"], cond["pooled"], t).sample
+    assert (once - expected).abs().max() > 1e-3
+
+
+def test_noise_and_x0_are_the_stock_schedulers(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    """Noise is added as `scale_noise` does; x0 is where Euler's method arrives in one step to sigma 0."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(stock.scheduler.config)
+    x0, eps, cond = noise(family), noise(family, seed=1), family.encode(CAPTIONS)
+    for t in scheduler.timesteps[[0, 300, 800]]:
+        x_t = add_noise(family.schedule, x0, eps, at(t, x0))
+        torch.testing.assert_close(x_t, scheduler.scale_noise(x0, t[None], eps), rtol=1e-5, atol=1e-5)
+        with torch.no_grad():
+            v = stock.transformer(x_t, *full_context(stock, CAPTIONS), at(t, x0)).sample
+            found = family.teacher.x0(x_t, at(t, x0), cond)
+        torch.testing.assert_close(found, x_t - t / 1000 * v, rtol=1e-5, atol=1e-5)
+
+
+def test_velocity_x0_and_score_are_one_another(family: SD3Family) -> None:
+    x0, eps = noise(family), noise(family, seed=1)
+    t = torch.tensor([35.0, 970.0])
+    x_t = add_noise(family.schedule, x0, eps, t)
+    v = output_of(family.schedule, family.prediction, x0, eps, t)
+    torch.testing.assert_close(v, eps - x0)
+    torch.testing.assert_close(x0_from_v(family.schedule, v, x_t, t), x0, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(v_from_x0(family.schedule, x0, x_t, t), v, rtol=1e-3, atol=1e-4)
+    # The score of p(x_t | x0) is -eps / sigma; from the velocity it is -(x + (1 - sigma) v) / sigma.
+    sigma = (t / 1000).view(-1, 1, 1, 1)
+    torch.testing.assert_close(-(x_t + (1 - sigma) * v) / sigma, -eps / sigma, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sigmas"), [(1, [1]), (2, [1, 0.75]), (4, [1, 0.9, 0.75, 0.5]), (8, [1, 21 / 22, 0.9, 15 / 18])]
+)
+def test_the_grid_is_even_before_the_shift(family: SD3Family, steps: int, sigmas: list[float]) -> None:
+    own = family.grid(steps)
+    scheduler = FlowMatchLCMScheduler.from_config(own.config)
+    scheduler.set_timesteps(**own.call)
+    assert scheduler.timesteps.tolist() == pytest.approx(list(own.timesteps), abs=1e-3)
+    assert len(own) == steps and [t / 1000 for t in flow_grid(steps).timesteps[:4]] == pytest.approx(sigmas)
+
+
+def test_training_times_are_drawn_before_the_shift(family: SD3Family) -> None:
+    even = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
+    u = torch.linspace(0, 1, 5)
+    found = family.schedule.sample(u, 20, 980)
+    torch.testing.assert_close(found, 1000 * SHIFT * (w := 0.02 + 0.96 * u) / (1 + (SHIFT - 1) * w))
+    assert float(even.timesteps[-20]) == pytest.approx(float(found[0]), rel=1e-4)
+
+
+def test_the_teachers_sampler_is_the_stock_pipeline(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    x, cond = noise(family), family.encode(CAPTIONS)
+    with torch.no_grad():
+        found = family.solve(lambda x, t: family.teacher.guided_x0(x, t, cond, 4.0), 4, x)
+    expected = stock(CAPTIONS, num_inference_steps=4, guidance_scale=4.0, latents=x, output_type="latent").images
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    pictures = stock(CAPTIONS, num_inference_steps=4, guidance_scale=4.0, latents=x, output_type="pt").images
+    with torch.no_grad():
+        torch.testing.assert_close((family.decode(found) / 2 + 0.5).clamp(0, 1), pictures, rtol=1e-3, atol=1e-4)
+
+
+def test_encoding_is_the_inverse_scale_of_decoding(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    pictures = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        mean = stock.vae.encode(pictures).latent_dist.mean
+    torch.testing.assert_close(family.encode_pictures(pictures), (mean - 0.06) * 1.5)
+
+
+def test_the_unconditional_input_is_the_empty_prompt(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    null = family.null(family.encode(CAPTIONS))
+    context, pooled = full_context(stock, ["", ""])
+    torch.testing.assert_close(null["context"], context[:, :25])
+    torch.testing.assert_close(null["pooled"], pooled)
+
+
+def test_features_are_the_tokens_after_half_of_the_blocks(family: SD3Family) -> None:
+    net, x, t, cond = family.base.net, noise(family), torch.tensor([900.0, 20.0]), family.encode(CAPTIONS)
+    seen: list[Tensor] = []
+    hook = net.transformer_blocks[1].register_forward_hook(lambda module, args, out: seen.append(out[1]))
+    last: list[int] = []
+    other = net.transformer_blocks[2].register_forward_hook(lambda *args: last.append(1))
+    with torch.no_grad():
+        (features,) = family.teacher.features(x, t, cond)
+    hook.remove()
+    other.remove()
+    assert features.shape == (2, *family.tap_widths, 4, 4) and not last
+    tokens = seen[0].transpose(1, 2).unflatten(2, (4, 4))
+    torch.testing.assert_close(features.sort(1).values, tokens.sort(1).values)
+
+
+def test_an_exported_student_draws_as_its_rollout(family: SD3Family, tmp_path: Path) -> None:
+    grid, net = family.grid(4), family.base.copy(trainable=False)
+    family.save_pipeline(net.net, tmp_path, grid)
+    assert is_student(tmp_path) and not is_student(Path(family.source))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tmp_path, **NO_T5)
+    pipeline.set_progress_bar_config(disable=True)
+    x, cond = noise(family, 1), family.encode(CAPTIONS[:1])
+    torch.manual_seed(1)  # the stock pipeline gives its generator to no scheduler of flow matching
+    fresh = [torch.randn(x.shape) for _ in range(3)]
+    with torch.no_grad():
+        found = rollout(
+            lambda x, t: net.view().x0(x, t, cond), family.schedule, grid.timesteps, x, lambda i: fresh[i - 1]
+        )
+    torch.manual_seed(1)
+    drawn = pipeline(
+        CAPTIONS[:1], num_inference_steps=4, **grid.call, guidance_scale=0.0, latents=x, output_type="latent"
+    ).images
+    torch.testing.assert_close(drawn, found, rtol=1e-3, atol=1e-4)
+    loaded = family.load_student(tmp_path / "transformer")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.x0(x, at(900, x), cond), net.view().x0(x, at(900, x), cond))
+
+
+def test_what_is_no_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
+    refuse_folder(folder)
+    assert family_at(folder).name == "sd3"
+    with pytest.raises(Unfit, match="no model_index.json"):
+        refuse_folder(tmp_path)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    config = json.loads((copy / "vae" / "config.json").read_text())
+    (copy / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
+    with pytest.raises(ValueError, match="shift_factor is null"):
+        SD3Family.load(copy)
+    shutil.rmtree(copy / "text_encoder_2")
+    with pytest.raises(Unfit, match="has no text_encoder_2/"):
+        refuse_folder(copy)

@@ -49,7 +49,7 @@ def find_student(name: str | None, *kinds: str) -> Path:
     if name is not None and _is_teacher(name):
         raise InputError(
             f"--from {name}: is a teacher, not a student",
-            hint=f"make a student with flashdmd distill --teacher {name}, and name its folder",
+            hint=f"flashdmd distill --teacher {name} makes a student; name its folder",
         )
     return find_run(name, *kinds)
 

@@ -198,7 +198,7 @@ def test_yes_deletes_nothing_that_is_still_needed(tmp_path):
     fails(run("prepare-data", folder, *words, "--yes", "--filter", "aestetic>=5", "--quiet"), 3, "aestetic")
     assert hashes(out) == before
     inside = pictures(out / "mine", 2)
-    fails(run("prepare-data", inside, *words, "--yes"), 2, "SOURCE lies inside")
+    fails(run("prepare-data", inside, *words, "--yes"), 2, "SOURCE is inside")
     assert len(list(inside.glob("*.png"))) == 2
 
 

@@ -81,11 +81,12 @@ def prepare_data(
         typer.Option("--filter", help="Keep rows with e.g. `aesthetic>=6.25`, `min_side>=512`; may be repeated."),
     ] = None,
     duplicates: Annotated[
-        str, typer.Option("--duplicates", help="Drop `exact` ones, also `near` ones, or `keep` all.")
+        str,
+        typer.Option("--duplicates", help="Drop `exact` copies, also `near` ones (similar pictures), or `keep` all."),
     ] = "exact",
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
-    cache: Annotated[str, typer.Option("--cache", help="`latents`, `text` or `latents,text`, beside the pixels.")] = "",
+    cache: Annotated[str, typer.Option("--cache", help="Write also `latents`, `text` or `latents,text`.")] = "",
     caption_column: Annotated[
         str | None, typer.Option("--caption-column", help="Column or JSON key of captions.", show_default=False)
     ] = None,
@@ -111,12 +112,12 @@ def prepare_data(
         int | None,
         typer.Option("--num", help="Number of rows to read (default: all; shapes: 2000).", show_default=False),
     ] = None,
-    nproc: Annotated[int, typer.Option("--nproc", help="Processes on this machine.")] = 1,
+    nproc: Annotated[int, typer.Option("--nproc", help="Number of processes on this machine.")] = 1,
     shard_index: Annotated[
-        int | None, typer.Option("--shard-index", help="This job's number in a job array.", show_default=False)
+        int | None, typer.Option("--shard-index", help="Index of this job in a job array, from 0.", show_default=False)
     ] = None,
     shard_count: Annotated[
-        int | None, typer.Option("--shard-count", help="Jobs in the array.", show_default=False)
+        int | None, typer.Option("--shard-count", help="Number of jobs in the array.", show_default=False)
     ] = None,
     seed: Seed = 0,
     yes: Yes = False,

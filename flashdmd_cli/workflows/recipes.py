@@ -43,7 +43,7 @@ def default_distill_recipe(teacher: str | Path | None, steps: int | None = None)
 
 def default_align_recipe(stage1: Recipe, student: Path) -> str:
     """The name of the recipe that fits a student: its stage-1 recipe, and the folder of its network."""
-    # The student's network tells whether it belongs to the embedded world, since the teacher may not exist any more.
+    # Determined from the student's network, since the teacher may not exist any more.
     defaults = SHAPES_RECIPES if is_shapes_student(student) else family_named(stage1.family).recipes
     if stage1.model.form == "lora":
         return defaults.align_adapters

@@ -226,9 +226,9 @@ class Preparation:
 def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
     """Raise `UsageError` if `out` is the finished result of another request, or overlaps with the source."""
     if out.resolve().is_relative_to(request.source.resolve()):
-        raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
+        raise UsageError(f"--out {out}: is inside SOURCE", hint="choose a folder outside it")
     if request.source.resolve().is_relative_to(out.resolve()):  # --yes would empty it
-        raise UsageError(f"--out {out}: SOURCE lies inside it", hint="choose a folder beside it")
+        raise UsageError(f"--out {out}: SOURCE is inside it", hint="choose a folder that does not contain it")
     if yes or not (out / MANIFEST).is_file():
         return
     manifest = read_manifest(out)

@@ -161,7 +161,7 @@ def test_only_what_keeps_something_says_so(world, monkeypatch):
         result = run(*words, "--quiet")
         assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
     monkeypatch.setattr("flashdmd_cli.workflows.prepare.prepare_shapes", interrupt)
-    fails(run("prepare-data", "shapes", "-q"), 130, "what was finished before is kept (run the same command again)")
+    fails(run("prepare-data", "shapes", "-q"), 130, "interrupted; finished work is kept (run the same command again)")
 
 
 def test_a_folder_in_use_names_the_process(tmp_path):

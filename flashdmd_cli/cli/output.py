@@ -63,7 +63,7 @@ def error_line(error: BaseException) -> str:
         text, hint = " ".join(str(error.args[0] if error.args else error).split()), " ".join(error.hint.split())
         return f"{text} ({hint})" if hint else text
     if isinstance(error, KeyboardInterrupt):
-        return "stopped at once; what was saved before is intact, nothing after it is kept"
+        return "stopped at once; what was saved before is intact, later work is lost"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         place = Path(error.filename) if error.filename else last_locked()
         return error_line(write_error(place, error.errno or 0, str(error)))
@@ -172,7 +172,7 @@ def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseExc
     if not resumes:
         reported = Interrupted("interrupted")
     elif isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
-        reported = Interrupted("interrupted; what was finished before is kept", hint="run the same command again")
+        reported = Interrupted("interrupted; finished work is kept", hint="run the same command again")
     else:
         reported = Interrupted(error_line(error))
     reported.exit_code = 128 + stop.requested

@@ -42,7 +42,9 @@ def build(
         began = time.monotonic()
         metrics = build_part(part, out, work, steps=steps, seed=seed, reporter=observer)
         if part == "picture":
-            output.result({"part": part, "out": out}, f"{out / 'picture.png'}: what doctor compares with", str(out))
+            output.result(
+                {"part": part, "out": out}, f"{out / 'picture.png'}: the reference picture of doctor", str(out)
+            )
             return
         document = {"part": part, "out": out, "figures": metrics, "seconds": time.monotonic() - began}
         text = "".join(f", {name} {value:.3f}" for name, value in metrics.items())

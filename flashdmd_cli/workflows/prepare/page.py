@@ -22,14 +22,15 @@ WIDTH, HEIGHT = 320, 130
 FIRST = ("short side", "aspect", "caption length")
 LOGARITHMIC = ("short side", "aspect", "caption length")
 NOTES = {
-    "exif": "turned upright by their EXIF mark",
+    "exif": "rotated according to EXIF",
     "cmyk": "converted from CMYK",
-    "16 bit": "reduced from 16 bits a channel",
-    "alpha": "transparent parts laid on white",
-    "animated": "first picture of an animation",
-    "profile": "brought to sRGB by their colour profile",
-    "enlarged": "smaller than the target, so enlarged",
+    "16 bit": "converted from 16 to 8 bits per channel",
+    "alpha": "transparent, composited on white",
+    "animated": "first frame of an animation",
+    "profile": "converted to sRGB from their colour profile",
+    "enlarged": "enlarged, since smaller than the target",
 }
+"""Name of a conversion -> description."""
 
 
 def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: str) -> Path:

@@ -17,7 +17,7 @@ NAMES = {
     "student_4": "Student, 4 steps",
     "teacher_30": "Teacher, 30 steps",
     "teacher_4_ddim": "Teacher, 4 steps",
-    "teacher_4_stochastic": "Teacher, 4 steps, student's sampler",
+    "teacher_4_stochastic": "Teacher, 4 steps, stochastic sampler",
 }
 COLUMNS = {
     "composition": "composition ↑",

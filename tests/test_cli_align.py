@@ -117,7 +117,7 @@ def test_a_run_goes_on_with_what_it_was_started_with_or_not_at_all(ready, reward
     quiet = ["--quiet"]
     fails(align(judge, 2, *lora, *quiet, "--out", "a"), 2, "--from runs/student: is not what the run in a was")
     on = align(judge, 2, "--out", "b")  # whose own state has all of it
-    assert on.exit_code == 0 and "the fake score begins" not in on.stderr
+    assert on.exit_code == 0 and "the fake score is initialised" not in on.stderr
     edit(judge / "unet" / "config.json", sample_size=99)
     fails(align(judge, 3, *quiet, "--out", "b"), 2, f"--reward {judge}: is not what")
 

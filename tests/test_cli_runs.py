@@ -231,10 +231,12 @@ def test_demo(world, monkeypatch):
     document = json.loads(result.stdout)
     rows = {"student_4", "teacher_30", "teacher_4_ddim", "teacher_4_stochastic"}
     assert set(document) == rows | {"seconds", "page", "manifest"}
-    assert all(list(document[row]) == list(demo.FIGURES) for row in rows)
+    assert all(list(document[row]) == list(demo.METRICS) for row in rows)
     page = Path(document["page"]).read_text(encoding="utf-8")
     assert page.count("<img ") == 4 * 8 and Path(document["manifest"]).is_file()
-    assert re.search(r"Here it will take about \d+ minutes?, \d+ minutes? of it for part 2\.\n", result.stderr)
+    assert re.search(
+        r"On this machine it will take about \d+ minutes?, \d+ minutes? of it for part 2\.\n", result.stderr
+    )
     assert "[1/4]" in result.stderr and "[4/4]" in result.stderr
     assert run("inspect", "d").exit_code == 0
 

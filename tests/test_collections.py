@@ -272,8 +272,8 @@ def test_advice_fits_the_situation(tmp_path):
         (["table"], 3, "--caption-column", "--captions-from-names"),
         (["tars"], 3, "--caption-column", "--captions-from-names"),
         (["heic"], 3, "pillow-heif", "rejected.jsonl"),
-        (["table", "--captions-from-names"], 2, "--captions-from-names: does nothing", "caption-column"),
-        (["bare", "--image-column", "jpg"], 2, "--image-column: does nothing", "caption-column"),
+        (["table", "--captions-from-names"], 2, "--captions-from-names: has no effect", "caption-column"),
+        (["bare", "--image-column", "jpg"], 2, "--image-column: has no effect", "caption-column"),
         (["bare", "--caption", "longest"], 2, "first, random", "caption-column"),
     ):
         out = tmp_path / "-".join(["out", *words])

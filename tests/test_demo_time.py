@@ -23,8 +23,8 @@ def test_an_iteration_and_a_picture_cost_their_passes():
 def test_a_short_demo_is_told_in_a_line():
     seconds = FIXED_SECONDS + 100 * PACE.iteration(16) + PACE.drawing(128, 60)
     (line,) = forecast(PACE, 16, 100, [(128, 60)])
-    assert line == f"Here it will take about {seconds / 60:.0f} minutes, 11 minutes of it for part 2."
-    assert forecast(PACE, 16, 0, [(128, 60)]) == ["Here it will take about 3 minutes."]
+    assert line == f"On this machine it will take about {seconds / 60:.0f} minutes, 11 minutes of it for part 2."
+    assert forecast(PACE, 16, 0, [(128, 60)]) == ["On this machine it will take about 3 minutes."]
 
 
 def test_a_long_demo_is_offered_a_length_that_fits():

@@ -274,7 +274,7 @@ def test_sam_is_downloaded_once_and_checked(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(InputError, match="gan.sam: .*375 MB.*cannot be reached: Not Found"):
             sam.find_sam(recipe)
         (tmp_path / "at" / name).write_bytes(weights[:-1] + b"!")
-        with pytest.raises(InputError, match="gan.sam: .*did not bring what its name says"):
+        with pytest.raises(InputError, match="gan.sam: .*does not have the expected hash"):
             sam.find_sam(recipe)
         (tmp_path / "at" / name).write_bytes(weights)
         told = Listener()

@@ -82,7 +82,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "flux": (lambda f: (index(f, _class_name="FluxPipeline"), shutil.rmtree(f / "unet")), ("is a FluxPipeline",)),
     "tiny vae": (lambda f: index(f, vae=["diffusers", "AutoencoderTiny"]), ("AutoencoderTiny",)),
     "student": (flashdmd("distill"), ("is a student that flashdmd distill made", "flashdmd align")),
-    "data": (flashdmd("data"), ("is what flashdmd data left",)),
+    "data": (flashdmd("data"), ("is a result of flashdmd data",)),
     "pickles": (only_pickles, ("unet/ has its weights as a pickle (diffusion_pytorch_model.bin)", "save_pretrained")),
     "variant": (only_strange, ("unet/ has no diffusion_pytorch_model.safetensors, only", "non_ema")),
     "no unet": (lambda f: shutil.rmtree(f / "unet"), ("has no unet/",)),

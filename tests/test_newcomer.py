@@ -17,7 +17,7 @@ import pytest
 
 from flashdmd_cli.cli import loading
 from flashdmd_cli.cli import output as output_module
-from flashdmd_cli.cli.loading import TellsOfLoading
+from flashdmd_cli.cli.loading import ImportNotice
 from flashdmd_cli.cli.output import Output, Progress
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.lock import LOCK, hold, release
@@ -51,7 +51,7 @@ def test_a_first_line_before_heavy_imports(tmp_path, monkeypatch, capsys):
         )  # fmt: skip
         assert done.stderr.splitlines() == [*said, "importing torch"] and done.stdout == ""
     lines: list[str] = []
-    here = TellsOfLoading(lines.append)
+    here = ImportNotice(lines.append)
     here.enter()  # torch is there already: nothing will last
     assert here not in sys.meta_path
     monkeypatch.setattr(loading, "HEAVY", ("no_such_library",))
@@ -161,7 +161,7 @@ def test_only_what_keeps_something_says_so(world, monkeypatch):
         result = run(*words, "--quiet")
         assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
     monkeypatch.setattr("flashdmd_cli.workflows.prepare.prepare_shapes", interrupt)
-    fails(run("prepare-data", "shapes", "-q"), 130, "what was finished before is kept (run the same command again)")
+    fails(run("prepare-data", "shapes", "-q"), 130, "interrupted; finished work is kept (run the same command again)")
 
 
 def test_a_folder_in_use_names_the_process(tmp_path):
@@ -201,8 +201,8 @@ def pictures(world: Path) -> Path:
 
 def test_where_nothing_was_kept_the_corrected_command_works(pictures):
     words = ["prepare-data", "in", "--out", "o", "--quiet"]
-    fails(run(*words, "--resolution", 512), 3, "nothing is kept of 2")
-    fails(run(*words, "--resolution", 512), 3, "nothing is kept of 2")
+    fails(run(*words, "--resolution", 512), 3, "all 2 rows were rejected")
+    fails(run(*words, "--resolution", 512), 3, "all 2 rows were rejected")
     assert run(*words, "--resolution", 8).exit_code == 0
     assert run("inspect", "o").exit_code == 0
     # What has shards is another matter, finished or not.
@@ -215,7 +215,7 @@ def test_where_nothing_was_kept_the_corrected_command_works(pictures):
 
 def test_a_refused_source_leaves_no_folder(pictures):
     (pictures.parent / "empty").mkdir()
-    fails(run("prepare-data", "empty", "--out", "o", "--resolution", 8, "-q"), 3, "SOURCE empty: holds nothing")
+    fails(run("prepare-data", "empty", "--out", "o", "--resolution", 8, "-q"), 3, "SOURCE empty: is empty")
     words = ["prepare-data", "in", "--out", "o", "--resolution", 8, "--filter", "beauty>=1", "-q"]
     fails(run(*words), 3, "has no column beauty")
     assert not (pictures.parent / "o").exists()

@@ -33,4 +33,4 @@ def test_the_page_runs(world: Path, reward: Path, capsys) -> None:
 
 def test_a_workflow_lets_go_of_its_folder(world: Path) -> None:
     prepare_shapes("data", num=4)
-    assert lock.held() is None
+    assert lock.last_locked() is None

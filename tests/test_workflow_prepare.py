@@ -73,7 +73,7 @@ def test_shares_from_python(folder, tmp_path):
     out = tmp_path / "out"
     assert prepare(folder, out, **SMALL, share=Share(1, 2)) is None
     assert prepare(folder, out, **SMALL, share=Share(0, 2)).collection.kept == 5
-    with pytest.raises(UsageError, match="under each other"):
+    with pytest.raises(UsageError, match="delete each other's files"):
         prepare(folder, out, **SMALL, share=Share(0, 2), replace=True)
     with pytest.raises(UsageError, match="--nproc 0"):
         prepare(folder, out, **SMALL, num_processes=0)
@@ -86,7 +86,7 @@ def test_a_stop_that_is_asked_for_in_python(folder, tmp_path):
                 self.stop.request(15)
             super().progress(done, total, metrics)
 
-    with pytest.raises(Interrupted, match="what is finished") as raised:
+    with pytest.raises(Interrupted, match="finished work") as raised:
         prepare(folder, tmp_path / "out", **SMALL, reporter=Impatient())
     assert raised.value.exit_code == 143
     reporter = Recorder()

@@ -77,9 +77,9 @@ def test_all_verbs_without_a_command_line(world: Path, reward: Path, capfd: pyte
     told = Listener()
     assert align(stage2, student, "aligned", reporter=told).kind == "align"
     assert "data: data" in told.lines  # what the student was distilled on
-    with pytest.raises(UsageError, match="aligns a student"):
+    with pytest.raises(UsageError, match="is for alignment"):
         distill(stage2, "data", "other")
-    with pytest.raises(UsageError, match="no table `align`"):
+    with pytest.raises(UsageError, match="no section `align`"):
         align(recipe, student, "other")
 
     drawn = sample(["a plain red circle above a dotted blue ring"], "aligned", num=2, compare_teacher=True)

@@ -1,4 +1,4 @@
-"""`flashdmd align`: a distilled student learns preferences while its distillation goes on."""
+"""`flashdmd align`: preference learning of a distilled student, with continued distillation (stage 2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def align(
     rl_ratio: Annotated[
         int | None,
         typer.Option(
-            help="Preference steps per student update of stage 1; the fake score learns at each.", show_default=False
+            help="Preference steps per student update of stage 1; the fake score is updated in each.",
+            show_default=False,
         ),
     ] = None,
     reward: Annotated[
@@ -39,7 +40,7 @@ def align(
     iterations: Iterations = None,
     seed: RecipeSeed = None,
     stop_on_collapse: Annotated[
-        bool, typer.Option("--stop-on-collapse", help="End with exit code 4 when the probe sees a collapse.")
+        bool, typer.Option("--stop-on-collapse", help="End with exit code 4 when the probe detects a collapse.")
     ] = False,
     device: Device = None,
     dry_run: DryRun = False,
@@ -47,9 +48,9 @@ def align(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Align a distilled student with preferences while its distillation goes on. The same command again resumes.
+    """Align a distilled student with preferences while distillation continues. The same command again resumes.
 
-    What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
+    Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.runs.results import stage1_checkpoint

@@ -1,4 +1,4 @@
-"""The entry point `flashdmd`: gathers the commands. Nothing heavy is imported before a command runs."""
+"""The entry point `flashdmd` with all commands. Heavy libraries are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from flashdmd_cli.cli.reward import reward_app
 from flashdmd_cli.cli.sample import sample
 from flashdmd_cli.cli.shapes import shapes_app
 
-WORDS_OF_OTHERS = {"train": "'distill' or 'align'", "generate": "'sample'", "draw": "'sample'"}
-"""What commands are called elsewhere, and here."""
+OTHER_NAMES = {"train": "'distill' or 'align'", "generate": "'sample'", "draw": "'sample'"}
+"""Names of commands in other tools -> the command here."""
 
 
 class Commands(TyperGroup):
-    """The commands. Of a name that is not known, Typer tells the nearest spelling, and this the one that is meant."""
+    """The commands. For an unknown name, suggests what `OTHER_NAMES` has for it, else the most similar command."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] in WORDS_OF_OTHERS:
-            ctx.fail(f"No such command '{args[0]}'. Did you mean {WORDS_OF_OTHERS[args[0]]}?")
+        if args and args[0] in OTHER_NAMES:
+            ctx.fail(f"No such command '{args[0]}'. Did you mean {OTHER_NAMES[args[0]]}?")
         return super().resolve_command(ctx, args)
 
 
@@ -67,7 +67,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it, and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Distil a diffusion model to a few steps (Flash-DMD). `flashdmd demo` shows it all in minutes on a laptop."""

@@ -1,4 +1,4 @@
-"""`flashdmd demo`: the whole of stage 1 on the embedded world, told to a newcomer, ending in a page."""
+"""`flashdmd demo`: stage 1 on the embedded world from data to evaluation, explained, with a page of results."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def demo(
     out: Out = None,
     seed: Seed = 0,
     iterations: Annotated[
-        int | None, typer.Option(help="Length of the training (default: the recipe's).", show_default=False)
+        int | None, typer.Option(help="Number of training iterations (default: the recipe's).", show_default=False)
     ] = None,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """The whole method on a small world, in minutes.
+    """Stage 1 of the method on the small embedded world, in minutes.
 
     Prepares data, distils, draws, measures, and writes a page. The same command again resumes.
     """
@@ -31,15 +31,15 @@ def demo(
         from flashdmd_cli.workflows.demo import demo as run_demo
 
         document = run_demo(out or RUNS / "demo", seed=seed, iterations=iterations, device=device, reporter=observer)
-        output.result(document, told(document), document["page"])
+        output.result(document, table(document), document["page"])
 
 
-def told(document: dict[str, Any]) -> list[str]:
-    """The result for a person: a line per sampler, then the page."""
+def table(document: dict[str, Any]) -> list[str]:
+    """The result as text: the metrics of each sampler in a line, then the path of the page."""
     from flashdmd_cli.workflows.demo.rows import ROWS
-    from flashdmd_cli.workflows.demo.run import FIGURES
+    from flashdmd_cli.workflows.demo.run import METRICS
 
     width = max(map(len, ROWS))
-    lines = [" " * width + "".join(f"{name:>16}" for name in FIGURES)]
-    lines += [f"{row:<{width}}" + "".join(f"{document[row][name]:>16.3f}" for name in FIGURES) for row in ROWS]
+    lines = [" " * width + "".join(f"{name:>16}" for name in METRICS)]
+    lines += [f"{row:<{width}}" + "".join(f"{document[row][name]:>16.3f}" for name in METRICS) for row in ROWS]
     return [*lines, f"done in {duration(document['seconds'])}; open {document['page']}"]

@@ -1,4 +1,4 @@
-"""`flashdmd distill`: a teacher becomes a student of a few steps."""
+"""`flashdmd distill`: distils a teacher into a few-step student (stage 1)."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def distill(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Distil a teacher into a student of a few steps. The same command again resumes.
+    """Distil a teacher into a few-step student. The same command again resumes.
 
-    What is not given is the recipe's; `--dry-run` shows it. `--out` is runs/RECIPE by default.
+    Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.workflows.recipes import distill_recipe
@@ -81,7 +81,7 @@ def distill(
             return
         if resolved.align is not None:
             raise UsageError(
-                f"--recipe {resolved.name}: aligns a student", hint=f"flashdmd align --from CKPT --recipe {recipe}"
+                f"--recipe {resolved.name}: is for alignment", hint=f"flashdmd align --from CKPT --recipe {recipe}"
             )
         from flashdmd_cli.workflows.distill import distill as run_distill
 
@@ -92,7 +92,7 @@ def distill(
 
 
 def print_recipe(recipe: Recipe, output: Output) -> None:
-    """The resolved recipe as YAML, and the grid as a comment, so that what is printed is a recipe file again."""
+    """Print the resolved recipe as YAML, with the grid as a comment, so that the output is a valid recipe file."""
     from flashdmd_cli.families.registry import family_named
     from flashdmd_cli.runs.recipe import dump_recipe
 
@@ -103,7 +103,7 @@ def print_recipe(recipe: Recipe, output: Output) -> None:
 
 
 def finish(folder: Path, manifest: Manifest, output: Output) -> None:
-    """Say where the student is and what to do with it."""
+    """Print where the student is and which command to run next."""
     from flashdmd_cli.workflows.inputs.kinds import is_shapes
 
     document = {
@@ -115,7 +115,7 @@ def finish(folder: Path, manifest: Manifest, output: Output) -> None:
         "seconds": manifest.wall_seconds,
         "warnings": manifest.warnings,
     }
-    # The suites that `eval` draws are the embedded world's.
+    # The default suite of `eval` is the embedded world's.
     embedded = manifest.teacher is not None and is_shapes(manifest.teacher.id)
     following = f"flashdmd eval --from {folder}" if embedded else f'flashdmd sample --from {folder} --prompt "..."'
     lines = [*(f"warning: {text}" for text in manifest.warnings), f"{folder}: done (next: {following})"]

@@ -1,4 +1,4 @@
-"""`flashdmd export`: a student in a form that other programs read."""
+"""`flashdmd export`: converts a student to a format that other programs read."""
 
 from __future__ import annotations
 
@@ -23,10 +23,7 @@ def export(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a student as a stock pipeline folder.
-
-    Drawing with it needs diffusers only.
-    """
+    """Write a student as a stock pipeline folder, which can be used with diffusers alone."""
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.export import export as run_export
 

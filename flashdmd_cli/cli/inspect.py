@@ -1,4 +1,4 @@
-"""`flashdmd inspect`: what a folder is, where it comes from, and whether its files are still what they were."""
+"""`flashdmd inspect`: shows the kind and lineage of a result folder and verifies its files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def lineage(folder: Path, manifest: Manifest, depth: int = 0) -> list[str]:
-    """The folder, then its parents as far as they are still there, indented, and at the end the teacher."""
+    """The folder, its parents (indented, as far as they still exist) and the teacher, one a line."""
     from flashdmd_cli.runs.manifest import read_manifest
 
     indent = "  " * depth + ("└ " if depth else "")
@@ -39,7 +39,7 @@ def lineage(folder: Path, manifest: Manifest, depth: int = 0) -> list[str]:
 
 
 def summary(manifest: Manifest) -> list[str]:
-    """The facts of a manifest that a person asks for first, one a line."""
+    """The most important values of a manifest, one a line."""
     facts = plain(manifest)
     counted = ", ".join(f"{role} {num}" for role, num in facts["updates"].items() if num)
     weights = " ".join(str(value) for value in (facts.get("weights") or {}).values())
@@ -72,9 +72,9 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show where a folder comes from, verify its files.
+    """Show where a folder comes from and verify its files.
 
-    The lineage goes back to the teacher; every file is held against its hash.
+    The lineage goes back to the teacher; every file is compared with the hash in the manifest.
     """
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.manifest import read_manifest, verify
@@ -83,7 +83,7 @@ def inspect(
         problems = verify(folder)
         drawn = lineage(folder, manifest)
         document = {"manifest": manifest, "lineage": drawn, "problems": problems}
-        verdict = [] if problems else ["every file is what the manifest says"]
+        verdict = [] if problems else ["every file matches the manifest"]
         output.result(document, [*summary(manifest), "", *drawn, "", *verdict], str(folder))
         if problems:
             raise InputError("; ".join(problems), hint="remove the folder, then run the command that wrote it again")

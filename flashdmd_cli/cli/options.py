@@ -1,4 +1,4 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import typer
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only ids or paths, one a line.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Replace what --out already holds.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Replace the contents of --out.")]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write to.", show_default=False)]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", help="Name or YAML file; see `flashdmd recipes list`.", show_default=False)
 ]
-Iterations = Annotated[int | None, typer.Option("--iterations", help="How long to train.", show_default=False)]
+Iterations = Annotated[
+    int | None, typer.Option("--iterations", help="Number of training iterations.", show_default=False)
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")]
 RecipeSeed = Annotated[
-    int | None, typer.Option("--seed", help="All randomness is a function of this number.", show_default=False)
+    int | None, typer.Option("--seed", help="Seed of all random numbers (default: the recipe's).", show_default=False)
 ]
-"""Where the recipe has a seed of its own."""
-Seed = Annotated[int, typer.Option("--seed", help="All randomness is a function of this number.")]
+"""For commands with a recipe, which has a seed."""
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all random numbers.")]
 Device = Annotated[
     str | None,
     typer.Option(

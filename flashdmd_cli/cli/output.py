@@ -1,4 +1,4 @@
-"""The one sink of all commands (human, JSON, quiet), and the one table from exception to exit code."""
+"""Output of all commands (text, JSON or quiet), and the exit code and error line for each exception."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from typing import Any
 import typer
 from safetensors import SafetensorError
 
-from flashdmd_cli.cli.loading import TellsOfLoading
+from flashdmd_cli.cli.loading import ImportNotice
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import plain, write_error
-from flashdmd_cli.runs.lock import held, release
+from flashdmd_cli.runs.lock import last_locked, release
 from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
@@ -39,17 +39,17 @@ EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (FloatingPointError, 4),
     (KeyboardInterrupt, 130),
 )
-"""What an error means that is not of `runs/errors.py`, whose classes say it themselves. All else is 1."""
+"""Exit codes of exceptions from elsewhere; those of `runs/errors.py` have their own. Any other exception gives 1."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""What the system says when --out cannot take what is written."""
+"""Error numbers of the operating system for a full or read-only disk."""
 
 PLAIN_LINE_SECONDS = 5.0
-"""How often progress is told where no bar can be drawn."""
+"""Interval of progress lines where no bar can be drawn."""
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code for an error: its own, else by the table, else 1."""
+    """The exit code for an error: its own, else the one in `EXIT_CODES`, else 1."""
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return WriteError.exit_code
     if isinstance(error, FlashDMDError):
@@ -58,14 +58,15 @@ def exit_code(error: BaseException) -> int:
 
 
 def error_line(error: BaseException) -> str:
-    """One line for a person: what to change, then what to do next."""
+    """One line for the user: what is wrong, then in brackets what to do next."""
     if hasattr(error, "hint"):
         text, hint = " ".join(str(error.args[0] if error.args else error).split()), " ".join(error.hint.split())
         return f"{text} ({hint})" if hint else text
     if isinstance(error, KeyboardInterrupt):
-        return "stopped at once; what was saved before is intact, nothing after it is kept"
+        return "stopped at once; what was saved before is intact, later work is lost"
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return error_line(write_error(Path(error.filename) if error.filename else held(), error.errno or 0, str(error)))
+        place = Path(error.filename) if error.filename else last_locked()
+        return error_line(write_error(place, error.errno or 0, str(error)))
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.filename or type(error).__name__}: {error.strerror}"
     lines = str(error).split("\n")
@@ -84,19 +85,19 @@ class Output:
 
     @property
     def draws_bars(self) -> bool:
-        """Whether a bar may move on stderr: a person watches a terminal."""
+        """Whether progress bars may be drawn: stderr is a terminal, and neither --quiet nor --json is given."""
         return sys.stderr.isatty() and not (self.quiet or self.as_json)
 
     def say(self, text: str) -> None:
-        """Tell a person what is going on; silent under --quiet, and where nobody can be told: work goes on."""
+        """Print a message to stderr, except under --quiet; a closed stderr is ignored, so that the work continues."""
         if not self.quiet:
             with suppress(OSError):
                 print(text, file=sys.stderr, flush=True)
 
     def result(self, document: Any, text: str | Sequence[str], names: str | Sequence[str] = ()) -> None:
-        """Print the result once, in the form that was asked for.
+        """Print the result once, in the requested form.
 
-        `document` is the JSON form, `text` the human form (lines), `names` the ids or paths for --quiet.
+        `document` is printed for --json, `names` (ids or paths) for --quiet, and `text` (lines) otherwise.
         """
         chosen = names if self.quiet else text
         if self.as_json:
@@ -108,7 +109,7 @@ class Output:
 
 @contextmanager
 def to_stdout() -> Iterator[None]:
-    """Tell a full disk behind stdout in one line."""
+    """Turns a failed write to stdout, for example to a full disk, into a one-line `WriteError`."""
     try:
         yield
     except BrokenPipeError:
@@ -122,18 +123,18 @@ def to_stdout() -> Iterator[None]:
 
 
 def hush_stdout() -> None:
-    """What is left to flush to stdout goes nowhere."""
+    """Redirect stdout to /dev/null, so that flushing the rest at exit raises no second error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
 def command(as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False) -> Iterator[Output]:
-    """The body of a command: gives it its output, turns its errors into one line and the right exit code.
+    """Context for the body of a command: yields its `Output`, turns exceptions into one line and an exit code.
 
-    A command that `resumes` keeps what it has finished when it is interrupted, and goes on from there.
+    `resumes`: whether an interrupted command keeps finished work and continues from it when it is repeated.
     """
     output = Output(as_json, quiet, debug)
-    loading = TellsOfLoading(output.say)
+    loading = ImportNotice(output.say)
     with output.stop:
         try:
             if as_json and quiet:
@@ -145,54 +146,55 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False, res
         except typer.Exit:
             raise
         except BrokenPipeError:
-            # The reader (`| head`) has gone.
+            # The reader, for example `| head`, has closed the pipe.
             hush_stdout()
             raise typer.Exit(1) from None
         except (Exception, KeyboardInterrupt) as error:
             if debug:
                 traceback.print_exc()
-            meant = interruption(error, output.stop, resumes)
+            reported = interruption(error, output.stop, resumes)
             with suppress(OSError):
-                print(error_line(meant), file=sys.stderr, flush=True)
-            raise typer.Exit(exit_code(meant)) from None
+                print(error_line(reported), file=sys.stderr, flush=True)
+            raise typer.Exit(exit_code(reported)) from None
         finally:
             loading.leave()
             release()
 
 
 def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseException:
-    """What `error` means: after a signal it is the signal, whatever a library in whose middle it came made of it.
+    """The error to report: after a signal an `Interrupted`, whatever exception a library made of the signal.
 
-    What was said while ending stands: that the state is saved, or could not be. Of what is kept only a command that
-    `resumes` has something to say.
+    `Interrupted`, `WriteError` and `NumericalError` are reported as they are, for they say whether the state was
+    saved. Only a command that `resumes` mentions finished work.
     """
     if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
         return error
     if not resumes:
-        told = Interrupted("interrupted")
+        reported = Interrupted("interrupted")
     elif isinstance(error, StopSignal) or not isinstance(error, KeyboardInterrupt):
-        told = Interrupted("interrupted; what was finished before is kept", hint="run the same command again")
+        reported = Interrupted("interrupted; finished work is kept", hint="run the same command again")
     else:
-        told = Interrupted(error_line(error))
-    told.exit_code = 128 + stop.requested
-    return told
+        reported = Interrupted(error_line(error))
+    reported.exit_code = 128 + stop.requested
+    return reported
 
 
 @dataclass
 class Clock:
-    """The time of one phase, of which units are done."""
+    """Speed and remaining time of one phase of the work."""
 
     unit: str = "it"
     first: tuple[int, float] | None = None
-    """How many were done when it started, and when that was."""
+    """Number of finished units at the first report, and its time."""
     aside: float = 0.0
-    """Seconds since then that went into other work."""
-    told_at: float = -math.inf
+    """Seconds since then that were spent on other work (`Progress.aside`)."""
+    printed_at: float = -math.inf
+    """Time of the last progress line."""
     seconds_each: bool | None = None
-    """Whether the speed is told as seconds per unit; the first that is measured decides for the whole phase."""
+    """Whether the speed is given as seconds per unit, else as units per second; fixed by the first measurement."""
 
-    def told(self, done: int, total: int, now: float) -> str:
-        """`30/400  2.5 it/s  ETA 2:43`. The speed is that of the work itself, the ETA counts what comes between."""
+    def describe(self, done: int, total: int, now: float) -> str:
+        """`30/400  2.5 it/s  ETA 2:43`. The ETA includes the time of other work, the speed does not."""
         if self.first is None or done < self.first[0]:
             self.first, self.aside = (done, now), 0.0
         num, seconds = done - self.first[0], max(now - self.first[1], 1e-9)
@@ -207,12 +209,12 @@ class Clock:
 
 
 def short(value: float) -> str:
-    """Three digits, without an exponent where there are more in front of the point."""
+    """Three significant digits; numbers of 999 and more as integers, without an exponent."""
     return f"{value:.3g}" if value < 999 else f"{value:.0f}"
 
 
 class Progress:
-    """Watches long work: a rich bar on a terminal, else a plain line every few seconds; rate and ETA in both."""
+    """The `Reporter` of commands: a progress bar on a terminal, else a line every few seconds, with speed and ETA."""
 
     def __init__(self, output: Output, every: float = PLAIN_LINE_SECONDS) -> None:
         self.output, self.every, self.clock = output, every, Clock()
@@ -224,7 +226,7 @@ class Progress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            text = (TextColumn(f"{{task.{column}}}") for column in ("description", "fields[told]"))
+            text = (TextColumn(f"{{task.{column}}}") for column in ("description", "fields[text]"))
             self.bar = Bar(next(text), BarColumn(), next(text), console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Progress:
@@ -237,30 +239,30 @@ class Progress:
 
     @property
     def draws_bars(self) -> bool:
-        """Whether a library may draw a bar of its own."""
+        """Whether libraries may draw their own progress bars."""
         return self.output.draws_bars
 
     def phase(self, text: str, unit: str = "it") -> None:
-        """A new part of the work begins, counted in `unit`s; ends here if a stop was asked for."""
+        """Start a new phase of the work, counted in `unit`s; raises `StopSignal` if a stop was requested."""
         self.output.stop.check()
-        self._take_down()
+        self._remove_bar()
         self.clock = Clock(unit)
         self.output.say(text)
 
     @contextmanager
     def aside(self, text: str, unit: str = "it") -> Iterator[None]:
-        """Other work in the middle of a phase, with a counter of its own; the phase's speed does not count its time."""
+        """Other work in the middle of a phase, with its own counter; its time does not count for the phase's speed."""
         phase, began = self.clock, time.monotonic()
         self.phase(text, unit)
         try:
             yield
         finally:
-            self._take_down()
+            self._remove_bar()
             phase.aside += time.monotonic() - began
             self.clock = phase
 
-    def _take_down(self) -> None:
-        """The bar goes, for others to write where it was."""
+    def _remove_bar(self) -> None:
+        """Remove the bar, so that other text can be printed in its place."""
         if self.bar is not None:
             with suppress(OSError):
                 self.bar.stop()
@@ -269,18 +271,18 @@ class Progress:
         self.task = None
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
-        """`done` of `total` are finished (0 starts the clock); the metrics worth a look go along."""
+        """Show that `done` of `total` units are finished (0 starts the clock), with up to four metrics."""
         self.output.stop.check()
         now = time.monotonic()
-        told = self.clock.told(done, total, now)
+        text = self.clock.describe(done, total, now)
         shown = list((metrics or {}).items())[:4]
-        told += "".join(f"  {name} {value:.4g}" for name, value in shown)
+        text += "".join(f"  {name} {value:.4g}" for name, value in shown)
         if self.bar is not None:
             with suppress(OSError):
                 if self.task is None:
-                    self.task = self.bar.add_task("", total=total, told=told)
+                    self.task = self.bar.add_task("", total=total, text=text)
                     self.bar.start()
-                self.bar.update(self.task, completed=done, total=total, told=told)
-        elif done and now - self.clock.told_at >= self.every or done == total:
-            self.clock.told_at = now
-            self.output.say(f"  {told}")
+                self.bar.update(self.task, completed=done, total=total, text=text)
+        elif done and now - self.clock.printed_at >= self.every or done == total:
+            self.clock.printed_at = now
+            self.output.say(f"  {text}")

@@ -1,4 +1,4 @@
-"""`flashdmd prepare-data`: a source of captioned pictures becomes shards with a manifest."""
+"""`flashdmd prepare-data`: converts captioned pictures or prompts to shards with a manifest."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SOURCES = ("shapes",)
 
 
 def next_command(folder: Path, teacher: str, pictures: bool = True) -> str:
-    """What to do with the data; prompts without pictures have nothing for a discriminator."""
+    """The command that uses the data; without pictures, the discriminator is switched off."""
     return f"flashdmd distill --teacher {teacher} --data {folder}" + ("" if pictures else " --set gan.kind=none")
 
 
-def tell(output: Output, folder: Path, manifest: Manifest | None, teacher: str) -> None:
-    """The result, with the numbers of each filter."""
+def print_result(output: Output, folder: Path, manifest: Manifest | None, teacher: str) -> None:
+    """Print the result, with the number of rejected rows for each reason."""
     from flashdmd_cli.data.items import meaning
 
     if manifest is None or manifest.collection is None:
@@ -68,10 +68,10 @@ def prepare_data(
     ],
     out: Out = None,
     format_: Annotated[
-        str | None, typer.Option("--format", help="What SOURCE is (default: seen by its files).", show_default=False)
+        str | None, typer.Option("--format", help="Format of SOURCE (default: detected).", show_default=False)
     ] = None,
     teacher: Annotated[
-        str, typer.Option("--teacher", help="Whose resolution, and whose encoders for --cache.")
+        str, typer.Option("--teacher", help="Model whose resolution, and encoders for --cache, are used.")
     ] = "sdxl",
     resolution: Annotated[
         int | None, typer.Option("--resolution", help="Side in pixels instead of the teacher's.", show_default=False)
@@ -81,11 +81,12 @@ def prepare_data(
         typer.Option("--filter", help="Keep rows with e.g. `aesthetic>=6.25`, `min_side>=512`; may be repeated."),
     ] = None,
     duplicates: Annotated[
-        str, typer.Option("--duplicates", help="Drop `exact` ones, also `near` ones, or `keep` all.")
+        str,
+        typer.Option("--duplicates", help="Drop `exact` copies, also `near` ones (similar pictures), or `keep` all."),
     ] = "exact",
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
-    cache: Annotated[str, typer.Option("--cache", help="`latents`, `text` or `latents,text`, beside the pixels.")] = "",
+    cache: Annotated[str, typer.Option("--cache", help="Write also `latents`, `text` or `latents,text`.")] = "",
     caption_column: Annotated[
         str | None, typer.Option("--caption-column", help="Column or JSON key of captions.", show_default=False)
     ] = None,
@@ -94,13 +95,13 @@ def prepare_data(
     ] = None,
     caption: Annotated[
         str | None,
-        typer.Option("--caption", help="Of several captions of a picture `first` (default) or `random` (by --seed)."),
+        typer.Option("--caption", help="If a picture has several captions: `first` (default) or `random` (by --seed)."),
     ] = None,
     captions_from_names: Annotated[
-        bool, typer.Option("--captions-from-names", help="A picture without a caption takes its file's name.")
+        bool, typer.Option("--captions-from-names", help="Use the file name as caption where there is none.")
     ] = False,
     suite: Annotated[
-        str | None, typer.Option("--suite", help="`coco10k`: its 10,000 prompts, from captions_val2014.json.")
+        str | None, typer.Option("--suite", help="`coco10k`: the suite's 10,000 prompts, from captions_val2014.json.")
     ] = None,
     encoding: Annotated[
         str | None,
@@ -108,14 +109,15 @@ def prepare_data(
     ] = None,
     shard_size: Annotated[int, typer.Option("--shard-size", help="Rows of SOURCE per shard.")] = 1000,
     num: Annotated[
-        int | None, typer.Option("--num", help="How many (default: all; shapes: 2000).", show_default=False)
+        int | None,
+        typer.Option("--num", help="Number of rows to read (default: all; shapes: 2000).", show_default=False),
     ] = None,
-    nproc: Annotated[int, typer.Option("--nproc", help="Processes on this machine.")] = 1,
+    nproc: Annotated[int, typer.Option("--nproc", help="Number of processes on this machine.")] = 1,
     shard_index: Annotated[
-        int | None, typer.Option("--shard-index", help="This job's number in a job array.", show_default=False)
+        int | None, typer.Option("--shard-index", help="Index of this job in a job array, from 0.", show_default=False)
     ] = None,
     shard_count: Annotated[
-        int | None, typer.Option("--shard-count", help="Jobs in the array.", show_default=False)
+        int | None, typer.Option("--shard-count", help="Number of jobs in the array.", show_default=False)
     ] = None,
     seed: Seed = 0,
     yes: Yes = False,
@@ -123,7 +125,7 @@ def prepare_data(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn captioned pictures, or prompts, into shards. The same command again goes on, or does nothing."""
+    """Convert captioned pictures, or prompts, to shards. The same command again resumes, or does nothing."""
     with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.prepare import NUM_SHAPES, prepare, prepare_shapes
 
@@ -147,4 +149,4 @@ def prepare_data(
             shard_size=shard_size, num=num, seed=seed, replace=yes, num_processes=nproc, share=share, reporter=observer,
         )  # fmt: skip
         if share.reports:
-            tell(output, folder, manifest, teacher)
+            print_result(output, folder, manifest, teacher)

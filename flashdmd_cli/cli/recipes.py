@@ -20,7 +20,7 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="Change one key, `
 
 
 def first_comment(path: Path) -> str:
-    """What a recipe says of itself: the first sentence of its comment."""
+    """The first sentence of the comment at the head of a recipe file."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     text = " ".join(line.removeprefix("#").strip() for line in lines)
     return text.split(". ", 1)[0].split(": ", 1)[0].rstrip(".")
@@ -52,12 +52,12 @@ def show(name: Name, sets: Sets = None, as_json: AsJson = False, quiet: Quiet = 
 def copy(
     name: Name,
     to: Annotated[Path | None, typer.Argument(help="File to write (default: ./NAME.yaml).", show_default=False)] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Replace a file that is there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Replace an existing file.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a recipe to a file of your own, to be edited and passed to `--recipe FILE`."""
+    """Copy a recipe to a new file, to be edited and passed to `--recipe FILE`."""
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.files import writing
         from flashdmd_cli.runs.recipe import recipe_path

@@ -1,4 +1,4 @@
-"""`flashdmd reward`: train a latent reward model on preference pairs, or let one score."""
+"""`flashdmd reward`: trains a latent reward model on preference pairs, or scores pictures with one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
-reward_app = typer.Typer(help="Train a latent reward model, or score with one.", no_args_is_help=True,
+reward_app = typer.Typer(help="Train a latent reward model, or score pictures with one.", no_args_is_help=True,
                          rich_markup_mode=None)  # fmt: skip
 
 Pairs = Annotated[Path, typer.Option("--pairs", help="JSONL or parquet: prompt, image_0, image_1, label (0, 1, 0.5).")]
@@ -49,7 +49,7 @@ def train(
 ) -> None:
     """Train a latent reward model on preference pairs. The same command again resumes.
 
-    What is not given is the recipe's; `--out` is runs/RECIPE by default.
+    Options that are not given come from the recipe; `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug, resumes=True) as output:
         from flashdmd_cli.workflows.recipes import reward_recipe
@@ -69,7 +69,7 @@ def train(
 
 
 def found_lines(accuracy: Mapping[str, float], decided: int, what: str) -> list[str]:
-    """How many winners were found at each noise level, with the 95% interval that so many pairs allow."""
+    """The fraction of pairs whose winner was predicted, at each noise level, with its 95% (Wilson) interval."""
     from flashdmd_cli.evaluation.metrics.intervals import wilson
 
     bounds = {t: wilson(round(value * decided), decided) for t, value in accuracy.items()}
@@ -83,26 +83,31 @@ def score(
         str, typer.Option("--reward", help="Latent reward model: `embedded`, `lrm_sdxl`, a hub id, or a folder.")
     ],
     pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="Measure on preference pairs, by noise level.", show_default=False)
+        Path | None,
+        typer.Option(
+            "--pairs", help="Preference pairs to measure the accuracy on, by noise level.", show_default=False
+        ),
     ] = None,
-    images: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be repeated.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What the pictures should show.", show_default=False)] = None,
+    images: Annotated[list[Path] | None, typer.Option("--image", help="Picture to score; may be repeated.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="The prompt that the pictures are scored for.", show_default=False)
+    ] = None,
     at_timestep: Annotated[
-        int, typer.Option("--at", help="Timestep of the noise that pictures are given.", min=0, max=999)
+        int, typer.Option("--at", help="Timestep of the noise that is added to the pictures.", min=0, max=999)
     ] = 1,
-    teacher: Annotated[str, typer.Option(help="Whose latents it scores.")] = SHAPES,
+    teacher: Annotated[str, typer.Option(help="Model that encodes the pictures to latents.")] = SHAPES,
     seed: Seed = 0,
     device: Device = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Score pictures of one prompt, or tell how often a reward model finds the winner of a pair."""
+    """Score pictures for a prompt, or measure how often a reward model predicts the winner of a pair."""
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
         if (pairs is None) == (not images):
             raise UsageError("--pairs: give either a file of pairs, or --image and --prompt")
         if images and prompt is None:
-            raise UsageError("--prompt: scores belong to a prompt", hint="give --prompt with --image")
+            raise UsageError("--prompt: is missing, and pictures are scored for a prompt", hint="give it with --image")
         from flashdmd_cli.workflows.reward import measure_reward, score_pictures
 
         if pairs is not None:

@@ -1,4 +1,4 @@
-"""`flashdmd shapes`: rebuild what the package ships of the embedded world."""
+"""`flashdmd shapes`: rebuilds the embedded world's models, which the package ships."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build(
         Path, typer.Option("--work", help="Folder of checkpoints and logs, shared by all parts; the same call resumes.")
     ] = Path("build"),
     steps: Annotated[
-        int | None, typer.Option(help="Training steps (default: the part's recipe).", show_default=False)
+        int | None, typer.Option(help="Number of training steps (default: depends on the part).", show_default=False)
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="End the training of sd3 after so many minutes.", show_default=False)
@@ -42,15 +42,17 @@ def build(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train one part of the embedded world. Order: as listed; the same command again resumes."""
+    """Train one part of the embedded world. Build the parts in the listed order; the same command again resumes."""
     with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.shapes import build_part
 
         began = time.monotonic()
-        figures = build_part(part, out, work, steps=steps, minutes=minutes, device=device, seed=seed, reporter=observer)
+        metrics = build_part(part, out, work, steps=steps, minutes=minutes, device=device, seed=seed, reporter=observer)
         if part == "picture":
-            output.result({"part": part, "out": out}, f"{out / 'picture.png'}: what doctor compares with", str(out))
+            output.result(
+                {"part": part, "out": out}, f"{out / 'picture.png'}: the reference picture of doctor", str(out)
+            )
             return
-        document = {"part": part, "out": out, "figures": figures, "seconds": time.monotonic() - began}
-        told = "".join(f", {name} {value:.3f}" for name, value in figures.items())
-        output.result(document, f"{out}: {part} built{told}", str(out))
+        document = {"part": part, "out": out, "figures": metrics, "seconds": time.monotonic() - began}
+        text = "".join(f", {name} {value:.3f}" for name, value in metrics.items())
+        output.result(document, f"{out}: {part} built{text}", str(out))

@@ -1,4 +1,4 @@
-"""One process at a time writes to a folder: the system takes the lock back when the process ends."""
+"""Locks on result folders, so that only one process writes to each; they are released when the process ends."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
 
 LOCK = ".lock"
-_HELD: dict[Path, IO[str]] = {}
-"""The folders that this process holds, each with its open lock file."""
+_LOCKED: dict[Path, IO[str]] = {}
+"""The folders that this process has locked, in this order, with their open lock files."""
 
 
 def hold(folder: Path, flag: str = "--out", shared: bool = False) -> None:
-    """Keep other processes from writing to `folder` until `release`; `shared` lets those in that share it as well.
+    """Lock `folder` against writing by other processes until `release`; `shared` admits others with a shared lock.
 
-    A folder that this process holds already is held in the new way. Raises `UsageError` when another process holds it,
-    `WriteError` when no file can be made there. On a file system without locks nobody is kept out.
+    If this process has locked the folder already, the lock changes to the new kind. Raises `UsageError` if another
+    process has locked it, `WriteError` if no file can be created there. On a file system without locks this does not
+    keep other processes out.
     """
     path = folder / LOCK
-    file = _HELD.get(folder.resolve())
+    file = _LOCKED.get(folder.resolve())
     with writing(folder, flag):
         if file is None or not _is(file, path):
             file = path.open("a", encoding="utf-8")
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        if file is not _HELD.get(folder.resolve()):
+        if file is not _LOCKED.get(folder.resolve()):
             file.close()
         other = f"another process{_name(path)}"
         raise UsageError(
@@ -40,12 +41,12 @@ def hold(folder: Path, flag: str = "--out", shared: bool = False) -> None:
         ) from None
     except OSError:  # a file system without locks
         pass
-    _HELD[folder.resolve()] = file
-    _sign(file)
+    _LOCKED[folder.resolve()] = file
+    _write_owner(file)
 
 
 def is_alone(folder: Path) -> bool:
-    """Whether no other process shares `folder`, which this one holds; from now on none can."""
+    """Whether no other process shares the lock on `folder`; if so, the lock of this process becomes exclusive."""
     try:
         hold(folder)
     except UsageError:
@@ -53,59 +54,59 @@ def is_alone(folder: Path) -> bool:
     return True
 
 
-def held() -> Path | None:
-    """The folder that this process took last: where it writes; None when there is none."""
-    return next(reversed(_HELD), None)
+def last_locked() -> Path | None:
+    """The folder that this process locked last, which is where it writes; None without locks."""
+    return next(reversed(_LOCKED), None)
 
 
 def release() -> None:
-    """Let go of every folder; the end of the process does the same."""
-    while _HELD:
-        _HELD.popitem()[1].close()
+    """Release the locks on all folders, as the end of the process does."""
+    while _LOCKED:
+        _LOCKED.popitem()[1].close()
 
 
 @contextmanager
 def releasing() -> Iterator[None]:
-    """Let go, at the end, of the folders that were taken inside; as a decorator, of those that a function takes.
+    """Context manager or decorator that releases, at its end, the locks that were taken inside.
 
-    An error of the system that does not say where it happened, as a full disk may raise, gets the folder's name.
+    An OSError without a file name, as a full disk may raise, gets the name of the folder locked last.
     """
-    before = set(_HELD)
+    before = set(_LOCKED)
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno is not None and (folder := held()) is not None:
+        if error.filename is None and error.errno is not None and (folder := last_locked()) is not None:
             error.filename = str(folder)
         raise
     finally:
-        for folder in _HELD.keys() - before:
-            _HELD.pop(folder).close()
+        for folder in _LOCKED.keys() - before:
+            _LOCKED.pop(folder).close()
 
 
-def _sign(file: IO[str]) -> None:
-    """Note in a lock file who holds it; of several that share it, who came last."""
-    with suppress(OSError):  # a full disk is told by what the command writes
+def _write_owner(file: IO[str]) -> None:
+    """Write this process's id and host name to a lock file; with a shared lock, the latest process overwrites it."""
+    with suppress(OSError):  # a full disk is reported when the command writes its results
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"{os.getpid()} {socket.gethostname()}\n".encode())
 
 
 def _name(path: Path) -> str:
-    """` (pid 4711)` of a lock file's holder where it is known, with the machine if it is another; else nothing.
+    """` (pid 4711)` of the process in a lock file, with the host name if it is another machine.
 
-    Of several that share the lock the last to come is noted; it is not named where it has ended, or is this process.
+    Empty if the process is unknown, has ended (with a shared lock, another one may have the lock) or is this one.
     """
     with suppress(OSError, ValueError, OverflowError):
         pid, host = path.read_text(encoding="utf-8").split()
         if host != socket.gethostname():
             return f" (pid {int(pid)} on {host})"
-        with suppress(PermissionError):  # another user's
+        with suppress(PermissionError):  # a process of another user
             os.kill(int(pid), 0)
         return f" (pid {int(pid)})" if int(pid) != os.getpid() else ""
     return ""
 
 
 def _is(file: IO[str], path: Path) -> bool:
-    """Whether an open lock file is still the one in its folder, which may have been deleted and made anew."""
+    """Whether an open lock file is still the one at `path`, since the folder may have been deleted and recreated."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""Stopping when asked: a signal ends the work where it stands, except where that would tear something.
+"""Stopping on a signal: immediately, except where that would leave an inconsistent state.
 
-Files are written whole or not at all, so most work may end anywhere: the first SIGINT, SIGTERM or SIGHUP raises
-`StopSignal` there, within one operation of torch. Training postpones it while a step is noted and saved.
+Files are written atomically, so most work may end anywhere: the first SIGINT, SIGTERM or SIGHUP raises `StopSignal`
+as soon as the current operation of torch is finished. Training postpones it while an iteration is logged and saved.
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopSignal(KeyboardInterrupt):
-    """Raised where the program stands when it is asked to stop; no `except Exception` on the way holds it up."""
+    """Raised at the current point of the program by the first signal; `except Exception` does not catch it."""
 
 
 class StopFlag:
-    """Context manager that answers SIGINT, SIGTERM and SIGHUP; `requested` is the first one's number, else None.
+    """Context manager that handles SIGINT, SIGTERM and SIGHUP; `requested` is the number of the first one, else None.
 
-    The first signal raises `StopSignal`, or inside `postponed` is noted, and `say` is told so. A second one raises a
-    plain `KeyboardInterrupt` wherever the program stands. Outside the main thread, where Python allows no handlers, it
-    catches nothing and `requested` stays None unless `request` is called.
+    The first signal raises `StopSignal`; inside `postponed` it is only recorded, and a message goes to `say`. A second
+    one raises a plain `KeyboardInterrupt` in any case. Outside the main thread, where Python allows no signal handlers,
+    signals are not handled, and `requested` stays None unless `request` is called.
     """
 
     def __init__(self, say: Callable[[str], None] | None = None) -> None:
         self.requested: int | None = None
         self.say = say
-        self._answers = True
+        self._raises = True
         self._previous: dict[signal.Signals, Any] = {}
 
     def request(self, number: int) -> None:
-        """Ask for a stop at the next `check`, as the signal `number` would."""
+        """Request a stop at the next `check`, as the signal `number` would."""
         self.requested = int(number)
 
     def check(self) -> None:
-        """Raise `StopSignal` if a stop was asked for and is not postponed.
+        """Raise `StopSignal` if a stop was requested and is not postponed.
 
-        Long work calls this now and then, for a library may have swallowed what the signal raised.
+        Long work calls this regularly, since a library may have caught the exception that the signal raised.
         """
-        if self.requested is not None and self._answers:
+        if self.requested is not None and self._raises:
             raise StopSignal
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Inside, a first signal is noted only; what follows asks for `requested`, or calls `check`."""
-        before, self._answers = self._answers, False
+        """Inside, a first signal is only recorded; the caller reads `requested` or calls `check` afterwards."""
+        before, self._raises = self._raises, False
         try:
             yield
         finally:
-            self._answers = before
+            self._raises = before
 
     @contextlib.contextmanager
     def answering(self, wanted: bool = True) -> Iterator[None]:
-        """A stretch of `postponed` work that a signal may end anywhere, if `wanted`; one that is noted ends it now."""
-        before, self._answers = self._answers, wanted or self._answers
+        """Part of `postponed` work in which signals raise again, if `wanted`; a recorded signal raises at once."""
+        before, self._raises = self._raises, wanted or self._raises
         try:
             self.check()
             yield
         finally:
-            self._answers = before
+            self._raises = before
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None:
@@ -71,11 +71,11 @@ class StopFlag:
         self.request(number)
         self.check()
         if self.say is not None:
-            self.say("stopping after this step, then saving; once more stops at once and loses what is not saved")
+            self.say("stopping after this step and saving; a second signal stops at once and loses unsaved work")
 
     def __enter__(self) -> StopFlag:
         if threading.current_thread() is threading.main_thread():
-            # What `nohup` has set to be ignored stays ignored.
+            # SIGHUP stays ignored if `nohup` has set that.
             nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             caught = [which for which in _SIGNALS if not (nohup and which == signal.SIGHUP)]
             self._previous = {which: signal.signal(which, self._handle) for which in caught}

@@ -1,5 +1,6 @@
-"""What each verb does on disk: recipe and paths in, result out. Prints nothing, exits nowhere; the Python API.
+"""The Python API: one function per command, which takes a recipe and paths and writes a result folder.
 
-A function bears the name of its verb: `from flashdmd_cli.workflows.distill import distill`; `recipes.py` makes the
-recipes. Long work tells a `Reporter` how far it is, and asks it whether to stop; the default says nothing.
+The function has the name of the command: `from flashdmd_cli.workflows.distill import distill`; `recipes.py` makes the
+recipes. Functions print nothing and do not exit: they raise exceptions, report progress to a `Reporter`, and check
+there whether a stop was requested. The default `Reporter` is silent.
 """

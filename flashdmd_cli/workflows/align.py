@@ -1,4 +1,4 @@
-"""A whole alignment on disk: check what it starts from, load, train, write the student and its manifest."""
+"""Alignment of a distilled student (stage 2): check the inputs, load, train, write the student and its manifest."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from flashdmd_cli.workflows.judges import held_out_judge, reward_judge
 from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_checkpoint
 
 SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
+"""Metrics displayed with the progress."""
 
 
 @releasing()
@@ -34,23 +35,24 @@ def align(
     data: Path | str | None = None,
     reporter: Reporter | None = None,
 ) -> Manifest:
-    """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
+    """Start or resume training for the iterations in the recipe, then write `out/student` and the manifest.
 
     Reads the distilled student (`runs.results.stage1_checkpoint` opens its folder; `workflows.recipes.align_recipe`
-    makes the recipe that goes on from its own), its teacher, the reward model, and the shards in `data` (None: those
-    that the student was distilled on). Writes the folder `out`; the same call again goes on from its newest state, or
-    returns the manifest of the finished result.
+    makes the recipe, which is based on the student's), its teacher, the reward model, and the shards in `data` (None:
+    those that the student was distilled on). Writes the folder `out`; the same call again resumes from the newest
+    state, or returns the manifest of the finished result.
 
-    Raises `Interrupted` when a stop was asked for before the end and `NumericalError` when a collapse was to end the
-    run (the state is saved then), `UsageError` when `out` holds another run, `InputError` for what cannot be read.
+    Raises `Interrupted` if a stop was requested before the end, `NumericalError` if the run ended because of a
+    collapse (in both cases the state is saved), `UsageError` if `out` contains another run, and `InputError` if an
+    input cannot be read.
     """
     if recipe.align is None:
         raise UsageError(
-            f"--recipe {recipe.name}: has no table `align`", hint="`flashdmd recipes list` shows align/..."
+            f"--recipe {recipe.name}: has no section `align`", hint="`flashdmd recipes list` shows align/..."
         )
     if student.manifest.kind != "distill":
         raise InputError(
-            f"--from {student.folder}: is not a student of `distill`", hint="an aligned one is not aligned again"
+            f"--from {student.folder}: is not a student of `distill`", hint="an aligned student cannot be aligned again"
         )
     reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = data_of(student) if data is None else find_run(str(data), "data", flag="--data")
@@ -65,7 +67,7 @@ def align(
     shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
     reward_folder = find_reward(recipe.align.reward, reporter)
     parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
-    # Adapters are trained on top of what stage 1's state holds, which is read again whenever the run goes on.
+    # Adapters are trained on top of the networks in stage 1's state, so it is read again when the run is resumed.
     needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
     stage1_state = state_folder(student.folder / "state", student.manifest.step)
     source = [student.folder, *([stage1_state] if needs_state else [])]
@@ -74,8 +76,8 @@ def align(
     if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, reporter.phase):
         return read_manifest(out)
     place = place_of_run(recipe, out, reporter.say)
-    if told := cache_in_use(shards, manifest, shards_at):
-        reporter.phase(told)
+    if message := cache_in_use(shards, manifest, shards_at):
+        reporter.phase(message)
     reporter.phase(f"loading the student {student.folder}, its teacher and the reward model {recipe.align.reward}")
     from flashdmd_cli.training import align as stage2
     from flashdmd_cli.training.collapse import CollapseProbe
@@ -95,7 +97,7 @@ def align(
         raise InputError(f"--from {student.folder}: student/ cannot be read: {str(error).splitlines()[0]}") from None
     begins = latest_state(out / "state") is None
     if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
-        reporter.say(f"{student.folder} has no state any more: the fake score is initialised from the student")
+        reporter.say(f"{student.folder} has no saved state: the fake score is initialised from the student")
     captions = list(
         dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
     )
@@ -108,8 +110,8 @@ def align(
 
 
 def ratio(recipe: Recipe) -> str:
-    """How often stage 1 has its turn, in words."""
+    """The ratio of preference steps to student updates of stage 1, as text."""
     assert recipe.align is not None
     if recipe.align.rl_ratio is None:
-        return "without stage 1 beside them"
+        return "preference steps only"
     return f"{recipe.align.rl_ratio} preference steps for each student update of stage 1"

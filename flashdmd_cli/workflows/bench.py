@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,33 +225,39 @@ def _by_part(
 
         return call
 
-    heads = None if state.discriminator is None else state.discriminator.net
     names = {
-        "simulate": "rollout", "adversarial_state": "rollout", "student_x0": "student", "dm_loss": "teacher and fake score",
-        "fake_loss": "fake score's loss", "view": "VAE", "real_view": "VAE", "latent_logits": "discriminator",
-    }  # fmt: skip
-    with _replaced(objective, {key: watched(name, getattr(objective, key)) for key, name in names.items()}):
-        extra = {} if not hasattr(heads, "extract_features") else {
-            "extract_features": watched("discriminator", heads.extract_features)}  # type: ignore[union-attr,operator]  # fmt: skip
-        updates = [(role, {"update": watched("optimizers", role.update)}) for role in state.roles]
-        with _replaced(heads, extra), _replaced(updates[0][0], updates[0][1]), _replaced(*updates[1]):
-            seconds = sum(run(number) for number in numbers) / len(numbers)
-            with FlopCounterMode(display=False) as counter:
-                for number in numbers:
-                    run(number)
+        "simulate": "rollout",
+        "adversarial_state": "rollout",
+        "student_x0": "student",
+        "dm_loss": "teacher and fake score",
+        "fake_loss": "fake score's loss",
+        "view": "VAE",
+        "real_view": "VAE",
+        "latent_logits": "discriminator",
+    }
+    with ExitStack() as stack:
+        for attribute, name in names.items():
+            stack.enter_context(_replaced(objective, attribute, watched(name, getattr(objective, attribute))))
+        heads: Any = None if state.discriminator is None else state.discriminator.net
+        if hasattr(heads, "extract_features"):
+            stack.enter_context(_replaced(heads, "extract_features", watched("discriminator", heads.extract_features)))
+        for role in state.roles:
+            stack.enter_context(_replaced(role, "update", watched("optimizers", role.update)))
+        seconds = sum(run(number) for number in numbers) / len(numbers)
+        with FlopCounterMode(display=False) as counter:
+            for number in numbers:
+                run(number)
     return parts, counter.get_total_flops() / 1e12 / len(numbers), seconds
 
 
 @contextmanager
-def _replaced(owner: Any, functions: dict[str, Callable[..., Any]]) -> Iterator[None]:
-    """Attributes of `owner` replaced for a while."""
-    for name, function in functions.items():
-        object.__setattr__(owner, name, function)
+def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """A method of `owner` replaced for a while; `object.__setattr__` also changes a frozen dataclass."""
+    object.__setattr__(owner, name, function)
     try:
         yield
     finally:
-        for name in functions:
-            object.__delattr__(owner, name)
+        object.__delattr__(owner, name)
 
 
 def matrix_tflops(place: Place) -> float:

@@ -1,4 +1,4 @@
-"""A whole distillation on disk: check the folder, load, train, write the student and its manifest."""
+"""Distillation (stage 1): check the inputs, load, train, write the student and its manifest."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from flashdmd_cli.workflows.inputs.teachers import find_source, teacher_record
 from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_checkpoint
 
 SHOWN = ("dm", "fake", "gan", "discriminator")
+"""Metrics displayed with the progress."""
 
 
 @releasing()
 def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporter: Reporter | None = None) -> Manifest:
-    """Train, or go on training, until the recipe's iterations are done, then write `out/student` and the manifest.
+    """Start or resume training for the iterations in the recipe, then write `out/student` and the manifest.
 
     Reads the shards in `data`, a folder of prepare-data (None: the newest under ./runs), the teacher and the
-    discriminator's encoder, which are downloaded where they are not on this machine. Writes the folder `out`; the same
-    call again goes on from its newest state, or returns the manifest of the finished result.
+    discriminator's encoder, which are downloaded if they are not on this machine. Writes the folder `out`; the same
+    call again resumes from the newest state, or returns the manifest of the finished result.
 
-    Raises `Interrupted` when a stop was asked for before the end (the state is saved then), `UsageError` when `out`
-    holds another run, `InputError` for what cannot be read.
+    Raises `Interrupted` if a stop was requested before the end (the state is saved), `UsageError` if `out` contains
+    another run, and `InputError` if an input cannot be read.
     """
     if recipe.align is not None:
-        raise UsageError(f"--recipe {recipe.name}: aligns a student", hint="it is a recipe of `align`")
+        raise UsageError(f"--recipe {recipe.name}: is for alignment", hint="use it with `flashdmd align`")
     reporter, out = reporter or SilentReporter(), Path(out)
     shards_at = None if data is None else find_run(str(data), "data", flag="--data")  # before anything is downloaded
     teacher = find_source(recipe.teacher, recipe.model, reporter)
@@ -43,13 +44,13 @@ def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporte
     if data is None:
         reporter.say(f"data: {shards_at}")
     shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
-    # Only a run that has all it needs makes a folder.
+    # The folder is created only now that all inputs are known to exist.
     record = teacher_record(recipe.teacher, teacher)
     if not begin("distill", recipe, record, {"--data": [shards_at]}, out, reporter.phase):
         return read_manifest(out)
     place = place_of_run(recipe, out, reporter.say)
-    if told := cache_in_use(shards, manifest, shards_at):
-        reporter.phase(told)
+    if message := cache_in_use(shards, manifest, shards_at):
+        reporter.phase(message)
     reporter.phase(f"loading the teacher {recipe.teacher}")
     from flashdmd_cli.shapes.captions import beyond_words
     from flashdmd_cli.training import distill as stage1
@@ -57,8 +58,8 @@ def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporte
     family = load_family(teacher, place, recipe.model.storage(place.precision))
     check_pictures(shards, recipe, family.resolution, shards_at)
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
-    if is_shapes(family.source) and (told := beyond_words(captions)):
-        reporter.phase(told)
+    if is_shapes(family.source) and (message := beyond_words(captions)):
+        reporter.phase(message)
     watch = watch_run(recipe, family, captions, out, reporter, SHOWN)
     reporter.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
     state = stage1.distill(placed, family, shards, out, watch, reporter.stop)

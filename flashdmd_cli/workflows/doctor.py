@@ -1,4 +1,4 @@
-"""Is everything here that the verbs need?"""
+"""Checks whether this machine has everything that the commands need. A check is a row (name, passed, message)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
 
 
 def check_packages() -> list[tuple[str, bool, str]]:
-    """A row for each package."""
+    """The installed version of each package."""
     rows = []
     for name in PACKAGES:
         try:
@@ -37,7 +37,7 @@ def check_packages() -> list[tuple[str, bool, str]]:
 
 
 def check_device() -> tuple[str, bool, str]:
-    """Where training would run."""
+    """The device that training would use, and its number format."""
     try:
         import torch
     except ImportError as error:
@@ -54,7 +54,7 @@ def check_device() -> tuple[str, bool, str]:
 
 
 def check_assets() -> list[tuple[str, bool, str]]:
-    """The shipped models of the embedded world."""
+    """Whether the shipped models of the embedded world are installed."""
     from flashdmd_cli.shapes.assets import asset
 
     rows = []
@@ -70,7 +70,7 @@ def check_assets() -> list[tuple[str, bool, str]]:
 
 
 def check_sdxl() -> tuple[str, bool, str]:
-    """Whether SDXL's weights are at hand; fine without, since the embedded world needs none."""
+    """Whether SDXL's weights are on this machine. Passes in any case, since the embedded world does not need them."""
     from flashdmd_cli.families.sdxl.facts import SDXL
     from flashdmd_cli.families.sdxl.layout import missing_parts
     from flashdmd_cli.runs.hub import cache_folder, cached
@@ -78,17 +78,17 @@ def check_sdxl() -> tuple[str, bool, str]:
     folder = cached(SDXL.hub_id, None)
     if folder is not None and not missing_parts(folder):
         return "sdxl", True, str(folder)
-    where = "HF_HOME=DIR says where it goes, for no home directory is known"
+    where = "no home directory is known: set HF_HOME=DIR"
     return (
         "sdxl", True,
-        f"{SDXL.hub_id} ({SDXL.size}) is not here, and is downloaded when it is asked for"
+        f"{SDXL.hub_id} ({SDXL.size}) is not on this machine, and is downloaded when it is first used"
         + ("" if cache_folder() else f" ({where})")
-        + "; the demo needs none",
+        + "; the demo does not need it",
     )  # fmt: skip
 
 
 def check_folder() -> list[tuple[str, bool, str]]:
-    """Room and rights in the current folder, where results go by default."""
+    """Free disk space and write permission in the current folder, where results are written by default."""
     try:
         here = Path.cwd()
     except FileNotFoundError:
@@ -96,13 +96,13 @@ def check_folder() -> list[tuple[str, bool, str]]:
     free = shutil.disk_usage(here).free / 2**30
     writable = os.access(here, os.W_OK)
     return [
-        ("disk", free > 1, f"{free:.1f} GiB free here"),
+        ("disk", free > 1, f"{free:.1f} GiB free in the current folder"),
         ("folder", writable, f"{here}" + ("" if writable else " cannot be written: give --out, or cd to another")),
     ]
 
 
 def check_all() -> list[tuple[str, bool, str]]:
-    """Packages, device, shipped models, a known picture drawn again, SDXL, disk: (what, fine, in words) of each."""
+    """All checks, as rows (name, passed, message)."""
     return [
         ("flashdmd", True, __version__),
         ("python", True, platform.python_version()),

@@ -1,4 +1,4 @@
-"""Which encoders a cache of latents and embeddings stands in for."""
+"""Identifies the encoders whose outputs a cache of latents and embeddings contains."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from flashdmd_cli.runs.manifest import hash_folder
 
 
 def encoders_hash(teacher: Path | Source) -> str:
-    """Content hash of the parts of a teacher that a cache stands in for."""
+    """SHA-256 of a teacher's encoders (autoencoder and text encoders), by content."""
     source = teacher if isinstance(teacher, Source) else Source(teacher)
     total, hashes = hashlib.sha256(), {}
     for part in family_at(source.folder).encoders:
-        # Of a single file, all of it stands for each network in it, with the configuration from elsewhere.
+        # A single-file teacher is hashed as a whole for each network, together with its separate configuration.
         alone = [source.vae] if part == "vae" and source.vae else [source.weights] if source.config else []
         for place in [*alone, *([source.folder / part] if source.config or not alone else [])]:
             if place not in hashes:

@@ -1,4 +1,4 @@
-"""A student on disk in a form that other programs read."""
+"""Export of a student to a format that other programs read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Export:
     out: Path
     manifest: Manifest
     steps: int
-    """For which it has to be sampled, with guidance 1."""
+    """Number of sampling steps, to be used with guidance scale 1."""
 
 
 @releasing()
@@ -39,11 +39,11 @@ def export(
 ) -> Export:
     """Write the student in the folder `student` to `out` as a stock pipeline (`form`: one of `export.FORMATS`).
 
-    Reads the student's network (None: the newest under ./runs) and, for everything else of the pipeline, its teacher,
-    which is downloaded where it is not on this machine. `out` is ./runs/export-NAME by default; `replace` empties one
-    that holds an export already.
+    Reads the student's network (None: the newest under ./runs). All other parts of the pipeline are the teacher's,
+    which is downloaded if it is not on this machine. `out` is ./runs/export-NAME by default; with `replace`, an
+    existing export in it is deleted.
 
-    Raises `UsageError` for an unknown form or an `out` that holds something else, `InputError` for what cannot be read.
+    Raises `UsageError` for an unknown format or an `out` with other contents, `InputError` if an input cannot be read.
     """
     if form not in FORMATS:
         raise UsageError(f"--format {form}: unknown", hint=f"one of {', '.join(FORMATS)}")

@@ -1,4 +1,4 @@
-"""Who judges finished pictures beside the training: the reward model itself, and one that is not trained on."""
+"""Scores of pictures for the collapse probe: by the reward model, and by a judge that training does not use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def reward_judge(sampler: PairSampler) -> Judge:
-    """Finished latents with noise added, scored as training scores its candidates; the mean of its levels."""
+    """Scores of finished latents by the reward model.
+
+    Noise is added at each level at which training scores candidates; the score is the mean over the levels.
+    """
     from flashdmd_cli.core.rollout import at
     from flashdmd_cli.core.schedules import add_noise
     from flashdmd_cli.evaluation.generate import picture_noise
@@ -26,9 +29,9 @@ def reward_judge(sampler: PairSampler) -> Judge:
         rows = [picture_noise(latents.shape[1:], sampler.o.recipe.train.seed, i) for i in range(len(latents))]
         noise, text = torch.stack(rows).to(latents.device), sampler.reward.encode(captions)
 
-        def score_at(level: float, told: float) -> Tensor:
+        def score_at(level: float, timestep: float) -> Tensor:
             noisy = add_noise(sampler.o.family.schedule, latents, noise, at(level, latents))
-            return sampler.score(noisy, told, text)
+            return sampler.score(noisy, timestep, text)
 
         return torch.stack([score_at(*each) for each in sampler.levels()]).mean(dim=0)
 
@@ -36,9 +39,10 @@ def reward_judge(sampler: PairSampler) -> Judge:
 
 
 def held_out_judge(teacher: str, captions: Sequence[str]) -> Judge | None:
-    """A judge other than the reward model: on the embedded world, whether a picture shows what its caption says.
+    """A judge that training does not use: on the embedded world, 1 for a picture that shows its caption, else 0.
 
-    The inspector reads the attributes; that there is no third object is counted, for the inspector cannot see it.
+    The inspector has to predict every attribute, and the counter no third object, which the inspector cannot detect.
+    None for other teachers, or if a caption is not of the embedded world.
     """
     if not is_shapes(teacher):
         return None

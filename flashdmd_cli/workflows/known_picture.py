@@ -1,4 +1,4 @@
-"""The picture that `doctor` draws and compares: weights that a library read wrongly draw another one."""
+"""A picture that `doctor` samples and compares with a stored one, to detect libraries that compute wrong results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ CAPTION = "a striped red ring left of a plain blue square"
 STEPS, GUIDANCE = 4, 4.0
 ASSET = "known-picture"
 TOLERANCE = 0.02
-"""Mean difference, black to white being 2. Eight bits take 0.002 of it and the order of sums on another processor less;
-other captions, or a text encoder of random weights, are beyond 0.1."""
+"""Largest accepted mean absolute difference, on [-1, 1]. Rounding to 8 bits causes 0.002, another processor less; other
+captions, or a text encoder with random weights, cause more than 0.1."""
 
 
 def draw_known(teacher: Path) -> Tensor:
-    """The embedded teacher's picture (3, 64, 64) of one caption on [-1, 1], in float32 on the CPU, from fixed noise."""
+    """A picture (3, 64, 64) on [-1, 1] by the embedded teacher, from fixed noise, in float32 on the CPU."""
     from flashdmd_cli.evaluation.generate import generate
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.workflows.inputs.families import hush
@@ -28,7 +28,7 @@ def draw_known(teacher: Path) -> Tensor:
 
 
 def save_known(teacher: Path, folder: Path) -> Path:
-    """Draw it and keep it as a picture of 8 bits."""
+    """Sample the picture and save it as `folder/picture.png`."""
     from flashdmd_cli.evaluation.pictures import to_image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def save_known(teacher: Path, folder: Path) -> Path:
 
 
 def check_picture() -> tuple[str, bool, str]:
-    """(what, fine, said): whether the embedded teacher draws on this machine what it drew where it was made."""
+    """(name, passed, message): whether the embedded teacher samples the stored picture on this machine."""
     from flashdmd_cli.shapes.assets import asset
     from flashdmd_cli.workflows.inputs.kinds import SHAPES
 
@@ -49,7 +49,7 @@ def check_picture() -> tuple[str, bool, str]:
 
         wanted = np.asarray(Image.open(stored), dtype=np.float64) / 127.5 - 1
         difference = abs(draw_known(teacher).permute(1, 2, 0).numpy() - wanted).mean()
-    except Exception as error:  # whatever is broken here, the other rows have their say
+    except Exception as error:  # reported as a failed check, so that the other checks still run
         return "picture", False, str(error).splitlines()[0] if str(error) else type(error).__name__
     if difference <= TOLERANCE:
         return "picture", True, f"the embedded teacher draws what it should (mean difference {difference:.4f})"

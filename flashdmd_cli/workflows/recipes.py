@@ -1,4 +1,4 @@
-"""The recipe of a run: the one that fits where none is named, with what a person changes on top.
+"""The recipe of a run: a named one, or the default for its teacher, with the user's changes applied.
 
 Precedence: defaults < recipe < `sets` ("a.b=c") < keyword arguments.
 """
@@ -21,11 +21,11 @@ from flashdmd_cli.workflows.inputs.teachers import absolute
 
 SHAPES_RECIPES = DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes")
 FIXED = ("family", "teacher", "grid.steps")
-"""Keys that a student brings along into its alignment."""
+"""Keys that an alignment takes from the student's recipe and that cannot be changed."""
 
 
 def default_recipes(teacher: str | Path | None) -> DefaultRecipes:
-    """Those for a teacher as it is named (None: SDXL): of its own world, or of its family."""
+    """The default recipes for a teacher (None: SDXL): those of the embedded world, or of the teacher's family."""
     if teacher is None:
         return SDXL.recipes
     if is_shapes(teacher):
@@ -43,7 +43,7 @@ def default_distill_recipe(teacher: str | Path | None, steps: int | None = None)
 
 def default_align_recipe(stage1: Recipe, student: Path) -> str:
     """The name of the recipe that fits a student: its stage-1 recipe, and the folder of its network."""
-    # Its own denoiser says which world it draws, for its teacher may be gone by now.
+    # Determined from the student's network, since the teacher may not exist any more.
     defaults = SHAPES_RECIPES if is_shapes_student(student) else family_named(stage1.family).recipes
     if stage1.model.form == "lora":
         return defaults.align_adapters
@@ -92,9 +92,9 @@ def align_recipe(
     device: str | None = None,
     stop_on_collapse: bool = False,
 ) -> Recipe:
-    """The recipe of an alignment: the student's own below that of the alignment (default: what fits the student).
+    """The recipe of an alignment: the student's recipe, overridden by `name` (default: what fits the student).
 
-    Raises `UsageError` for a wrong key or value, or one that would make it another student.
+    Raises `UsageError` for a wrong key or value, or for a change of one of the keys `FIXED`.
     """
     name = name or default_align_recipe(student.recipe, student.folder / "student")
     changes = {
@@ -107,7 +107,7 @@ def align_recipe(
     }
     resolved = load_recipe(name, sets, changes, student.recipe)
     if resolved.align is None:
-        raise UsageError(f"--recipe {name}: has no table `align`", hint="`flashdmd recipes list` shows align/...")
+        raise UsageError(f"--recipe {name}: has no section `align`", hint="`flashdmd recipes list` shows align/...")
     before, now = (flat(each.model_dump(mode="json")) for each in (student.recipe, resolved))
     for key in FIXED:
         if before[key] != now[key]:

@@ -1,4 +1,4 @@
-"""Latent reward models on disk: a whole training of one, what one says of pictures, and how often it is right."""
+"""Latent reward models: training on preference pairs, scoring of pictures, and accuracy on pairs."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.reward import RewardModel
 
 REPORT = "report.json"
-"""Numbers of pairs, and the accuracy on those held out by noise level."""
+"""File with the numbers of pairs, and the accuracy on the held-out pairs by noise level."""
 SHOWN: tuple[str, ...] = ("loss", "accuracy")
+"""Metrics displayed with the progress."""
 
 
 @releasing()
 def train_reward(
     recipe: RewardRecipe, pairs: Path | str, out: Path | str, *, half: bool = False, reporter: Reporter | None = None
 ) -> Manifest:
-    """Train, or go on training, then write the reward model, its accuracy on held-out pairs and the manifest to `out`.
+    """Start or resume training, then write the reward model, its accuracy on held-out pairs and the manifest to `out`.
 
-    Reads the file `pairs` (JSONL or parquet) with its pictures and the teacher, downloaded where it is not on this
-    machine. `half` stores the weights in float16. The same call again goes on, or returns the finished result's
-    manifest.
+    Reads the file `pairs` (JSONL or parquet) with its pictures, and the teacher, which is downloaded if it is not on
+    this machine. `half` stores the weights in float16. The same call again resumes, or returns the manifest of the
+    finished result.
 
-    Raises `Interrupted` when a stop was asked for before the end (the state is saved then), `UsageError` when `out`
-    holds another run, `InputError` or `DataError` for what cannot be read.
+    Raises `Interrupted` if a stop was requested before the end (the state is saved), `UsageError` if `out` contains
+    another run, and `InputError` or `DataError` if an input cannot be read.
     """
     from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
 
@@ -65,14 +66,16 @@ def train_reward(
 
     family = load_family(teacher, place)
     if not isinstance(family, SDXLFamily):
-        raise UsageError(f"--teacher {recipe.teacher}: is of {family.name}", hint="reward models are trained of SDXL's")
+        raise UsageError(
+            f"--teacher {recipe.teacher}: is of the family {family.name}", hint="`reward train` supports SDXL only"
+        )
     torch.manual_seed(recipe.train.seed)
     levels = recipe.pairs.timesteps
     config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
     model = new_reward(family, config).to(family.device)
 
-    def progress(iteration: int, figures: dict[str, float]) -> None:
-        shown = {name: figures[name] for name in SHOWN if name in figures}
+    def progress(iteration: int, metrics: dict[str, float]) -> None:
+        shown = {name: metrics[name] for name in SHOWN if name in metrics}
         reporter.progress(iteration, recipe.train.iterations, shown)
 
     watch = Watch(progress, reporter.say, lambda *_: None)
@@ -82,11 +85,11 @@ def train_reward(
     if stop.requested is not None:
         if not done:
             raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
-        told = f"interrupted at iteration {done}; the state is saved in {out}"
-        raise Interrupted(told, hint="run the same command again to resume", signal_number=stop.requested)
+        message = f"interrupted at iteration {done}; the state is saved in {out}"
+        raise Interrupted(message, hint="run the same command again to resume", signal_number=stop.requested)
     measured = accuracy(model, PairLatents(held_out, family), recipe.train.seed) if held_out else {}
     with saving_weights(out):
-        # Without a whole trunk of its own it needs its teacher beside it, which is what makes a small file of it.
+        # If only attention layers were trained, the other layers are the teacher's and are not saved.
         save_reward(model, out, RewardBase.of(family) if recipe.model.layers == "attention" else None, half)
     report = {
         "pairs": len(learned),
@@ -123,9 +126,10 @@ def score_pictures(
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[float]:
-    """What the reward model named `reward` gives each picture for `prompt`, noised to `at_timestep`; higher is better.
+    """Score of each picture for `prompt` by the reward model named `reward`; higher is better.
 
-    Pictures become latents of `teacher`. UsageError for a timestep that the model was not trained on.
+    The pictures are encoded to latents of `teacher`, and noise of `at_timestep` is added. Raises `UsageError` for a
+    timestep that the model was not trained on.
     """
     import torch
 
@@ -137,7 +141,7 @@ def score_pictures(
     model, family = _load(reward, teacher, device, reporter)
     loaded = torch.stack([load_picture(picture, family.resolution) for picture in pictures]).to(family.device)
     latents = family.encode_pictures(loaded)
-    # One noise for all: pictures differ by themselves alone.
+    # The same noise for all pictures, so that scores differ only because of the pictures.
     noise = torch.randn(latents.shape[1:], generator=generator(seed, 0, 0, "reward/score")).to(latents.device)
     t, text = at(at_timestep, latents), model.encode([prompt] * len(latents))
     try:
@@ -155,7 +159,7 @@ def measure_reward(
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[dict[int, float], int]:
-    """The share of the pairs with a winner in which the reward model finds it, by timestep; and their number."""
+    """Accuracy on preference pairs: (timestep -> fraction of winners predicted, number of pairs with a winner)."""
     from flashdmd_cli.data.pairs import num_decided, read_pairs
     from flashdmd_cli.training.reward import PairLatents, accuracy
 
@@ -165,7 +169,7 @@ def measure_reward(
 
 
 def _load(reward: str, teacher: str, device: str | None, reporter: Reporter | None) -> tuple[RewardModel, Family]:
-    """A reward model beside the teacher whose latents it scores."""
+    """A reward model, and the family (teacher) whose latents it scores."""
     folder = find_reward(reward, reporter)
     family = load_family(find_source(teacher, reporter=reporter), drawing_place(device))
     return load_reward_model(folder, family), family

@@ -1,4 +1,4 @@
-"""Rebuilds what the package ships of the embedded world, part by part."""
+"""Rebuilds the embedded world's models, which the package ships, part by part."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NUM_MEASURED = 512
 DRAWN_AT_ONCE = 356
 """Pictures of those that are drawn in one batch."""
 TEACHER_STEPS = 4
-"""Steps in which the teacher draws pictures for pairs: as a student does, with its mistakes."""
+"""Sampling steps of the teacher's pictures for pairs: as few as a student's, so that similar errors occur."""
 
 
 @releasing()
@@ -46,11 +46,12 @@ def build_part(
     seed: int = 0,
     reporter: Reporter | None = None,
 ) -> dict[str, float]:
-    """Train one of `building.PARTS` and write it to `out`; returns what was measured of it.
+    """Train one of `building.PARTS` and write it to `out`; returns its metrics.
 
-    Checkpoints and logs go to `work`, which all parts share; the same call again goes on. `steps` is the length of the
-    training (None: the part's own); `minutes` ends that of `sd3` early, which alone is built on another `device` than
-    the CPU. Raises `UsageError` for an unknown part, or while another process builds in `work`.
+    Checkpoints and logs are written to `work`, which all parts share; the same call again resumes. `steps` is the
+    number of training steps (None: the part's default); `minutes` ends that of `sd3` early, the only part that can be
+    built on another `device` than the CPU. Raises `UsageError` for an unknown part, or if another process is using
+    `work`.
     """
     reporter = reporter or SilentReporter()
     if part not in PARTS:
@@ -61,7 +62,7 @@ def build_part(
     if minutes is not None and minutes <= 0:
         raise UsageError(f"--minutes {minutes:g}: must be above 0", hint="leave it out for the part's recipe")
     if steps is not None and steps < 1:
-        raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's recipe")
+        raise UsageError(f"--steps {steps}: must be at least 1", hint="leave it out for the part's default")
     with writing(work, "--work"):
         work.mkdir(parents=True, exist_ok=True)
         hold(work, "--work")
@@ -76,13 +77,13 @@ def build_part(
         return build_flow_teacher(out, work, steps, minutes, device, seed, reporter)
     length = {} if steps is None else {"steps": steps}
     builder = getattr(importlib.import_module(f"flashdmd_cli.building.{part}"), f"build_{part}")
-    # The autoencoder is one folder among others of the teacher's; the other builders name theirs themselves.
+    # The autoencoder's builder expects its own folder inside the teacher's; the other builders choose subfolders.
     measured = builder(work, out / "vae" if part == "vae" else out, seed=seed, say=reporter.say, **length)
     return measured if isinstance(measured, dict) else {}
 
 
 def build_reward(out: Path, work: Path, steps: int | None, seed: int, reporter: Reporter) -> dict[str, float]:
-    """Pairs drawn by the shipped teacher and labelled by the shipped inspector, and a reward model trained on them."""
+    """Sample pairs with the shipped teacher, label them with the shipped inspector, train a reward model on them."""
     from flashdmd_cli.building.pairs import build_pairs
     from flashdmd_cli.evaluation.generate import generate
     from flashdmd_cli.shapes.inspector import load_inspector

@@ -1,4 +1,4 @@
-"""What the training verbs share: watching a run, ending it, writing its checkpoint."""
+"""Shared by `distill` and `align`: callbacks of the training loop, early ends, writing the checkpoint."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 def watch_run(
     recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str]
 ) -> Watch:  # fmt: skip
-    """Progress with the metrics named in `shown`, warnings, previews, and the page around them."""
+    """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page."""
     from flashdmd_cli.evaluation.preview import Preview
     from flashdmd_cli.evaluation.run_page import write_run_page
     from flashdmd_cli.training.loop import Watch
@@ -42,8 +42,8 @@ def watch_run(
     draw = Preview(recipe, family, captions, out)
 
     def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
-        when = "now" if iteration else "before training"
-        with reporter.aside(f"drawing what teacher and student show {when}", "evaluation"):
+        when = f"at iteration {iteration}" if iteration else "before training"
+        with reporter.aside(f"drawing a preview by teacher and student {when}", "evaluation"):
             draw(student, start, iteration, reporter.progress)
         write_run_page(recipe, out, iteration, warnings)
 
@@ -58,10 +58,10 @@ def watch_run(
 
 
 def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
-    """Raise for a run that ended early: `Interrupted` after a signal, `NumericalError` after a collapse.
+    """Raise if a run ended early: `Interrupted` after a stop request, `NumericalError` after a collapse.
 
-    A collapse has left its page. That of an interrupted run tells how far it came, with the pictures of the last
-    preview, for drawing takes time.
+    The page of an interrupted run is written again up to its last iteration, with the pictures of the last preview.
+    After a collapse, training has already written a preview and the page.
     """
     from flashdmd_cli.evaluation.run_page import write_run_page
     from flashdmd_cli.training.collapse import remedy
@@ -79,19 +79,22 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
         )
     if not collapsed:
         return
-    told = state.probe["collapsed"]
-    moved = ", ".join(f"{name} {change:+.0%}" for name, change in told["changes"].items())
+    collapse = state.probe["collapsed"]
+    changes = ", ".join(f"{name} {change:+.0%}" for name, change in collapse["changes"].items())
     raise NumericalError(
-        f"--stop-on-collapse: stopped at iteration {done} of {whole}, collapsed at {told['iteration']}: {moved}; the "
-        f"state is saved in {out}",
-        hint=f"{remedy(recipe)} in another --out; without --stop-on-collapse the same command goes on",
+        f"--stop-on-collapse: stopped at iteration {done} of {whole}, collapsed at {collapse['iteration']}: {changes}; "
+        f"the state is saved in {out}",
+        hint=f"{remedy(recipe)} in another --out; without --stop-on-collapse the same command resumes",
     )
 
 
 def write_checkpoint(
     kind: Kind, recipe: Recipe, family: Family, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
 ) -> Manifest:
-    """`student/` as a plain diffusers network (adapters merged), then the manifest; `parents` beside the data."""
+    """Write `student/` as a stock diffusers network (adapters merged), then the run page and the manifest.
+
+    `parents` are the input folders other than `data`.
+    """
     from flashdmd_cli.evaluation.run_page import write_run_page
 
     with saving_weights(out / "student"):

@@ -31,6 +31,7 @@ from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
 from flashdmd_cli.families.sd3.reading import read_pipeline, save_pipeline
 from flashdmd_cli.families.sdxl.reading import read_network
+from flashdmd_cli.families.storage import store_in_bf16
 
 LORA_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -74,10 +75,16 @@ class SD3Family:
         self.latent_shape: tuple[int, ...] = (config.in_channels, config.sample_size, config.sample_size)
 
     @classmethod
-    def load(cls, source: Path | Source, precision: str = "fp32") -> SD3Family:
-        """Load a teacher; raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights."""
+    def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> SD3Family:
+        """Load a teacher; `weights="bf16"` stores the denoiser in bfloat16.
+
+        Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
+        """
         source = source if isinstance(source, Source) else Source(source)
-        return cls(read_pipeline(source), str(source.weights), precision)
+        pipeline = read_pipeline(source)
+        if weights == "bf16":
+            store_in_bf16(pipeline.transformer)
+        return cls(pipeline, str(source.weights), precision)
 
     def _prepared(self, net: Any) -> Any:
         """A transformer, frozen, that takes this family's contexts and records no path of this machine."""

@@ -32,11 +32,11 @@ def grid(steps: int) -> Grid:
     return flow_grid(steps)
 
 
-def load(source: Source, precision: str) -> SD3Family:
+def load(source: Source, precision: str, weights: str) -> SD3Family:
     """Load a teacher, on the CPU."""
     from flashdmd_cli.families.sd3.family import SD3Family
 
-    return SD3Family.load(source, precision)
+    return SD3Family.load(source, precision, weights)
 
 
 def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> RewardModel:

@@ -20,7 +20,6 @@ from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.reading import read_network, read_pipeline, save_pipeline
-from flashdmd_cli.families.storage import store_in_bf16
 from flashdmd_cli.families.sdxl.settings import (
     LatentScale,
     check_parts,
@@ -28,6 +27,7 @@ from flashdmd_cli.families.sdxl.settings import (
     noise_settings,
     prediction_of,
 )
+from flashdmd_cli.families.storage import store_in_bf16
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 """Every linear layer (or 1x1 convolution) of the transformer blocks."""

@@ -1,4 +1,4 @@
-"""The whole of stage 1 on the embedded world, told to a newcomer.
+"""Stage 1 on the embedded world from data to evaluation, with explanations for newcomers.
 
 Read in this order: `run.py` -> `rows.py` -> `forecast.py` -> `page.py`.
 """

@@ -1,4 +1,4 @@
-"""How long a demo will take on this machine: small pieces of its work, timed, times how many of them there are."""
+"""Predicts how long the demo takes on this machine, from the time of one forward pass and one decoding."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ if TYPE_CHECKING:
 PROBE_SECONDS = 2.0
 PROBE_PICTURES = 8
 ITERATION_PASSES = 17.0
-"""What an iteration costs for each picture, in forward passes of the denoiser, beside one decoding with gradient;
-measured in docs/log/2026-11-27-demo-cost.md."""
+"""Cost of an iteration per picture in forward passes of the denoiser, without the decoding with gradient; measured in
+docs/log/2026-11-27-demo-cost.md."""
 FIXED_SECONDS = 25.0
-"""Loading, rendering, measuring and writing, on a processor of today."""
+"""Loading, rendering, measuring and writing, on a current processor."""
 LONG_SECONDS = 20 * 60.0
-"""Above this a person is offered a shorter demo."""
+"""Above this predicted duration, fewer iterations are suggested."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that pieces of a demo's work take here, for one picture."""
+    """Measured seconds per picture on this machine."""
 
     forward: float
-    """One pass of the denoiser."""
+    """One forward pass of the denoiser."""
     decode: float
-    """Decoding, and back through the decoder."""
+    """One forward and backward pass of the decoder."""
 
     def iteration(self, batch: int) -> float:
-        """One iteration on `batch` pictures."""
+        """Seconds of a training iteration on `batch` pictures."""
         return batch * (ITERATION_PASSES * self.forward + self.decode)
 
     def drawing(self, pictures: int, passes: int) -> float:
-        """Pictures that take `passes` of the denoiser each, and a decoding without the way back."""
+        """Seconds of sampling `pictures` with `passes` forward passes each, and decoding without gradient."""
         return pictures * (passes * self.forward + self.decode / 2)
 
 
 def expect(recipe: Recipe, at: Stages) -> list[str]:
-    """How long what is left will take here, as lines for a person."""
+    """The predicted duration of the unfinished part of a demo, as lines of text."""
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.manifest import MANIFEST
 
@@ -56,18 +56,18 @@ def expect(recipe: Recipe, at: Stages) -> list[str]:
         left = 0
     elif (state := latest_state(at.student / "state")) is not None:
         left -= int(state.name.rpartition("-")[2])
-    # Guidance takes two passes for each step.
+    # Classifier-free guidance needs two passes per step.
     passes = {"student_4": recipe.grid.steps} | {row: 2 * steps for row, (_, steps) in TEACHER_ROWS.items()}
     num = len(suite_to_draw().rows)
     drawings = [(num, passes[row]) for row in ROWS if not at.pictures(row).is_file()]
     if left:
-        # What is shown of it on the way: the teacher's rows but one, and the student three times.
+        # Previews during training: two of the teacher's rows, and the student three times.
         drawings.append((NUM_SHOWN, passes["teacher_30"] + passes["teacher_4_ddim"] + 3 * passes["student_4"]))
     return forecast(measure_pace(load_teacher(recipe, at)), recipe.train.batch, left, drawings)
 
 
 def measure_pace(family: Family) -> Pace:
-    """Time one pass of the teacher and one decoding with gradient in turns for `PROBE_SECONDS`."""
+    """Time a forward pass of the teacher and a decoding with gradient, alternating for `PROBE_SECONDS`."""
     import torch
 
     from flashdmd_cli.core.rollout import at
@@ -86,36 +86,36 @@ def measure_pace(family: Family) -> Pace:
         pictures.mean().backward()
         return pictures
 
-    ways: dict[str, Callable[[], Tensor]] = {"forward": forward, "decode": decode}
-    seen: dict[str, list[float]] = {name: [] for name in ways}
+    calls: dict[str, Callable[[], Tensor]] = {"forward": forward, "decode": decode}
+    measured: dict[str, list[float]] = {name: [] for name in calls}
     began = time.monotonic()
-    # The first round pays for what is done once, so it counts only where the machine is too slow for another.
-    while len(seen["decode"]) < 1 or time.monotonic() - began < PROBE_SECONDS:
-        for name, call in ways.items():
+    # The first round includes one-time costs, so it is ignored if there is time for a second one.
+    while len(measured["decode"]) < 1 or time.monotonic() - began < PROBE_SECONDS:
+        for name, call in calls.items():
             start = time.monotonic()
-            call().sum().item()  # an accelerator answers when it is done
-            seen[name].append((time.monotonic() - start) / PROBE_PICTURES)
-    return Pace(**{name: statistics.median(values[1:] or values) for name, values in seen.items()})
+            call().sum().item()  # waits until an accelerator has finished
+            measured[name].append((time.monotonic() - start) / PROBE_PICTURES)
+    return Pace(**{name: statistics.median(values[1:] or values) for name, values in measured.items()})
 
 
 def forecast(pace: Pace, batch: int, iterations: int, drawings: list[tuple[int, int]]) -> list[str]:
-    """What to tell a person: how long it will take, and, where that is long, how many iterations would not.
+    """Lines of text: the predicted duration and, if it is long, a number of iterations that takes `LONG_SECONDS`.
 
-    `drawings` are (pictures, passes of the denoiser for each) of what is left to draw.
+    `drawings`: (pictures, passes of the denoiser per picture) of each set that is still to be sampled.
     """
     rest = FIXED_SECONDS + sum(pace.drawing(*each) for each in drawings)
-    turn = pace.iteration(batch)
-    whole = rest + iterations * turn
-    part = f", {minutes(iterations * turn)} of it for part 2" if iterations else ""
-    lines = [f"Here it will take about {minutes(whole)}{part}."]
+    each = pace.iteration(batch)
+    whole = rest + iterations * each
+    part = f", {minutes(iterations * each)} of it for part 2" if iterations else ""
+    lines = [f"On this machine it will take about {minutes(whole)}{part}."]
     if whole > LONG_SECONDS:
-        fits = int((LONG_SECONDS - rest) / turn)
+        fits = int((LONG_SECONDS - rest) / each)
         shorter = max(10, fits // 10 * 10)
         if shorter < iterations:
             lines.append(
-                f"To have it sooner, stop it and add `--iterations {shorter}`: about "
-                f"{minutes(rest + shorter * turn)}, for a student that has learned less. Measured in two seconds: if "
-                "something else keeps this machine busy now, it will be less."
+                f"For a shorter demo, stop it and add `--iterations {shorter}`: about "
+                f"{minutes(rest + shorter * each)}, with a student that has learned less. This was measured in two "
+                "seconds: if other programs are using this machine now, it will be faster without them."
             )
     return lines
 

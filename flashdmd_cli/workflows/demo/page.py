@@ -1,4 +1,4 @@
-"""What the demo's page says."""
+"""The contents of the demo's page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = {
     "student_4": "Student, 4 steps",
     "teacher_30": "Teacher, 30 steps",
     "teacher_4_ddim": "Teacher, 4 steps",
-    "teacher_4_stochastic": "Teacher, 4 steps, drawn as a student",
+    "teacher_4_stochastic": "Teacher, 4 steps, stochastic sampler",
 }
 COLUMNS = {
     "composition": "composition ↑",
@@ -31,7 +31,7 @@ PANELS = {
     "Fake score": {"fake": "denoising loss"},
     "Adversarial": {"gan": "student", "discriminator": "discriminator"},
 }
-"""Panel -> figure of the run -> name of its line."""
+"""Title of a plot -> key in the run's metrics -> label of its line."""
 
 
 def demo_page(
@@ -42,14 +42,14 @@ def demo_page(
     log: Sequence[Mapping[str, Any]],
     seconds: float,
 ) -> Page:
-    """The page from what was measured, the first pictures of every row, and the figures of the training."""
+    """The page, from the metrics of every row, its first pictures, and the log of the training."""
     from flashdmd_cli.evaluation import page
 
     measured = NAMES | {"real": "Real pictures, another set"}
     titled = {name: rows[row] for row, name in measured.items()}
     intervals = {name: rows[row]["intervals"] for row, name in measured.items()}
     student, teacher = rows["student_4"]["composition"], rows["teacher_30"]["composition"]
-    far = {row: format(rows[row]["frechet"], ".1f") for row in NAMES}
+    frechet = {row: format(rows[row]["frechet"], ".1f") for row in NAMES}
     panels = {
         title: {
             line: [(row["step"], row[key]) for row in log if row.get(key) is not None] for key, line in lines.items()
@@ -60,8 +60,9 @@ def demo_page(
         title="A teacher of 30 steps, distilled into 4",
         lead=f"After {recipe.train.iterations} iterations, every object and relation of the caption is right in "
         f"{student:.0%} of the student's pictures, drawn in 4 steps, and in {teacher:.0%} of the teacher's, drawn in "
-        f"30. The distance to real pictures (Fréchet) is {far['student_4']} for the student, {far['teacher_30']} for "
-        f"the teacher, {far['teacher_4_ddim']} for the teacher in 4 steps. All of it took {duration(seconds)} here.",
+        f"30. The Fréchet distance to real pictures is {frechet['student_4']} for the student, "
+        f"{frechet['teacher_30']} for the teacher, and {frechet['teacher_4_ddim']} for the teacher in 4 steps. The "
+        f"whole demo took {duration(seconds)} on this machine.",
         sections=[
             page.Section("Side by side", SIDE_BY_SIDE, page.pictures({NAMES[k]: pictures[k] for k in NAMES}, captions)),
             page.Section(
@@ -77,49 +78,50 @@ def demo_page(
 
 
 SIDE_BY_SIDE = (
-    "Each column is one caption, and one noise to start from; only the sampler differs. Training never showed these "
-    "combinations of shapes, colours and surfaces.",
+    "Each column has one caption and one initial noise; only the sampler differs. These combinations of shapes, "
+    "colours and surfaces do not occur in the training data.",
 )
 MEASURED = (
-    "Composition: the share of pictures in which all seven attributes of the caption are right. Fréchet distance: how "
-    "far the set as a whole is from real pictures. Fine texture: its energy over that of real pictures. Coverage: "
-    "whether what the caption leaves open (places, sizes, backgrounds) varies as it does in real pictures. Diversity: "
-    "how much pictures of one caption differ, against real ones. Below each figure its 95% interval.",
+    "Composition: the fraction of pictures in which all seven attributes of the caption are right. Fréchet distance: "
+    "the distance between the distributions of these pictures and of real ones. Fine texture: high-frequency energy "
+    "relative to that of real pictures. Coverage: whether what the caption does not determine (positions, sizes, "
+    "backgrounds) varies as in real pictures. Diversity: how much pictures of one caption differ, relative to real "
+    "ones. The 95% confidence interval is below each value.",
 )
 TRAINING = (
-    "The losses are not a measure of quality: student, fake score and discriminator chase each other, so a healthy run "
-    "is one in which none of them runs away.",
+    "The losses do not measure quality: student, fake score and discriminator are trained against each other, so what "
+    "matters is that none of the losses diverges.",
 )
 NEXT = (
     "The student is in `student/`; `flashdmd inspect` shows where it comes from, `flashdmd export --format diffusers` "
     "writes it as a stock `StableDiffusionXLPipeline`.",
-    "The same commands distil SDXL itself: `flashdmd distill --teacher sdxl --steps 4 --ttur 1 --dry-run` shows its "
-    "recipe.",
+    "The same commands distil SDXL: `flashdmd distill --teacher sdxl --steps 4 --ttur 1 --dry-run` shows the recipe.",
 )
 
 
 def done(recipe: Recipe) -> list[str]:
-    """The method in four paragraphs, with this run's numbers."""
+    """The method in three or four paragraphs, with the settings of this run."""
     from flashdmd_cli.core.grid import vp_grid
 
     grid = ", ".join(map(str, vp_grid(recipe.grid.steps).timesteps))
     ttur = "every iteration" if recipe.ttur == 1 else f"one iteration in {recipe.ttur}"
     last = vp_grid(recipe.grid.steps).timesteps[-1]
-    where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels but the last"
+    where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels except the last"
     texts = [
         f"The student starts as a copy of the teacher and is trained at {recipe.grid.steps} noise levels only "
-        f"({grid}), on the noisy pictures that it makes itself, so that it learns to mend its own mistakes.",
-        "Distribution matching decides what is in the picture. Two networks look at the student's picture with noise "
-        "added: the teacher, and a fake score that follows the student. Where they disagree, the student moves towards "
-        f"the teacher, who has guidance {recipe.dm.guidance:g}. It acts {where}.",
-        f"The fake score learns in every iteration, the student in {ttur}. After each student update the fake score "
-        "moves a little towards the student, which keeps it in step and saves updates.",
+        f"({grid}), on its own noisy pictures, so that it learns to correct its own errors.",
+        "Distribution matching determines the contents of the picture. Noise is added to the student's picture, and "
+        "two networks denoise it: the teacher (guidance scale "
+        f"{recipe.dm.guidance:g}), and a fake score that is trained on the student's pictures. The difference of their "
+        f"results gives the gradient that moves the student towards the teacher. This is done {where}.",
+        f"The fake score is trained in every iteration, the student in {ttur}. After each student update, the fake "
+        "score's weights are averaged slightly with the student's, so that it needs fewer updates to follow.",
     ]
     if recipe.gan.kind == "pixel":
         texts.insert(
             2,
-            "Distribution matching alone favours the most likely pictures and loses fine texture and variety. So at "
-            f"the last level ({last}) a discriminator compares the student's finished pixels with real pictures, seen "
-            f"through a frozen segmentation network (weight {recipe.gan.weight:g}).",
+            "Distribution matching alone favours the most likely pictures and loses fine texture and variety. "
+            f"Therefore, at the last level ({last}), a discriminator compares the student's finished pictures with "
+            f"real ones, using features of a frozen segmentation network (loss weight {recipe.gan.weight:g}).",
         )
     return texts

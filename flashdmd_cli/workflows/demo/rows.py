@@ -1,4 +1,4 @@
-"""The rows of a demo, student and teacher by several samplers: where they lie, what they draw, what is measured."""
+"""The rows of a demo's table: the student, and the teacher with several samplers; their pictures and metrics."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
 SUITE = "shapes-demo"
-"""What every row draws."""
+"""The suite that is sampled and measured for every row."""
 NUM_SHOWN = 8
 TEACHER_ROWS: dict[str, tuple[Literal["ddim", "stochastic"], int]] = {
     "teacher_30": ("ddim", 30),
     "teacher_4_ddim": ("ddim", 4),
     "teacher_4_stochastic": ("stochastic", 4),
 }
-"""How the teacher is sampled beside the student: its name in the result -> sampler and steps."""
+"""Rows of the teacher: name -> sampler and number of steps."""
 ROWS = ("student_4", *TEACHER_ROWS)
 REAL = "real"
-"""A second set of real pictures: what the metrics say of perfection, chance included."""
+"""A second set of real pictures, whose metrics are the best values that a model can be expected to reach."""
 
 
 @dataclass(frozen=True)
 class Stages:
-    """Where the parts of a demo lie."""
+    """Paths of a demo's files."""
 
     out: Path
 
     @property
     def data(self) -> Path:
-        """Shards."""
+        """Folder of the training data."""
         return self.out / "data"
 
     @property
     def student(self) -> Path:
-        """Checkpoint."""
+        """Folder of the distillation run."""
         return self.out / "student"
 
-    def figures(self, row: str) -> Path:
-        """What was measured on one row."""
+    def metrics(self, row: str) -> Path:
+        """JSON file with the metrics of one row."""
         return self.out / "eval" / f"{row}.json"
 
     def pictures(self, row: str) -> Path:
-        """The pictures of one row, uint8."""
+        """File with the pictures of one row, uint8."""
         return self.out / "pictures" / f"{row}.safetensors"
 
 
 def suite_to_draw() -> ShapesSuite:
-    """What every row draws, and what is measured on it."""
+    """The suite: captions to sample, and metrics to measure."""
     from flashdmd_cli.evaluation.suites.spec import read_suite
 
     return read_suite(SUITE)
 
 
 def load_teacher(recipe: Recipe, at: Stages) -> Family:
-    """The teacher where the student of this demo trains, or will."""
+    """The teacher, on the device and in the number format that the student of this demo is trained with."""
     from flashdmd_cli.runs.device import read_note, resolve
 
     began = read_note(at.student)
@@ -77,7 +77,7 @@ def load_teacher(recipe: Recipe, at: Stages) -> Family:
 
 
 def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
-    """Draw all captions and keep the pictures, as the 8 bits of a file."""
+    """Sample one picture per caption and save them with 8 bits per channel."""
     from safetensors.torch import save
 
     from flashdmd_cli.core.pictures import as_bytes
@@ -93,14 +93,14 @@ def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, r
 
 
 def kept_pictures(row: str, at: Stages) -> Tensor:
-    """The pictures of a row, (N, 3, H, W) uint8."""
+    """The saved pictures of a row, (N, 3, H, W) uint8."""
     from safetensors.torch import load_file
 
     return load_file(at.pictures(row))["pictures"]
 
 
 def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, reporter: Reporter) -> None:
-    """Pictures of every row that is not there yet."""
+    """Sample the pictures of every row that has none yet."""
     missing = [row for row in ROWS if not at.pictures(row).is_file()]
     if not missing:
         return
@@ -114,10 +114,10 @@ def draw_rows(recipe: Recipe, captions: list[str], seed: int, at: Stages, report
 
 
 def measure(row: str, evaluator: Evaluator, suite: ShapesSuite, at: Stages) -> dict[str, Any]:
-    """The figures of a row, or of a second set of real pictures, measured once."""
+    """The metrics of a row, or of a second set of real pictures (`REAL`); measured once, then read from disk."""
     from flashdmd_cli.evaluation.suites.shapes import CEILING_SEED
 
-    path = at.figures(row)
+    path = at.metrics(row)
     if not path.is_file():
         pictures = suite.references(CEILING_SEED) if row == REAL else [(kept_pictures(row, at), suite.rows)]
         metrics = evaluator.evaluate(pictures).as_dict()

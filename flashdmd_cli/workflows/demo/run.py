@@ -1,4 +1,4 @@
-"""All four parts of the demo: pictures, a distillation, drawings, measurements; then a page about them."""
+"""The demo: prepare data, distil, sample, evaluate, and write a page of results."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ from flashdmd_cli.workflows.recipes import distill_recipe
 
 RECIPE = "shapes-4step-demo"
 NUM_PICTURES = 2000
-"""Real pictures to train with."""
-FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
+"""Size of the training data."""
+METRICS = ("composition", "frechet", "high_frequency", "coverage", "diversity")
 INTRODUCTION = """\
 A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
 a student to draw in four. This demo does it with a small model that comes with the package: a teacher of the same kind
-as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves, and the same
-command goes on."""
+as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves the state, and the
+same command resumes."""
 WHY_DATA = """
-[1/4] Pictures. The student learns mostly from its teacher; a discriminator also shows it how real pictures look up
-close, so some real pictures are needed. They are rendered here, each with its caption."""
+[1/4] Pictures. The student learns mostly from its teacher; a discriminator also compares it with real pictures, so some
+real pictures are needed. They are rendered now, each with its caption."""
 WHY_DISTILL = """
-[2/4] Distilling. Each iteration, the student draws; the teacher says which way its pictures should move to become more
-likely (loss `dm`), another network follows what the student draws now (loss `fake`), and the discriminator works on
-the finest details at the last of the four steps (losses `gan` and `discriminator`)."""
+[2/4] Distilling. In each iteration the student draws pictures. The teacher gives the direction in which they become
+more likely (loss `dm`), a second network learns the distribution of the student's pictures (loss `fake`), and the
+discriminator improves the fine details at the last of the four steps (losses `gan` and `discriminator`)."""
 WHY_SAMPLE = """
-[3/4] Drawing. The student in 4 steps and its teacher three ways (30 steps, 4 steps, and 4 steps drawn just as the
-student does), all from the same captions, which training never showed, and from the same noise. Some captions are drawn
-several times, each with other noise, to see how much pictures of one caption differ."""
+[3/4] Drawing. The student in 4 steps, and its teacher in three ways: 30 steps, 4 steps, and 4 steps with the student's
+sampler. All use the same captions, which do not occur in the training data, and the same noise. Some captions are drawn
+several times with different noise, to measure how much pictures of one caption differ."""
 WHY_EVAL = """
-[4/4] Measuring. A small network reads from each picture which shapes, colours and surfaces it shows, so that every
-caption can be checked, and compares the whole set with real pictures."""
+[4/4] Measuring. A small network predicts the shapes, colours and surfaces in each picture, so that every caption can be
+checked. Its features are also used to compare the whole set with real pictures."""
 
 
 def untrained(out: Path) -> bool:
-    """Whether the student of a demo has not learned anything yet, so that its length may still be chosen."""
+    """Whether the student of a demo has not been trained yet, so that `--iterations` may still be changed."""
     from flashdmd_cli.runs.checkpoint import latest_state, state_folder
     from flashdmd_cli.runs.manifest import MANIFEST
 
@@ -69,17 +69,17 @@ def untrained(out: Path) -> bool:
 
 
 def remember(out: Path, request: dict[str, Any]) -> float:
-    """Note what this demo was asked for; UsageError when the folder holds one asked for otherwise.
+    """Save the options of this demo; UsageError if the folder contains a demo with other options.
 
-    Returns the seconds that earlier calls of the same demo have spent.
+    Returns the seconds spent by earlier calls of the same demo.
     """
     path = out / "request.json"
     if path.is_file():
-        held = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
         for key, value in request.items():
-            if held.get(key) != value and not (key == "iterations" and untrained(out)):
-                hint = f"choose another --out, or leave --{key} at {held.get(key)} to resume"
-                raise UsageError(f"--{key} {value}: {out} holds a demo with {held.get(key)}", hint=hint)
+            if saved.get(key) != value and not (key == "iterations" and untrained(out)):
+                hint = f"choose another --out, or leave --{key} at {saved.get(key)} to resume"
+                raise UsageError(f"--{key} {value}: {out} holds a demo with {saved.get(key)}", hint=hint)
     write_text_atomically(path, json.dumps(request) + "\n")
     clock = out / ".seconds"
     return float(clock.read_text()) if clock.is_file() else 0.0
@@ -94,10 +94,10 @@ def demo(
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Prepare data, distil, draw, measure and write a page, all below `out`; returns the contents of `demo.json`.
+    """Prepare data, distil, sample, measure and write a page, all in `out`; returns the contents of `demo.json`.
 
-    `iterations` is the length of the training (None: the recipe's). The same call again goes on, or returns the
-    finished result. Raises `Interrupted` or `StopSignal` when a stop was asked for, `UsageError` when `out` holds
+    `iterations` is the number of training iterations (None: the recipe's). The same call again resumes, or returns the
+    finished result. Raises `Interrupted` or `StopSignal` if a stop was requested, `UsageError` if `out` contains
     something else.
     """
     reporter = reporter or SilentReporter()
@@ -108,7 +108,7 @@ def demo(
     at = Stages(claim(Path(out), "demo"))
     earlier = remember(at.out, {"seed": seed, "iterations": recipe.train.iterations})
     if (at.out / "manifest.json").is_file():
-        reporter.say(f"{at.out} holds this demo already; another --out makes it again")
+        reporter.say(f"{at.out} contains this demo already; to run it again, choose another --out")
         return read_result(at)
     reporter.say(INTRODUCTION)
     for line in expect(recipe, at):
@@ -123,7 +123,7 @@ def demo(
 
 
 def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, Any]:
-    """All four parts; returns the metrics of every row with their intervals."""
+    """Run all four parts; returns the metrics of every row with their intervals."""
     from flashdmd_cli.evaluation.measuring import Evaluator
 
     reporter.say(WHY_DATA)
@@ -139,7 +139,7 @@ def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, 
 
 
 def read_result(at: Stages) -> dict[str, Any]:
-    """The document of a finished demo."""
+    """The contents of `demo.json` of a finished demo."""
     try:
         return json.loads((at.out / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -156,11 +156,11 @@ def finish(recipe: Recipe, rows: dict[str, Any], seed: int, at: Stages, seconds:
     page, path = at.out / "page.html", at.out / "manifest.json"
     shown = {row: as_float(kept_pictures(row, at)[:NUM_SHOWN]) for row in ROWS}
     write_page(page, demo_page(recipe, rows, shown, captions, read_metrics(at.student), seconds))
-    document = {row: {name: rows[row][name] for name in FIGURES} for row in ROWS}
+    document = {row: {name: rows[row][name] for name in METRICS} for row in ROWS}
     whole = {**document, "seconds": round(seconds, 1), "page": str(page), "manifest": str(path)}
     write_text_atomically(at.out / "demo.json", json.dumps(plain(whole), indent=2) + "\n")
     student = read_manifest(at.student)
-    files = [page, at.out / "demo.json", *map(at.figures, (*ROWS, REAL)), *map(at.pictures, ROWS)]
+    files = [page, at.out / "demo.json", *map(at.metrics, (*ROWS, REAL)), *map(at.pictures, ROWS)]
     write_manifest(
         at.out,
         Manifest(

@@ -1,1 +1,1 @@
-"""What is named by a person becomes something to work with: teachers, students, reward models, data."""
+"""Finds and loads the inputs that a user names: teachers, students, reward models, data."""

@@ -1,4 +1,4 @@
-"""A family from disk to its device: what every verb that draws or trains begins with."""
+"""Loads the networks of a teacher (a `Family`) to a device."""
 
 from __future__ import annotations
 
@@ -15,11 +15,9 @@ if TYPE_CHECKING:
 
 
 def load_family(source: Path | Source, place: Place | None = None, weights: str = "fp32") -> Family:
-    """The family behind a teacher, at `place` (default: the accelerator if there is one, in float32).
+    """The family of a teacher, loaded to `place` (default: the accelerator if there is one, in float32).
 
-    Its denoiser is stored in the format `weights`.
-
-    InputError when it cannot be read.
+    Its denoiser is stored in the format `weights`. Raises `InputError` if it cannot be read.
     """
     from safetensors import SafetensorError
 
@@ -36,7 +34,7 @@ def load_family(source: Path | Source, place: Place | None = None, weights: str 
 
 
 def hush() -> None:
-    """Keep the libraries' own bars and advice off stderr; what a person needs to know is said by the commands."""
+    """Turn off the progress bars and warnings of diffusers and transformers; the commands print their own."""
     import diffusers
     import transformers
 
@@ -46,7 +44,7 @@ def hush() -> None:
 
 
 def drawing_place(device: str | None) -> Place:
-    """Where pictures are drawn and measured: on `--device`, in float32, so that machines agree on figures."""
+    """Device for sampling and measuring: `--device`, in float32, so that results are comparable across machines."""
     from flashdmd_cli.runs.device import resolve
 
     return resolve(device or "auto", "fp32")

@@ -1,4 +1,4 @@
-"""What something named on the command line is, by its manifest and its configuration; its name says nothing."""
+"""Determines what kind of model a path contains, by its manifest and configuration, not by its name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.shapes.assets import asset
 
 SHAPES = "shapes-sdxl"
-"""The embedded world's teacher, as it is named on the command line."""
+"""Name of the embedded world's teacher on the command line."""
 
 
 def is_shapes(teacher: str | Path) -> bool:
-    """Whether a teacher draws the embedded world: the shipped one, or a folder with its denoiser's sizes and words."""
+    """Whether a teacher is of the embedded world: the shipped one, or one with the same layer sizes and vocabulary."""
     if teacher == SHAPES:
         return True
     try:
@@ -29,7 +29,7 @@ def is_shapes(teacher: str | Path) -> bool:
 
 
 def is_shapes_student(student: Path) -> bool:
-    """Whether a student's denoiser is the embedded teacher's, wherever its teacher is by now."""
+    """Whether a student has the architecture of the embedded teacher; its own teacher need not exist any more."""
     try:
         return same_denoiser(student, asset(SHAPES) / "unet")
     except FileNotFoundError:
@@ -37,53 +37,56 @@ def is_shapes_student(student: Path) -> bool:
 
 
 def is_exported(folder: Path) -> bool:
-    """Whether a pipeline folder is a student that `export` wrote: its manifest says so, or how its scheduler is set."""
+    """Whether a pipeline folder is an exported student, according to its manifest or its scheduler's configuration."""
     return _kind(folder) == "export" or family_at(folder).module.is_student(folder)
 
 
 def find_student(name: str | None, *kinds: str) -> Path:
-    """The folder that `--from` names, or the newest under ./runs, where only a student will do.
+    """The student's folder that `--from` names, or the newest one under ./runs.
 
-    InputError for a teacher, with what makes a student of it.
+    Raises `InputError` for a teacher.
     """
     if name is not None and _is_teacher(name):
         raise InputError(
             f"--from {name}: is a teacher, not a student",
-            hint=f"flashdmd distill --teacher {name} makes a student of it; give its folder",
+            hint=f"flashdmd distill --teacher {name} makes a student; name its folder",
         )
     return find_run(name, *kinds)
 
 
 def _is_teacher(name: str) -> bool:
-    """Whether `--teacher` knows it by this name, or it is a pipeline folder that is no student."""
+    """Whether this is a teacher's name for `--teacher`, or a pipeline folder that is not a student."""
     place = expanded(name)
     if place.exists():
         return (place / "model_index.json").is_file() and not is_exported(place)
     return name == SHAPES or any(name in (facts.name, facts.hub_id) for facts in FAMILIES.values())
 
 
-def check_teacher(place: Path, said: str, hint: str = "") -> None:
-    """InputError, in words of what it is, for a path that holds no whole teacher; `said` is option and value."""
+def check_teacher(place: Path, option: str, hint: str = "") -> None:
+    """Raise `InputError`, which names what it is instead, if a path is not a complete teacher.
+
+    `option` is the option with its value, for the message.
+    """
     kind = None if (place / "model_index.json").is_file() else _kind(place)
     if kind in ("distill", "align"):
         raise InputError(
-            f"{said}: is a student that flashdmd {kind} made, not a teacher",
-            hint=hint or f"flashdmd align --from {place} goes on from it, flashdmd export makes a pipeline of it",
+            f"{option}: is a student that flashdmd {kind} made, not a teacher",
+            hint=hint or f"flashdmd align --from {place} trains it further, flashdmd export makes a pipeline of it",
         )
     if kind is not None:
-        raise InputError(f"{said}: is what flashdmd {kind} left, not a teacher", hint=hint)
+        raise InputError(f"{option}: is a result of flashdmd {kind}, not a teacher", hint=hint)
     try:
         family_at(place).module.refuse(place)
     except Unfit as error:
-        raise InputError(f"{said}: {error}", hint=error.hint or hint) from None
+        raise InputError(f"{option}: {error}", hint=error.hint or hint) from None
 
 
 def check_family(recipe: Recipe, teacher: Source) -> None:
-    """UsageError when a recipe is for another family than its teacher is of."""
+    """Raise `UsageError` if a recipe is for another family than its teacher's."""
     if (found := family_at(teacher.folder).name) != recipe.family:
         raise UsageError(
             f"family: is {recipe.family}, but the teacher {recipe.teacher} is of the family {found}",
-            hint=f"take a recipe of {found}; `flashdmd recipes list` shows all",
+            hint=f"choose a recipe for {found}; `flashdmd recipes list` shows all",
         )
 
 
@@ -96,4 +99,4 @@ def _kind(folder: Path) -> str | None:
     try:
         return read_manifest(folder).kind
     except InputError:
-        return None  # another program's file of that name
+        return None  # a file of this name that another program wrote

@@ -1,4 +1,4 @@
-"""Where a reward model comes from, and whether it fits a student."""
+"""Finds, downloads and loads reward models, and checks whether they fit an alignment."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 EMBEDDED, EMBEDDED_ASSET = "embedded", "shapes-reward"
 LRM_SDXL, LRM = "lrm_sdxl", "casiatao/LRM"
-"""What a recipe calls the published reward model of SDXL, and where its authors keep it."""
+"""Name of the published reward model for SDXL in recipes, and its hub id."""
 HINT = "flashdmd reward train makes one"
 PUBLISHED, OWN = "state_dict.pt", "projections.safetensors"
-"""The small file that makes a folder a reward model's: as its authors write it, and as this package does."""
+"""The small file that only folders of reward models have: in the published format, and in that of this package."""
 
 
 def reward_root(names: Iterable[str]) -> str | None:
-    """Where in a repository a reward model of SDXL lies, `lrm_sdxl/` or `` (the top); None where there is none.
+    """Folder of a reward model in a repository, for example `lrm_sdxl/`, or empty for the root; None if there is none.
 
-    SDXL's has a second text encoder; one of SD1.5 may lie beside it.
+    A model with a second text encoder (SDXL's) is preferred, since the repository may also contain one for SD1.5.
     """
     present = set(names)
     roots = [name.removesuffix(mark) for name in sorted(present) for mark in (PUBLISHED, OWN)
@@ -39,8 +39,10 @@ def reward_root(names: Iterable[str]) -> str | None:
 
 
 def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The files of a repository that a reward model is read from, and what is lacking; the small one that marks its
-    folder comes last, so that a folder that has it is whole."""
+    """(Files of a repository that a reward model is loaded from, names of missing files).
+
+    The file that identifies the folder (`PUBLISHED` or `OWN`) comes last, so that it exists only in complete downloads.
+    """
     present = list(names)
     root = reward_root(present)
     if root is None:
@@ -53,8 +55,10 @@ def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def find_reward(name: str, reporter: Reporter | None = None) -> Path:
-    """The folder of a reward model, downloaded if it is on the hub; InputError when it cannot be had, or is not
-    what its manifest says."""
+    """The folder of a reward model, downloaded if it is on the hub.
+
+    Raises `InputError` if it cannot be found or downloaded, or does not match its manifest.
+    """
     from flashdmd_cli.runs.manifest import MANIFEST
 
     if name == EMBEDDED:
@@ -71,7 +75,7 @@ def find_reward(name: str, reporter: Reporter | None = None) -> Path:
     asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)
     if asked is not None:
         reporter = reporter or SilentReporter()
-        local = f"--reward PATH takes the folder of one; {HINT}"
+        local = f"--reward PATH takes a local folder; {HINT}"
         wanted = Wanted(f"--reward {name}", *asked, hint=local, or_path=name != LRM_SDXL)
         snapshot = fetch(wanted, reward_files, reporter.say, reporter.draws_bars)
         folder = snapshot / (reward_root(files_below(snapshot)) or "")
@@ -83,15 +87,14 @@ def find_reward(name: str, reporter: Reporter | None = None) -> Path:
 
 
 def load_reward_model(folder: Path, family: Family) -> RewardModel:
-    """The reward model of a folder beside a teacher, on its device; InputError when it cannot be read or is of another
-    kind."""
+    """Load a reward model to the device of its teacher; InputError if it cannot be read or is of another kind."""
     import pickle
 
     import torch
     from safetensors import SafetensorError
 
     device = family.device
-    # As its authors run it. On a CPU half precision would be emulated.
+    # float16 as in the authors' code; on a CPU it would be emulated.
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         reward = family_named(family.name).module.load_reward(folder, family, dtype)
@@ -103,7 +106,7 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
 
 
 def check_levels(sampler: PairSampler) -> None:
-    """UsageError when an alignment would ask the reward model about a noise that it was not trained on."""
+    """Raise `UsageError` if an alignment would use the reward model at a timestep that it was not trained on."""
     low, high = sampler.reward.timesteps
     if sampler.config.reward_outside == "clamp":
         return
@@ -112,5 +115,5 @@ def check_levels(sampler: PairSampler) -> None:
             raise UsageError(
                 f"align.reward_timestep: would score at timestep {timestep:g}, but the reward model was trained from "
                 f"{low} to {high}",
-                hint="--set align.reward_outside=clamp takes the nearest",
+                hint="--set align.reward_outside=clamp uses the nearest timestep",
             )

@@ -1,4 +1,4 @@
-"""Where the discriminator's SAM comes from: the embedded one, a path, or segment-anything's own weights, downloaded."""
+"""Finds the weights of the discriminator's SAM: the embedded ones, a path, or the official ones, downloaded."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SAM_FILES = {
     "vit_l": ("sam_vit_l_0b3195.pth", "1.2 GB"),
     "vit_h": ("sam_vit_h_4b8939.pth", "2.6 GB"),
 }
-"""File, whose name ends with the beginning of its SHA-256, and size."""
+"""Model -> (file name, which ends with the first digits of its SHA-256, and size)."""
 HINT = "--set gan.sam=PATH takes a local file"
 TIMEOUT = 10.0
 """Seconds without a byte after which a connection counts as broken."""
 
 
 def find_sam(recipe: Recipe, reporter: Reporter | None = None) -> str | Path:
-    """What the discriminator's encoder is loaded from; InputError when its weights cannot be had."""
+    """Path that the discriminator's encoder is loaded from; InputError if its weights cannot be found or downloaded."""
     sam = recipe.gan.sam
     if recipe.gan.kind != "pixel":
         return sam
@@ -49,7 +49,7 @@ def find_sam(recipe: Recipe, reporter: Reporter | None = None) -> str | Path:
 
 
 def official_sam(model: str, reporter: Reporter) -> Path:
-    """The file of segment-anything's weights in torch.hub's folder, downloaded where it is not there."""
+    """The official weights in the folder of torch.hub, downloaded if they are missing."""
     import torch
 
     name, size = SAM_FILES[model]
@@ -59,11 +59,11 @@ def official_sam(model: str, reporter: Reporter) -> Path:
         return at
     what = f"gan.sam: {name} ({size}) of segment-anything is not on this machine"
     if str(folder).startswith("~"):
-        raise InputError(f"{what}, and no home directory is known", hint=f"TORCH_HOME=DIR names a place; {HINT}")
+        raise InputError(f"{what}, and no home directory is known", hint=f"set TORCH_HOME=DIR; {HINT}")
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        raise InputError(f"{what}, and HF_HUB_OFFLINE forbids to fetch it", hint=HINT)
+        raise InputError(f"{what}, and HF_HUB_OFFLINE forbids downloading it", hint=HINT)
     url = f"{SAM_URL}/{name}"
     reporter.say(f"downloading {url} ({size}) to {folder}")
     prefix = re.search(r"_([0-9a-f]+)\.pth$", name)
@@ -72,17 +72,17 @@ def official_sam(model: str, reporter: Reporter) -> Path:
     socket.setdefaulttimeout(TIMEOUT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and moved there when its hash is right.
+        # Writes to a temporary file and renames it after checking the hash.
         torch.hub.download_url_to_file(url, str(at), hash_prefix=prefix[1], progress=reporter.draws_bars)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         why = getattr(error, "reason", None) or error
         raise InputError(f"{what}, and {url} cannot be reached: {why}", hint=HINT) from error
     except RuntimeError as error:
         raise InputError(
-            f"gan.sam: {url} did not bring what its name says: {error}", hint=f"try again; {HINT}"
+            f"gan.sam: {url} does not have the expected hash: {error}", hint=f"try again; {HINT}"
         ) from error
     except OSError as error:
-        hint = f"free some space, or TORCH_HOME=DIR; {HINT}"
+        hint = f"free some space, or set TORCH_HOME=DIR; {HINT}"
         raise InputError(f"gan.sam: cannot write to {folder}: {reason(error.errno or 0)}", hint=hint) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -90,8 +90,8 @@ def official_sam(model: str, reporter: Reporter) -> Path:
 
 
 def with_sam(recipe: Recipe, reporter: Reporter | None = None) -> Recipe:
-    """The recipe that training follows: `gan.sam` is where the encoder lies on this machine, not how it was asked for.
+    """The recipe for training, in which `gan.sam` is replaced by a path on this machine.
 
-    What is written beside the run keeps what was asked for, so that it can go on elsewhere.
+    The recipe that is saved in the run's folder keeps the original name, so that the run can be resumed elsewhere.
     """
     return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(find_sam(recipe, reporter))})})

@@ -1,4 +1,4 @@
-"""The data that a run reads: the shards of prepare-data with the caches that are its teacher's."""
+"""Opens the data of a run: the shards of prepare-data, with the caches that its teacher's encoders made."""
 
 from __future__ import annotations
 
@@ -16,43 +16,44 @@ if TYPE_CHECKING:
 
 
 def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
-    """The shards of a data folder, every file held against its manifest; with the caches that `teacher` made.
+    """The shards of a data folder, whose files are checked against its manifest, and the manifest.
 
-    `sized`: batches bring the pictures' sizes along.
+    Caches are used if `teacher` has the encoders that made them. `sized`: batches contain the sizes of the pictures.
+    Raises `InputError` if the folder is not a result of prepare-data.
     """
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
 
     if not (folder / MANIFEST).is_file():
-        hint = f"flashdmd prepare-data {folder} --out DIR makes data of pictures with captions"
-        raise InputError(f"--data {folder}: has no {MANIFEST}, so it is not what prepare-data leaves", hint=hint)
+        hint = f"flashdmd prepare-data {folder} --out DIR converts captioned pictures to such data"
+        raise InputError(f"--data {folder}: has no {MANIFEST}, so it is not a result of prepare-data", hint=hint)
     manifest = read_manifest(folder)
     if manifest.kind != "data":
         raise InputError(f"--data {folder}: is a {manifest.kind} folder", hint="flashdmd prepare-data writes data")
     cache = manifest.collection.cache if manifest.collection is not None else None
-    # A cache of other encoders would train a student on what its teacher never says.
+    # Embeddings and latents of other encoders do not fit this teacher.
     fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
     cached = cache.what if cache is not None and fits else ()
     return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached, sized), manifest
 
 
 def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:
-    """One line that says whether the cache of `data` is read; None when it has none."""
+    """A message on whether the cache of `data` is used; None if it has none."""
     if manifest.collection is None or manifest.collection.cache is None:
         return None
     if shards.caches.latents or shards.caches.text:
         return f"reading {' and '.join(manifest.collection.cache.what)} from the cache of {data}"
-    return f"not the teacher's, so it is left alone: the cache of {data}"
+    return f"the cache of {data} was made by other encoders than the teacher's, so it is not used"
 
 
 def check_pictures(shards: ShardDataset, recipe: Recipe, resolution: int, data: Path) -> None:
-    """InputError when the pictures are not what the run needs; prompts alone do where there is no GAN."""
+    """Raise `InputError` if the pictures have the wrong size, or are missing though the recipe has a GAN."""
     side = shards.picture_shape[-2:]
     if side == (0, 0):
         if recipe.gan.kind != "none":
             raise InputError(
-                f"--data {data}: holds prompts alone, but gan.kind {recipe.gan.kind} needs real pictures",
-                hint="--set gan.kind=none trains without, or prepare data with pictures",
+                f"--data {data}: contains only prompts, but gan.kind {recipe.gan.kind} needs real pictures",
+                hint="train without a GAN (--set gan.kind=none), or prepare data with pictures",
             )
     elif side != (resolution, resolution):
         raise InputError(

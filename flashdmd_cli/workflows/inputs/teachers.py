@@ -1,6 +1,7 @@
-"""What a teacher is read from: where its weights are, the configurations of a single file, and perhaps another VAE.
+"""Finds the files of a teacher: its weights, the configurations for a single file, and a replacement VAE.
 
-A teacher is named as the embedded one, a path, or an id on the hub; what is on the hub alone is downloaded.
+A teacher is named by `shapes-sdxl`, the name of a family, a path or a hub id; files that are only on the hub are
+downloaded.
 """
 
 from __future__ import annotations
@@ -28,27 +29,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a person named beside a teacher; a recipe's table `model` has the same two fields."""
+    """Options that go with `--teacher`; a recipe's section `model` has the same two fields."""
 
     vae: str | None = None
     teacher_config: str | None = None
 
     def before(self, model: Model) -> Parts:
-        """These, and where none is named those of a recipe."""
+        """These values, with those of a recipe for the ones that are None."""
         return Parts(self.vae or model.vae, self.teacher_config or model.teacher_config)
 
 
 def absolute(name: str | None) -> str | None:
-    """A path here as one that holds anywhere; any other name as it is."""
+    """An existing path as an absolute one; any other name unchanged."""
     if name is None or not (place := expanded(name)).exists():
         return name
     return str(place.absolute())
 
 
 def find_source(teacher: str, parts: Parts | Model | None = None, reporter: Reporter | None = None) -> Source:
-    """What a teacher is read from, downloaded where it is not here, which `reporter` hears of.
+    """The files of a teacher, downloaded if they are not on this machine (reported to `reporter`).
 
-    InputError for what is missing, or for a student in its place.
+    Raises `InputError` if they are missing, or if it is a student.
     """
     place = find_teacher(teacher, reporter=reporter)
     if place.is_dir() and is_exported(place):
@@ -59,7 +60,7 @@ def find_source(teacher: str, parts: Parts | Model | None = None, reporter: Repo
 
 
 def teacher_record(name: str, teacher: Source | Path) -> TeacherRecord:
-    """What is written down of the teacher that was typed as `name`, and of what is read beside it."""
+    """Record of a teacher for the manifest, by the given name and by hashes of its files and of its `Parts`."""
     source, asked = teacher if isinstance(teacher, Source) else Source(teacher), hub_id(name)
     beside = {"--teacher-config": source.config, "--vae": source.vae}
     facts = family_at(source.folder)
@@ -74,15 +75,16 @@ def find_source_again(
     parts: Parts | None = None,
     reporter: Reporter | None = None,
 ) -> Source:
-    """The teacher of a result, from whatever directory; InputError when it is gone, or another one lies in its place.
+    """The teacher of a finished result, independent of the current directory.
 
-    `of` is what a line about it begins with, `--from runs/student`; `model` is the result's recipe. `parts` replace
-    what that names, after the comparison.
+    Raises `InputError` if it is missing or its contents have changed. `of` is the beginning of the message, for example
+    `--from runs/student`; `model` is the section of the result's recipe. `parts` replace those of `model`, after the
+    comparison.
     """
     if before.hub is not None:
         places = [f"{before.hub}@{before.revision}"]
     elif before.path is not None:
-        # What was typed is tried too where it leads somewhere: run and teacher may have moved together.
+        # The original name is tried too if it is an existing path, since run and teacher may have been moved together.
         places = [before.path, *([before.id] if expanded(before.id).exists() else [])]
     else:
         places = [before.id]
@@ -97,15 +99,15 @@ def find_source_again(
         if not (differs := difference(before, teacher_record(place, found))):
             return with_parts(found.weights, (parts or Parts()).before(model), reporter)
         problem = InputError(
-            f"{of}: its teacher {place} is another one now: {differs} {'differ' if ' and ' in differs else 'differs'}",
-            hint="put back the one that it was distilled from, or distil anew",
+            f"{of}: its teacher {place} has changed: {differs} {'differ' if ' and ' in differs else 'differs'}",
+            hint="restore the teacher that it was distilled from, or distil again",
         )
     assert problem is not None
     raise problem
 
 
 def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = None) -> Source:
-    """A teacher's folder or file with the VAE and the configurations that go with it."""
+    """The source of a teacher's folder or file, with the VAE and the configurations in `parts`."""
     source = Source(place)
     if place.is_file():
         source = replace(source, config=find_config(parts.teacher_config or SDXL.hub_id, reporter))
@@ -113,37 +115,37 @@ def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = No
 
 
 def find_config(name: str, reporter: Reporter | None = None) -> Path:
-    """The folder with configurations and tokenizers for a single-file teacher; of a hub id no weights are fetched."""
-    said = f"--teacher-config {name}"
+    """The folder with configurations and tokenizers for a single-file teacher; weights are not downloaded."""
+    option = f"--teacher-config {name}"
     if name == SHAPES:
         return find_teacher(name, "--teacher-config")
     folder = expanded(name)
     if not folder.exists() and (asked := parse_id(name)) is not None:
-        folder = _fetch(said, asked, _configurations, "--teacher-config PATH takes a local folder", reporter)
+        folder = _fetch(option, asked, _configurations, "--teacher-config PATH takes a local folder", reporter)
     if lacking := _configurations(files_below(folder))[1]:
         raise InputError(
-            f"{said}: has no {lacking[0]}",
+            f"{option}: has no {lacking[0]}",
             hint="a folder or hub id of an SDXL pipeline; its weights may be left out",
         )
     return folder
 
 
 def find_vae(name: str, facts: Facts, reporter: Reporter | None = None) -> Path:
-    """The folder or file of an autoencoder of a family; InputError when there is none."""
-    said, place = f"--vae {name}", expanded(name)
+    """The folder or file of an autoencoder for a family; InputError if it is missing or does not fit."""
+    option, place = f"--vae {name}", expanded(name)
     if not place.exists():
         if (asked := parse_id(name)) is None:
-            raise InputError(f"{said}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
-        place = _fetch(said, asked, _autoencoder, "--vae PATH takes a local folder or file", reporter)
+            raise InputError(f"{option}: no such file or folder", hint="a folder, a .safetensors file or a hub id")
+        place = _fetch(option, asked, _autoencoder, "--vae PATH takes a local folder or file", reporter)
     try:
         facts.module.refuse_vae(place)
     except Unfit as error:
-        raise InputError(f"{said}: {error}", hint=error.hint) from None
+        raise InputError(f"{option}: {error}", hint=error.hint) from None
     return place
 
 
 def license_of(teacher: TeacherRecord) -> str | None:
-    """The licence of a teacher, and so of what is distilled from it, where it is known."""
+    """The licence of a teacher, which also applies to its students; None if it is unknown."""
     known = {SHAPES: "Apache-2.0"}
     for facts in FAMILIES.values():
         known |= facts.licenses
@@ -151,14 +153,14 @@ def license_of(teacher: TeacherRecord) -> str | None:
 
 
 def _pipeline(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Of a repository's files, those of its pipeline, float16 first; and what is lacking."""
+    """(Files of the pipeline in a repository, preferably float16 weights; names of missing files)."""
     names = list(names)
     facts = family_of_files(names)
     return pipeline_files(names, facts.networks, facts.settings, half_first=True)
 
 
 def _configurations(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Of a repository's files, a pipeline's configurations and vocabularies; and those that are lacking."""
+    """(Configurations and vocabularies of the pipeline in a repository; names of missing ones)."""
     small = [name for name in names if name.endswith((".json", ".txt")) and ".index." not in name]
     needed = ["model_index.json", *(f"{part}/config.json" for part in SDXL.networks)]
     lacking = [name for name in needed if name not in small]
@@ -167,7 +169,7 @@ def _configurations(names: Iterable[str]) -> tuple[list[str], list[str]]:
 
 
 def _autoencoder(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Of a repository's files, the configuration and one set of weights of its autoencoder; and what is lacking."""
+    """(Configuration and one set of weights of the autoencoder in a repository; names of missing files)."""
     names = list(names)
     root = "" if "config.json" in names else "vae/"
     inside = {name.removeprefix(root) for name in names if name.startswith(root)}
@@ -177,14 +179,14 @@ def _autoencoder(names: Iterable[str]) -> tuple[list[str], list[str]]:
     return chosen, lacking + ([] if weights else [f"{root}diffusion_pytorch_model.safetensors"])
 
 
-def _fetch(said: str, asked: tuple[str, str | None], choose: Choose, hint: str, reporter: Reporter | None) -> Path:
-    """The snapshot of a hub repository with the files that `choose` names; fetched where they are not here."""
+def _fetch(option: str, asked: tuple[str, str | None], choose: Choose, hint: str, reporter: Reporter | None) -> Path:
+    """The local snapshot of a hub repository with the files that `choose` selects, downloaded if necessary."""
     reporter = reporter or SilentReporter()
-    return fetch(Wanted(said, *asked, hint=hint, or_path=True), choose, reporter.say, reporter.draws_bars)
+    return fetch(Wanted(option, *asked, hint=hint, or_path=True), choose, reporter.say, reporter.draws_bars)
 
 
 def hub_id(teacher: str) -> tuple[str, str | None] | None:
-    """(`owner/name`, revision) of a teacher on the hub; None for one that ships, or that is a path here."""
+    """(`owner/name`, revision) of a teacher on the hub; None for the embedded one, or for an existing path."""
     name, _, revision = teacher.partition("@")
     if name in FAMILIES and (revision or name == teacher):
         return parse_id(FAMILIES[name].hub_id + teacher.removeprefix(name))
@@ -192,12 +194,10 @@ def hub_id(teacher: str) -> tuple[str, str | None] | None:
 
 
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
-    """The pipeline folder or checkpoint file behind `shapes-sdxl`, `sdxl`, a hub id or a path.
+    """The pipeline folder or checkpoint file of `shapes-sdxl`, `sdxl`, a hub id or a path; downloaded if necessary.
 
-    InputError when it cannot be had, or is something else.
-
-    What is on the hub and not on this machine is downloaded. `hint` takes the place of the advice to name another
-    teacher with `flag`.
+    Raises `InputError` if it cannot be found or downloaded, or is not a teacher; `hint` replaces the error's default
+    hint, which is to name another teacher with `flag`.
     """
     if name == SHAPES:
         from flashdmd_cli.shapes.assets import asset
@@ -210,7 +210,7 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, re
         local = (
             hint
             if hint is not None
-            else f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small one that ships"
+            else f"{flag} PATH takes a local pipeline folder, {flag} {SHAPES} is the small teacher of this package"
         )
         known = {facts.hub_id: facts.size for facts in FAMILIES.values()}
         reporter = reporter or SilentReporter()
@@ -220,7 +220,7 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, re
         folder = fetch(wanted, _pipeline, reporter.say, reporter.draws_bars)
     elif not (folder := expanded(name)).exists():
         named = ", ".join((*FAMILIES, SHAPES))
-        told = f"{flag} takes {named}, a hub id (owner/name[@revision]) or a pipeline folder or file"
-        raise InputError(f"{flag} {name}: no such folder", hint=hint or told)
+        choices = f"{flag} takes {named}, a hub id (owner/name[@revision]) or a pipeline folder or file"
+        raise InputError(f"{flag} {name}: no such folder", hint=hint or choices)
     check_teacher(folder, f"{flag} {name}", hint or "")
     return folder

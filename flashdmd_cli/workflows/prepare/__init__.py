@@ -1,4 +1,4 @@
-"""Captioned pictures, or prompts, become shards with a manifest: a collection's, or those of the embedded world.
+"""Conversion of captioned pictures or prompts to shards with a manifest, and the same for the embedded world.
 
 Read in this order: `collection.py` -> `request.py` -> `run.py` -> `caches.py`.
 """

@@ -1,4 +1,4 @@
-"""Caches beside the shards: forecast, refuse what does not fit, embed on every accelerator, note it in the manifest."""
+"""Caches of latents and text embeddings: predict the size, encode on all accelerators, record them in the manifest."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from flashdmd_cli.workflows.prepare.workplace import Workplace
 
 USES = "uses.json"
 BF16 = 2
-"""Bytes of a number."""
+"""Bytes per number in bfloat16."""
 
 
 def forecast(dimensions: Dimensions, pictures: int, prompts: int, what: tuple[str, ...]) -> int:
-    """Bytes that the caches take."""
+    """Size of the caches in bytes."""
     latents = pictures * dimensions.latent_numbers if "latents" in what else 0
     return BF16 * (latents + (prompts * dimensions.text_numbers if "text" in what else 0))
 
 
 def refuse_too_big(out: Path, dimensions: Dimensions, pictures: int, prompts: int, what: tuple[str, ...]) -> int:
-    """The forecast in bytes; InputError when the disk of `out` has less than that."""
+    """The predicted size in bytes; InputError if the disk of `out` has less free space."""
     needed = forecast(dimensions, pictures, prompts, what)
     at = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
     if needed > (free := shutil.disk_usage(at).free):
         raise InputError(
             f"--cache {','.join(what)}: needs {size(needed)}, the disk of {out} has {size(free)}",
-            hint="free some space, cache less, or prepare without --cache and add it later with the same command",
+            hint="free some space, cache less, or prepare without --cache and add it later to the same command",
         )
     return needed
 
 
 @dataclass
 class CacheJob:
-    """Shard k gets its caches, and a mark when it has them, for whoever waits."""
+    """The task of worker processes: write the caches of one shard, and a marker file that shows it is finished."""
 
     shards: list[Path]
     work: Path
@@ -55,7 +55,7 @@ class CacheJob:
     encoders: Any = None
 
     def start(self, number: int) -> None:
-        """Load the teacher on accelerator `number`, round robin."""
+        """Load the teacher in worker `number`; the workers are distributed over the accelerators."""
         import torch
 
         from flashdmd_cli.data.caches import Encoders
@@ -76,9 +76,9 @@ class CacheJob:
 
 
 def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest | None:
-    """Write the caches that are asked for and not there; the manifest with them, or None when others have work left.
+    """Write the requested caches that are missing; returns the new manifest, or None if other shares are unfinished.
 
-    The shards stay as they are, and so does everything that is cached already.
+    Shards and existing caches are not changed.
     """
     from flashdmd_cli.data.caches import cache_files, first_uses
 
@@ -89,8 +89,8 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
         return manifest
     teacher = find_source(request.teacher, request.parts, at.reporter)
     identity = encoders_hash(teacher)
-    held = collection.cache
-    if held is not None and held.encoders == identity and set(what) <= set(held.what):
+    existing = collection.cache
+    if existing is not None and existing.encoders == identity and set(what) <= set(existing.what):
         return manifest
     shards = [at.out / record.path for record in manifest.files if record.path.endswith(".tar")]
     with at.alone():
@@ -101,7 +101,7 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
             write_text_atomically(note, json.dumps([new_prompts, samples, pictures]))
     new_prompts, samples, pictures = json.loads(note.read_text(encoding="utf-8"))
     if "text" in what:
-        tell_cut(at, teacher.folder, [shards[task] for task in at.share.of(len(shards))])
+        warn_truncated(at, teacher.folder, [shards[task] for task in at.share.of(len(shards))])
     needed = refuse_too_big(at.out, dimensions_of(request, at.reporter), pictures, sum(new_prompts), what)
     mine = list(at.share.of(len(shards)))
     share = f", {len(mine)} of {len(shards)} shards here" if len(mine) < len(shards) else ""
@@ -114,14 +114,14 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
     done_marks = [at.work / f"{shard.stem}.{identity[:12]}.{'-'.join(what)}.done" for shard in shards]
     job = CacheJob(shards, at.work, teacher, identity, what, done_marks)
     mine = [task for task in mine if not done_marks[task].is_file()]
-    tick = at.teller(round(sum(per_shard[task] for task in mine)))
+    tick = at.counter(round(sum(per_shard[task] for task in mine)))
     run_tasks(job, mine, at.num_processes, tick, first=at.share.local)
     if not at.others_too(lambda: all(mark.is_file() for mark in done_marks) or _has(at.out, identity, what)):
         return None
     with at.alone():
         if _has(at.out, identity, what):
             return read_manifest(at.out)
-        kept = set(held.what) if held is not None and held.encoders == identity else set()
+        kept = set(existing.what) if existing is not None and existing.encoders == identity else set()
         union = tuple(kind for kind in CACHES if kind in kept | set(what))
         files = [path for shard, count in zip(shards, new_prompts, strict=True)
                  for path in cache_files(shard, count, union)]  # fmt: skip
@@ -138,15 +138,15 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
         )
 
 
-def tell_cut(at: Workplace, teacher: Path, shards: list[Path]) -> None:
-    """Warn when prompts of this share are longer than the teacher reads."""
+def warn_truncated(at: Workplace, teacher: Path, shards: list[Path]) -> None:
+    """Warn if prompts of this share exceed the teacher's token limit."""
     from flashdmd_cli.data.caches import new_prompts
     from flashdmd_cli.families.registry import family_at
     from flashdmd_cli.families.tokens import cut_short, load_tokenizers
 
     prompts = (prompt for shard in shards for prompt in new_prompts(at.work, shard))
-    if told := cut_short(load_tokenizers(teacher, family_at(teacher).tokenizers), prompts):
-        at.reporter.say(told)
+    if message := cut_short(load_tokenizers(teacher, family_at(teacher).tokenizers), prompts):
+        at.reporter.say(message)
 
 
 def _has(out: Path, identity: str, what: tuple[str, ...]) -> bool:

@@ -45,44 +45,48 @@ def prepare(
 ) -> Manifest | None:
     """Prepare the pictures or prompts in `source` as shards in the folder `out`, and return its manifest.
 
-    The same call again goes on where the last one ended, or does nothing. With a `share` of the work, None while
-    other shares have work left.
+    The same call again resumes, or does nothing if all is finished. With a `share` of the work, returns None while
+    other shares are unfinished.
 
     Args:
-        source: a folder of pictures, tars, parquet, COCO annotations or a list of prompts.
-        out: where shards, report and manifest go; not inside `source`.
-        format: what `source` is; found out by its files unless given.
-        teacher: whose resolution the pictures get, and whose encoders fill the caches.
-        vae: autoencoder instead of the teacher's.
-        teacher_config: configurations of a teacher in one file.
-        resolution: side in pixels instead of the teacher's.
-        filters: rows to keep, for example `aesthetic>=6.25`; unless `min_side` is among them, nothing is enlarged.
-        duplicates: drop `exact` ones, also `near` ones, or `keep` all.
-        cache: `latents`, `text` or both, written beside the pixels.
+        source: a folder of pictures, tars, parquet files, COCO annotations or a list of prompts.
+        out: folder for shards, report and manifest; not inside `source`.
+        format: kind of `source` (default: detected from its files).
+        teacher: model whose resolution the pictures get, and whose encoders make the caches.
+        vae: autoencoder to use instead of the teacher's.
+        teacher_config: configurations of a single-file teacher.
+        resolution: side of the pictures in pixels, instead of the teacher's.
+        filters: conditions for rows to keep, for example `aesthetic>=6.25`. Pictures are enlarged only if a condition
+            on `min_side` allows smaller ones.
+        duplicates: `exact` drops identical files, `near` also similar pictures, `keep` none.
+        cache: `latents`, `text` or both, written in addition to the pictures.
         caption_column: column or JSON key of captions.
         image_column: parquet column of pictures.
-        caption: of several captions of a picture the `first` (default), or a `random` one, drawn with `seed`.
-        captions_from_names: a picture without a caption takes its file's name.
+        caption: if a picture has several captions, the `first` (default) or a `random` one, drawn with `seed`.
+        captions_from_names: use the file name as caption of a picture without one.
         suite: `coco10k`, the 10,000 prompts of that suite.
-        encoding: `png`, `jpg` or `webp`; png up to 256 pixels unless given.
-        shard_size: rows of `source` for each shard.
-        num: how many rows to take; all unless given.
-        seed: of the random captions.
-        replace: empty `out` first.
-        num_processes: processes on this machine.
-        share: which part of the work is this process's; all of it unless given.
-        reporter: told how far the work is.
+        encoding: `png`, `jpg` or `webp` (default: png up to 256 pixels, else jpg).
+        shard_size: rows of `source` per shard.
+        num: number of rows to read (default: all).
+        seed: seed of the random captions.
+        replace: delete the contents of `out` first.
+        num_processes: number of processes on this machine.
+        share: the part of the work for this process (default: all).
+        reporter: receives the progress.
 
     Raises:
-        UsageError: for an option that makes no sense, or an `out` that holds other data.
-        InputError, DataError: for a source or a teacher that is missing or unreadable, or of which nothing is kept.
-        Interrupted: after a signal; what is finished stays.
+        UsageError: for an invalid option, or if `out` contains other data.
+        InputError, DataError: if a source or teacher is missing or unreadable, or all rows are rejected.
+        Interrupted: after a signal; finished work is kept.
     """
     share = share or Share()
     if num_processes < 1:
         raise UsageError(f"--nproc {num_processes}: must be at least 1")
     if replace and share.count > 1:
-        raise UsageError("--yes: several processes would empty the folder under each other", hint="remove it first")
+        raise UsageError(
+            "--yes: not possible with several processes, which would delete each other's files",
+            hint="delete the folder first, and leave --yes out",
+        )
     reading = {
         "format": format,
         "image_column": image_column,

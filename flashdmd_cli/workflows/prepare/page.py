@@ -1,4 +1,4 @@
-"""`report.html` of prepared data: what was kept, what was not and why, and the histograms people look at."""
+"""`report.html` of prepared data: counts of kept and rejected rows, histograms, and sample pictures."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ WIDTH, HEIGHT = 320, 130
 FIRST = ("short side", "aspect", "caption length")
 LOGARITHMIC = ("short side", "aspect", "caption length")
 NOTES = {
-    "exif": "turned upright by their EXIF mark",
+    "exif": "rotated according to EXIF",
     "cmyk": "converted from CMYK",
-    "16 bit": "reduced from 16 bits a channel",
-    "alpha": "transparent parts laid on white",
-    "animated": "first picture of an animation",
-    "profile": "brought to sRGB by their colour profile",
-    "enlarged": "smaller than the target, so enlarged",
+    "16 bit": "converted from 16 to 8 bits per channel",
+    "alpha": "transparent, composited on white",
+    "animated": "first frame of an animation",
+    "profile": "converted to sRGB from their colour profile",
+    "enlarged": "enlarged, since smaller than the target",
 }
+"""Name of a conversion -> description."""
 
 
 def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: str) -> Path:
-    """Write the page. It loads nothing: pictures and drawings are inside."""
+    """Write the page as one self-contained file, with embedded pictures and plots."""
     share = summary.kept / summary.seen
     lead = f"{summary.kept:,} of {summary.seen:,} rows of {source} are kept ({share:.1%})."
     sections = [
-        Section("What was left out", ["The first reason counts."] if summary.rejected else ["Nothing."],
+        Section("Rejected rows", ["Counted under the first reason."] if summary.rejected else ["None."],
                 counts(summary.rejected, summary.seen, meaning)),
-        Section("What was converted", [],
+        Section("Converted pictures", [],
                 counts(summary.notes, summary.kept, NOTES.__getitem__)) if summary.notes else None,
-        Section("Distributions", ["Filled: kept. Outlined: left out, as far as it was known."],
+        Section("Distributions", ["Filled: kept. Outlined: rejected, as far as the value is known."],
                 "".join(drawings(summary.histograms))),
-        Section("Kept", [], grid(kept_pictures(shards))),
-        Section("Left out", ["Those that are pictures at all, a few for each reason."],
+        Section("Kept pictures", [], grid(kept_pictures(shards))),
+        Section("Rejected pictures", ["A few for each reason, without files that cannot be decoded."],
                 grid((shown.jpeg, shown.reason, shown.source) for shown in summary.rejected_pictures))
         if summary.rejected_pictures else None,
     ]  # fmt: skip
@@ -53,7 +54,7 @@ def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: s
 
 
 def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> str:
-    """A table: name, how many, share, meaning."""
+    """HTML table with the columns name, count, share of `of`, and meaning."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{count / max(of, 1):.2%}</td>"
         f'<td style="text-align:left">{html.escape(meaning(name))}</td></tr>'
@@ -63,7 +64,7 @@ def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> str
 
 
 def kept_pictures(shards: Sequence[Path]) -> Iterator[tuple[bytes, str, str]]:
-    """Small pictures, captions and keys from shards that lie evenly over the whole, a few of each."""
+    """(Thumbnail, caption, key) of a few pictures from each of up to nine evenly spaced shards."""
     chosen = [shards[len(shards) * i // min(len(shards), 9)] for i in range(min(len(shards), 9))]
     per_shard = -(-NUM_SHOWN // max(len(chosen), 1))
     shown = 0
@@ -78,7 +79,7 @@ def kept_pictures(shards: Sequence[Path]) -> Iterator[tuple[bytes, str, str]]:
 
 
 def small(data: bytes) -> bytes:
-    """A small JPEG of one of our own pictures."""
+    """A JPEG thumbnail of a picture in a shard."""
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
@@ -86,7 +87,7 @@ def small(data: bytes) -> bytes:
 
 
 def grid(pictures: Iterator[tuple[bytes, str, str]]) -> str:
-    """Small pictures side by side, each with a text below and another one on hovering; no picture, then text alone."""
+    """HTML of thumbnails with a text below and a tooltip, from (JPEG or empty, text, tooltip)."""
     cells = []
     for jpeg, text, title in pictures:
         uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
@@ -101,7 +102,7 @@ def grid(pictures: Iterator[tuple[bytes, str, str]]) -> str:
 
 
 def drawings(histograms: Mapping[str, Histogram]) -> Iterator[str]:
-    """One drawing per quantity: sizes, aspects and lengths first, then the columns."""
+    """HTML of one histogram per quantity: sizes, aspects and caption lengths first, then the columns."""
     yield '<div style="display:flex;flex-wrap:wrap;gap:18px">'
     for name in [*FIRST, *sorted(set(histograms) - set(FIRST))]:
         if name in histograms:
@@ -110,7 +111,7 @@ def drawings(histograms: Mapping[str, Histogram]) -> Iterator[str]:
 
 
 def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
-    """Bars as SVG; on a logarithmic axis where values span orders of magnitude."""
+    """A histogram as SVG; `logarithmic` selects a logarithmic x-axis."""
 
     def place(value: float) -> float:
         return math.log(value) if logarithmic else value

@@ -1,4 +1,4 @@
-"""What a preparation is asked for, checked: every wrong option is one line."""
+"""The validated options of a preparation; an invalid option raises a one-line error."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ TAKERS = {
     "names_are_captions": ("--captions-from-names", ("folder",)),
     "suite": ("--suite", ("coco",)),
 }
-"""Options that some kinds of sources have no use for: those that do."""
+"""Field of `Reading` -> (option, kinds of sources that support it)."""
 LARGEST_PNG = 256
-"""Pictures up to so many pixels are written without loss; larger ones as JPEG, a fifth of the size."""
+"""Largest side in pixels for which PNG is the default; larger pictures are written as JPEG, a fifth of the size."""
 SUITE_SIDE = 512
-"""Pixels of a suite's reference pictures, unless --resolution says otherwise: COCO's are 640 at most."""
+"""Default side of a suite's reference pictures in pixels, since COCO's have at most 640."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a person asked for, unchecked."""
+    """The options of a preparation as given, not validated."""
 
     source: Path
     reading: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. Two calls with the same `identity` are the same preparation."""
+    """The validated options. Calls with the same `identity` are the same preparation."""
 
     source: Path
     reading: Reading
@@ -68,16 +68,16 @@ class Request:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides about the shards, beside the listing; caches can be added later."""
+        """All that determines the shards, except the list of input files. Caches are not part, as they can be added."""
         reading = {key: value for key, value in vars(self.reading).items() if value is not None and value is not False}
         facts = {"num": self.num, "shard_size": self.shard_size}
         return facts | reading | self.settings.as_dict()
 
 
 def make_request(given: Options, reporter: Reporter) -> Request:
-    """The request that `given` describes; UsageError or InputError for the first thing that is wrong with it.
+    """Validate `given`; raises `UsageError` or `InputError` for the first invalid option.
 
-    `reporter` is told when a teacher is downloaded for its resolution.
+    `reporter` receives the progress if a teacher has to be downloaded to know its resolution.
     """
     check(given)
     format_ = check_format(given)
@@ -87,7 +87,7 @@ def make_request(given: Options, reporter: Reporter) -> Request:
         side=side,
         encoding=given.encoding or ("png" if side <= LARGEST_PNG else "jpg"),  # type: ignore[arg-type]
         filters=parse_filters(given.filters, side, suite),
-        # A suite has as many prompts as its name says.
+        # The number of prompts of a suite is fixed, so duplicates are kept.
         duplicates="keep" if suite else given.duplicates,  # type: ignore[arg-type]
         keep_prompts=bool(suite) or format_ == "prompts",
     )
@@ -97,7 +97,7 @@ def make_request(given: Options, reporter: Reporter) -> Request:
 
 
 def check(given: Options) -> None:
-    """Hold every value against those that are known."""
+    """Raise for unknown or out-of-range values, and for a missing source."""
     for flag, value, known in (
         ("--format", given.reading.get("format"), FORMATS),
         ("--suite", given.reading.get("suite"), tuple(SUITES)),
@@ -120,16 +120,16 @@ def check(given: Options) -> None:
 
 
 def check_cache(given: Options, side: int, reporter: Reporter) -> None:
-    """A cache needs the teacher on this machine, and latents its resolution."""
+    """Raise if a cache is requested and the teacher is missing, or, for latents, has another resolution."""
     if given.cache and (own := dimensions_of(given, reporter).resolution) != side and "latents" in given.cache:
         raise UsageError(
-            f"--resolution {side}: {given.teacher} draws {own} pixels, so latents of others are no use to it",
-            hint="leave --resolution out, or cache text alone",
+            f"--resolution {side}: {given.teacher} has pictures of {own} pixels, so such latents are useless for it",
+            hint="leave --resolution out, or cache only text",
         )
 
 
 def resolution_of(given: Options, reporter: Reporter) -> int:
-    """Side of the teacher's pictures; that of an original teacher is known without its weights."""
+    """Side of the teacher's pictures in pixels; for a family's original model known without its files."""
     for facts in FAMILIES.values():
         if given.teacher in (facts.name, facts.hub_id):
             return facts.resolution
@@ -137,7 +137,7 @@ def resolution_of(given: Options, reporter: Reporter) -> int:
 
 
 def dimensions_of(asked: Options | Request, reporter: Reporter) -> Dimensions:
-    """Of the teacher that is asked for; InputError when it cannot be had, or its sizes cannot be read."""
+    """Dimensions of the requested teacher; InputError if its files cannot be found or read."""
     source = find_source(asked.teacher, asked.parts, reporter)
     try:
         return family_at(source.folder).module.dimensions(source.folder)
@@ -146,7 +146,7 @@ def dimensions_of(asked: Options | Request, reporter: Reporter) -> Dimensions:
 
 
 def parse_filters(texts: Sequence[str], side: int, suite: str | None) -> tuple[Filter, ...]:
-    """The filters of the command line. Unless one of them says otherwise, nothing is enlarged: `min_side>=side`."""
+    """The filters of the command line, with `min_side>=side` unless one is about `min_side`, to avoid enlarging."""
     filters = []
     for text in texts:
         try:
@@ -159,15 +159,15 @@ def parse_filters(texts: Sequence[str], side: int, suite: str | None) -> tuple[F
 
 
 def check_format(given: Options) -> str:
-    """What kind of source it is; UsageError for an option that does nothing there."""
+    """The kind of the source, given or detected; UsageError for an option that this kind does not support."""
     suite = given.reading.get("suite")
     format_ = given.reading.get("format") or ("coco" if suite else detect(given.source))
     for key, (flag, takers) in TAKERS.items():
         if given.reading.get(key) and format_ not in takers:
             raise UsageError(
-                f"{flag}: does nothing here, {given.source} is of the kind {format_}",
-                hint=f"it is for {' and '.join(takers)}; --format says what SOURCE is",
+                f"{flag}: has no effect, since {given.source} is of the kind {format_}",
+                hint=f"it is for {' and '.join(takers)}; --format sets the kind of SOURCE",
             )
     if suite and given.reading.get("caption") == "random":
-        raise UsageError("--caption random: --suite says which captions are taken", hint="leave one of them out")
+        raise UsageError("--caption random: --suite determines the captions", hint="leave one of them out")
     return format_

@@ -1,4 +1,4 @@
-"""A whole preparation on disk: list the source, make shards, assemble, write page and manifest, then the caches."""
+"""A preparation: list the source, write shards, assemble them, write report and manifest, then the caches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from flashdmd_cli.runs.lock import hold, is_alone
 from flashdmd_cli.runs.manifest import MANIFEST, Collection, FileRecord, Manifest, read_manifest, write_manifest
 from flashdmd_cli.runs.signals import StopSignal
 from flashdmd_cli.runs.workers import run_tasks
-from flashdmd_cli.workflows.prepare.advice import advice, told
+from flashdmd_cli.workflows.prepare.advice import advice, rejection_counts
 from flashdmd_cli.workflows.prepare.caches import add_caches, refuse_too_big
 from flashdmd_cli.workflows.prepare.page import write_report
 from flashdmd_cli.workflows.prepare.request import Request, dimensions_of
@@ -34,15 +34,15 @@ from flashdmd_cli.workflows.prepare.workplace import Workplace
 REQUEST, PLAN = "request.json", "plan.jsonl"
 REPORT = "report.html"
 PEEK = 50
-"""Rows looked at to learn which columns a source has."""
-TELL_SECONDS = 5.0
-"""How often a long listing says how far it is."""
+"""Number of rows that are read to find the columns of a source."""
+MESSAGE_SECONDS = 5.0
+"""Interval of progress messages while a source is listed."""
 MEMBERS = {"txt": "caption, UTF-8", "json": "source, original_size, crop_top_left, target_size, columns"}
 
 
 @dataclass
 class Preparation:
-    """One call: what is asked for, and where it works."""
+    """One call of `prepare`."""
 
     request: Request
     at: Workplace
@@ -53,16 +53,16 @@ class Preparation:
         return self.at.out
 
     def run(self, yes: bool = False) -> Manifest | None:
-        """Prepare, or go on preparing. None when other shares still have work to do.
+        """Start or resume the preparation; returns the manifest, or None while other shares are unfinished.
 
-        Raises `Interrupted` when a signal came before the end; what was finished stays.
+        `yes`: delete the contents of `out` first. Raises `Interrupted` after a signal; finished work is kept.
         """
         try:
             return self._run(yes)
         except StopSignal:
             raise Interrupted(
-                f"interrupted; what is finished in {self.out} stays",
-                hint="run the same command again to go on",
+                f"interrupted; finished work in {self.out} is kept",
+                hint="run the same command again to resume",
                 signal_number=self.at.reporter.stop.requested or signal.SIGINT,
             ) from None
 
@@ -90,16 +90,18 @@ class Preparation:
     # -- listing ------------------------------------------------------------------------------------------------------
 
     def _look_into(self, source: Source) -> None:
-        """DataError of a source that holds nothing, or not what a filter asks for. No folder is touched yet."""
+        """Raise `DataError` if a source is empty, or lacks a column that a filter uses. Writes nothing."""
         rows = list(islice(source.rows(), PEEK))
         if not rows:
-            raise DataError(f"SOURCE {self.request.source}: holds nothing", "pictures with captions, or prompts")
+            raise DataError(
+                f"SOURCE {self.request.source}: is empty", "it has to contain pictures with captions, or prompts"
+            )
         require_columns(self.request.settings.filters, known_columns(rows, source), str(self.request.source))
 
     def _list(self, source: Source) -> Plan:
-        """The source's listing, held against the one that this preparation began with."""
+        """List the source; UsageError if options or listing differ from those that this preparation started with."""
         self.at.reporter.phase(f"listing {self.request.source}")
-        # Under a name of its own until it is known to be the plan that others here work by.
+        # Written to a temporary name until it is verified, since other processes read the file PLAN.
         listed = self.at.work / f"{os.getpid()}.{PLAN}"
         plan = write_plan(self._rows(source), listed, self.request.shard_size, self.request.num)
         note = self.at.work / REQUEST
@@ -113,49 +115,51 @@ class Preparation:
             hold(self.out, shared=True)
         elif differs:
             begun = json.loads(note.read_text(encoding="utf-8"))
-            what = "SOURCE: has changed since" if begun["request"] == self.request.identity else "--out: other options"
-            raise UsageError(
-                f"{what}: {self.out} was begun with other input", hint="--yes begins anew, or choose another --out"
-            )
+            hint = "--yes starts again, or choose another --out"
+            if begun["request"] == self.request.identity:
+                raise UsageError(
+                    f"SOURCE {self.request.source}: has changed since the preparation of {self.out} was started", hint
+                )
+            raise UsageError(f"--out {self.out}: was started with other options", hint)
         if not note.is_file() and not (self.out / MANIFEST).is_file():
             write_text_atomically(note, asked)
         os.replace(listed, self.at.work / PLAN)
         return replace(plan, path=self.at.work / PLAN)
 
     def _is_fruitless(self) -> bool:
-        """Whether what was begun here has nothing to lose: no shard was made of it, and no other process is at it."""
+        """Whether the unfinished preparation in `out` has no shards yet, and no other process is working on it."""
         shards = (path for folder in (self.at.work, self.out) for path in folder.glob("*.tar"))
         return next(shards, None) is None and is_alone(self.out)
 
     def _drop_if_incomplete(self) -> None:
-        """Forget a finished result of which a file is gone or cut, so that it is made again."""
+        """Delete the manifest of a finished result if a file is missing or truncated, so that it is made again."""
         if not (self.out / MANIFEST).is_file():
             return
         for record in read_manifest(self.out).files:
             path = self.out / record.path
             if not path.is_file() or path.stat().st_size != record.size:
-                self.at.reporter.phase(f"{path} is not whole: preparing again")
+                self.at.reporter.phase(f"{path} is missing or truncated: preparing again")
                 (self.out / MANIFEST).unlink(missing_ok=True)
                 return
 
     def _rows(self, source: Source) -> Iterator[Row]:
-        """The source's rows, with a word now and then, for a listing can take its time."""
-        told = time.monotonic()
+        """The source's rows, with regular progress messages, since listing may take long."""
+        printed = time.monotonic()
         for number, row in enumerate(source.rows()):
-            if number % 1000 == 0 and time.monotonic() - told > TELL_SECONDS:
-                told = time.monotonic()
+            if number % 1000 == 0 and time.monotonic() - printed > MESSAGE_SECONDS:
+                printed = time.monotonic()
                 self.at.reporter.say(f"  {number} rows so far")
             yield row
 
     def _finished(self, plan: Plan) -> Manifest | None:
-        """The manifest, once all shards are made; UsageError when it is that of a source that has changed since."""
+        """The manifest if all shards are finished, else None; UsageError if the source has changed since then."""
         if not (self.out / MANIFEST).is_file():
             return None
         manifest = read_manifest(self.out)
         if manifest.collection is None or manifest.collection.listing != plan.sha256:
             raise UsageError(
                 f"SOURCE {self.request.source}: has changed since {self.out} was prepared",
-                hint="--yes prepares it anew, or choose another --out",
+                hint="--yes prepares it again, or choose another --out",
             )
         return manifest
 
@@ -163,7 +167,7 @@ class Preparation:
 
     def _make_shards(self, plan: Plan, source: Source) -> None:
         if self.request.cache:
-            most = plan.num_rows  # how many are kept, and how many prompts are the same, is not known yet
+            most = plan.num_rows  # an upper bound: rejected rows and repeated prompts are not known yet
             dimensions = dimensions_of(self.request, self.at.reporter)
             needed = refuse_too_big(self.out, dimensions, most, most, self.request.cache)
             self.at.reporter.phase(f"the caches will take at most {size(needed)}")
@@ -176,7 +180,7 @@ class Preparation:
         noun = "prompt" if source.prompts_only else "picture"
         self.at.reporter.phase(f"preparing {rows} {noun}s for {self.out}{known}", noun)
         job = ChunkJob(plan, source, self.request.settings, self.at.work)
-        run_tasks(job, mine, self.at.num_processes, self.at.teller(rows))
+        run_tasks(job, mine, self.at.num_processes, self.at.counter(rows))
 
     def _rows_of(self, plan: Plan, chunk: int) -> int:
         size = self.request.shard_size
@@ -186,12 +190,12 @@ class Preparation:
         return all(record_path(self.at.work, chunk).is_file() for chunk in range(len(plan)))
 
     def _assemble(self, plan: Plan, source: Source) -> Manifest:
-        """Shards under their names, page, manifest. Only one process does this."""
-        self.at.reporter.phase("counting, and dropping duplicates")
+        """Rename the shards, write report and manifest. Only one process may do this."""
+        self.at.reporter.phase("counting rows and dropping duplicates")
         summary = assemble(len(plan), self.request.settings, self.at.work, self.out)
         if not summary.kept:
             raise DataError(
-                f"SOURCE {self.request.source}: nothing is kept of {summary.seen}: {told(summary)}",
+                f"SOURCE {self.request.source}: all {summary.seen} rows were rejected: {rejection_counts(summary)}",
                 advice(summary, self.request, source.kind),
             )
         write_report(self.out / REPORT, summary, [self.out / name for name in summary.shards], str(self.request.source))
@@ -220,11 +224,11 @@ class Preparation:
 
 
 def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
-    """UsageError when `out` is the finished result of another request, or lies where it would be read as input."""
+    """Raise `UsageError` if `out` is the finished result of another request, or overlaps with the source."""
     if out.resolve().is_relative_to(request.source.resolve()):
-        raise UsageError(f"--out {out}: lies inside SOURCE", hint="choose a folder beside it")
+        raise UsageError(f"--out {out}: is inside SOURCE", hint="choose a folder outside it")
     if request.source.resolve().is_relative_to(out.resolve()):  # --yes would empty it
-        raise UsageError(f"--out {out}: SOURCE lies inside it", hint="choose a folder beside it")
+        raise UsageError(f"--out {out}: SOURCE is inside it", hint="choose a folder that does not contain it")
     if yes or not (out / MANIFEST).is_file():
         return
     manifest = read_manifest(out)
@@ -234,12 +238,12 @@ def refuse_other_data(request: Request, out: Path, yes: bool) -> None:
 
 
 def known_columns(rows: Iterable[Row], source: Source) -> set[str]:
-    """Columns of those rows that can be read."""
+    """Names of all columns in the rows that can be read."""
     found: set[str] = set()
     for row in rows:
         if "reason" not in row:
             try:
                 found |= set(source.fetch(row).columns)
-            except Exception:  # the row will be counted with its reason
+            except Exception:  # the row will be rejected later, with its reason
                 continue
     return found

@@ -1,4 +1,4 @@
-"""Where a preparation works: its folder, which other processes may share, and whom it tells."""
+"""The output folder of a preparation, which several processes may share."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ WORK = ".work"
 
 @dataclass
 class Workplace:
-    """One process's place at the folder `out`."""
+    """The folder `out` from the view of one process, with its share of the work and its reporter."""
 
     out: Path
     share: Share
     num_processes: int
     reporter: Reporter
     complete: bool = False
-    """Everything that was asked for is there, also what other shares do."""
+    """Whether all requested work is finished, including that of other shares."""
 
     @property
     def work(self) -> Path:
-        """The folder of what is unfinished."""
+        """Folder for unfinished work."""
         return self.out / WORK
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Make `work`; the last of all processes that use it clears it when all is done."""
+        """Create `work`; the last process that uses it deletes it when all work is finished."""
         self.work.mkdir(exist_ok=True)
         yield
         if self.complete and is_alone(self.out):
             shutil.rmtree(self.work, ignore_errors=True)
-            for left in self.out.glob(".*.tmp"):  # of a writer that was killed
+            for left in self.out.glob(".*.tmp"):  # from processes that were killed
                 left.unlink(missing_ok=True)
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """One process of all that share `out` at a time."""
+        """Mutual exclusion: only one of the processes that share `out` is inside at a time."""
         with (self.work / LOCK).open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def others_too(self, ready: Callable[[], bool]) -> bool:
-        """Whether what other shares do is done: torchrun's ranks wait for it, jobs of an array do not."""
+        """Whether all shares are finished. Ranks of torchrun wait until they are; jobs of a job array do not."""
         while not ready():
             if not self.share.waits:
                 return False
             time.sleep(0.2)
         return True
 
-    def teller(self, total: int) -> Callable[[int], None]:
-        """A counter that tells the reporter."""
+    def counter(self, total: int) -> Callable[[int], None]:
+        """A function that adds to the number of finished items and reports the progress."""
         done = 0
         self.reporter.progress(0, total)
 

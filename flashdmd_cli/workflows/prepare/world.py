@@ -1,4 +1,4 @@
-"""Pictures of the embedded world as shards."""
+"""Rendering of the embedded world's pictures to shards."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ def prepare_shapes(
 ) -> Manifest:
     """Write `num` pictures of the embedded world as shards into the folder `out`, and return its manifest.
 
-    What is complete already is kept. `replace` empties `out` first; all randomness is a function of `seed`.
-
-    Raises UsageError when `num` is no count, or `out` holds other data.
+    A finished result is returned unchanged. `replace` deletes the contents of `out` first; all random numbers depend on
+    `seed`. Raises `UsageError` if `num` is less than 1, or `out` contains other data.
     """
     reporter, out = reporter or SilentReporter(), Path(out)
     if num < 1:
         raise UsageError(f"--num {num}: must be at least 1", hint="try --num 2000")
     wanted = {"source": "shapes", "num": num, "seed": seed}
-    if not replace and (held := already(out, wanted)):
-        reporter.phase(f"{out} holds these {num} pictures already")
-        return held
+    if not replace and (finished := existing(out, wanted)):
+        reporter.phase(f"{out} contains these {num} pictures already")
+        return finished
     claim(out, "data", replace, resumes=False)
     return write(out, num, seed, wanted, reporter)
 
 
-def already(out: Path, wanted: dict[str, Any]) -> Manifest | None:
-    """The manifest of `out` if it is the finished result of the same request; UsageError for that of another one."""
+def existing(out: Path, wanted: dict[str, Any]) -> Manifest | None:
+    """The manifest of `out` if it is a finished result with the same options; UsageError if with others."""
     if not (out / MANIFEST).is_file():
         return None
     manifest = read_manifest(out)
@@ -54,7 +53,7 @@ def already(out: Path, wanted: dict[str, Any]) -> Manifest | None:
 
 
 def write(out: Path, num: int, seed: int, wanted: dict[str, Any], reporter: Reporter) -> Manifest:
-    """Render, shard, and write the manifest last."""
+    """Render the pictures, write them to shards, then write the manifest."""
     from flashdmd_cli.data.shards import write_shards
     from flashdmd_cli.shapes.samples import shapes_samples
 

@@ -33,6 +33,7 @@ FLOW = Facts(
 class FlowFamily:
     name, prediction, precision = FLOW.name, "v_prediction", "fp32"
     adapter_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    compiled_blocks = ("JointTransformerBlock",)
 
     def __init__(self, source: Path) -> None:
         self.pipeline = StableDiffusion3Pipeline.from_pretrained(source, **NO_T5)

@@ -22,8 +22,11 @@ from flashdmd_cli.workflows import bench as module
 from flashdmd_cli.workflows.bench import bench
 
 LORA, FULL, DMD2 = "sdxl-4step-lora", "sdxl-4step", "sdxl-4step-dmd2"
-ONE, TWO, FOUR = (["train.batch=4", f"train.micro_batch={n}"] for n in (1, 2, 4))
-CHECKPOINTED = ["model.checkpointing=true"]
+CHECKPOINTED, COMPILED = ["model.checkpointing=true"], ["model.compile=true"]
+
+
+def sizes(batch: int, micro_batch: int) -> list[str]:
+    return [f"train.batch={batch}", f"train.micro_batch={micro_batch}"]
 
 
 def channels_last(family, state) -> None:
@@ -37,29 +40,19 @@ def cudnn_benchmark(family, state) -> None:
     torch.backends.cudnn.benchmark = True
 
 
-def compiled(family, state) -> None:
-    """Compile every transformer block; adapters are switched by attributes, so each role gets its own graphs."""
-    torch._dynamo.config.recompile_limit = 64
-    for base in {id(role.net.base): role.net.base for role in (state.student, state.fake)}.values():
-        for block in base.net.modules():
-            if type(block).__name__ == "BasicTransformerBlock":
-                block.compile()
-
-
 CASES = {
     # name: (recipe, settings, change of the networks, number formats of DMD2's script)
-    "adapters": (LORA, ONE, None, False),
-    "adapters, checkpointed": (LORA, [*ONE, *CHECKPOINTED], None, False),
+    "adapters, checkpointed": (LORA, [*sizes(2, 1), *CHECKPOINTED], None, False),
+    "DMD2 as its authors run it": (DMD2, sizes(2, 2), None, True),
+    "adapters, micro-batch 4, compiled": (LORA, [*sizes(8, 4), *COMPILED], None, False),
+    "full, micro-batch 4, checkpointed": (FULL, [*sizes(4, 4), *CHECKPOINTED], None, False),
+    "adapters, micro-batch 8, checkpointed": (LORA, [*sizes(8, 8), *CHECKPOINTED], None, False),
+    "adapters": (LORA, sizes(4, 1), None, False),
+    "DMD2 in our number formats": (DMD2, sizes(2, 2), None, False),
+    "adapters, float32 weights": (LORA, [*sizes(4, 1), "model.weights=fp32"], None, False),
+    "adapters, channels last": (LORA, sizes(4, 1), channels_last, False),
+    "adapters, cudnn benchmark": (LORA, sizes(4, 1), cudnn_benchmark, False),
     "profile": None,  # of "adapters", by kernel
-    "adapters, float32 weights": (LORA, [*ONE, "model.weights=fp32"], None, False),
-    "adapters, micro-batch 4": (LORA, FOUR, None, False),
-    "adapters, channels last": (LORA, ONE, channels_last, False),
-    "full": (FULL, ONE, None, False),
-    "full, checkpointed": (FULL, [*ONE, *CHECKPOINTED], None, False),
-    "dmd2 as its authors run it": (DMD2, ["train.batch=2", "train.micro_batch=2"], None, True),
-    "dmd2 in our number formats": (DMD2, ["train.batch=2", "train.micro_batch=2"], None, False),
-    "adapters, cudnn benchmark": (LORA, ONE, cudnn_benchmark, False),
-    "adapters, compiled": (LORA, ONE, compiled, False),
 }
 
 
@@ -83,7 +76,7 @@ def profile(out: Path, small: bool, resolution: int, extra: list[str]) -> None:
 
     module.iteration = profiled
     try:
-        bench(load_recipe(LORA, [*ONE, *extra]), resolution, 1, small=small)
+        bench(load_recipe(LORA, [*sizes(4, 1), *extra]), resolution, 1, small=small)
     finally:
         module.iteration = distill.iteration
 
@@ -94,6 +87,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--seconds", type=float, default=1e9, help="Begin no case after so many.")
     parser.add_argument("--only", nargs="*")
+    parser.add_argument("--tflop", type=json.loads, default={}, help='Known TFLOP per sample: {"RECIPE": number}.')
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     resolution, extra = (128, ["gan.crop_px=64"]) if options.small else (1024, [])
@@ -122,11 +116,16 @@ def main() -> None:
                         return state
 
                     module.State.new = changed
-                found = bench(load_recipe(recipe, [*sets, *extra]), resolution, 2, small=options.small, authors=authors)
+                settings = load_recipe(recipe, [*sets, *extra])
+                known = options.tflop.get(recipe)
+                found = bench(settings, resolution, 1, small=options.small, authors=authors, tflop_per_sample=known)
                 rows[name] = found.as_dict() | {"wall_seconds": time.monotonic() - start}
-                print(f"{name}: {found.samples_per_second:.3f} samples/s, {found.tflop / found.batch:.1f} TFLOP/sample, "
-                      f"{found.utilisation:.1%} of {found.ceiling_tflops:.0f} TFLOP/s, peak {found.peak_gb:.1f} GB, "
-                      f"loaded {found.load_gb:.1f} GB, took {time.monotonic() - start:.0f} s", flush=True)  # fmt: skip
+                print(
+                    f"{name}: {found.samples_per_second:.3f} samples/s, {found.tflop / found.batch:.1f} TFLOP/sample, "
+                    f"{found.utilisation:.1%} of {found.ceiling_tflops:.0f} TFLOP/s, peak {found.peak_gb:.1f} GB, "
+                    f"loaded {found.load_gb:.1f} GB, took {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
                 print("   ", {k: f"{p.seconds:.3f} s, {p.tflop:.0f} TF" for k, p in found.parts.items()}, flush=True)
         except Exception as error:
             traceback.print_exc()

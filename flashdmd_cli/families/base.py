@@ -81,6 +81,15 @@ class Base:
         self._is_checkpointed = True
         return self
 
+    def compiled(self) -> Base:
+        """Compile the network's transformer blocks, each on its own so that equal ones share code; returns itself."""
+        # Each role, with and without gradients, is another graph of the same block.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for module in self.net.modules():
+            if type(module).__name__ in self.calls.compiled_blocks:
+                module.compile()
+        return self
+
     # -- adapters -----------------------------------------------------------------------------------------------------
 
     def add_adapter(self, name: str, rank: int, alpha: float, below: Sequence[str] = ()) -> View:

@@ -45,6 +45,8 @@ class Calls(Protocol):
     prediction: Prediction
     adapter_targets: tuple[str, ...]
     """Names of the layers that get low-rank adapters."""
+    compiled_blocks: tuple[str, ...]
+    """Class names of the modules that `model.compile` compiles."""
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The output of `net` (B, ...), float32."""

@@ -36,6 +36,9 @@ class Model(Config):
     """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False
     """Activation checkpointing for student and fake score: about a third more time, far less memory, same results."""
+    compile: bool = False
+    """Compile the blocks of the denoisers with `torch.compile`: a few minutes at the start, then fewer and larger
+    operations. Losses change by rounding."""
     micro_conditioning: Literal["square", "data"] = "square"
     """Picture sizes in the conditioning during training: `square`: an uncropped square at the teacher's resolution, as
     in DMD2 and at inference; `data`: each picture's own `original_size` and `crop_top_left`. Data without pictures are

@@ -92,6 +92,8 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     student, fake = student.copy(), fake.copy()
     if recipe.model.checkpointing:
         student, fake = student.checkpointed(), fake.checkpointed()
+    if recipe.model.compile:
+        student, fake, _ = student.compiled(), fake.compiled(), family.base.compiled()
     return Networks(student.view(), fake.view(), family.teacher, average, reference)
 
 
@@ -116,6 +118,9 @@ def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks
     if recipe.model.checkpointing:
         base.checkpointed()
         fake_base.checkpointed()  # often the same
+    if recipe.model.compile:
+        base.compiled()
+        fake_base.compiled()
     student = base.add_adapter("student", rank, alpha, below)
     # Initialised with the student's values, because Eq. 11 averages tensor by tensor.
     values = student.weights()

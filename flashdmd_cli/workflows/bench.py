@@ -113,12 +113,14 @@ def bench(
     *,
     small: bool = False,
     authors: bool = False,
+    tflop_per_sample: float | None = None,
     reporter: Reporter | None = None,
 ) -> Bench:
     """Measure iterations of `recipe` (stage 1) on SDXL of true size, or of a `small` one, with random weights.
 
     `cycles` of `recipe.ttur` iterations are timed, after one to warm up. `authors` measures in the number
-    formats of DMD2's script. Raises `UsageError` for an alignment, and for a family without random weights.
+    formats of DMD2's script. Counting operations takes several times as long as running them; a known
+    `tflop_per_sample` avoids it. Raises `UsageError` for an alignment, and for a family without random weights.
     """
     if recipe.align is not None or recipe.family != SDXLFamily.name:
         raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL can be measured")
@@ -154,9 +156,11 @@ def bench(
         seconds = sum(run(number) for number in numbers) / len(numbers)
         peak = peak_memory(device) / 1e9
         reporter.phase(f"{recipe.name}: counting")
-        parts, tflop, whole = _by_part(objective, state, numbers, run)
+        parts, tflop, whole = _by_part(objective, state, numbers, run, tflop_per_sample is None)
+    tflop = tflop if tflop_per_sample is None else tflop_per_sample * recipe.train.batch
+    counted = tflop - sum(part.tflop for part in parts.values())
     parts["backward passes"] = Part(
-        max(0.0, whole - sum(p.seconds for p in parts.values())), tflop - sum(p.tflop for p in parts.values())
+        max(0.0, whole - sum(p.seconds for p in parts.values())), 0.0 if tflop_per_sample else counted
     )
     ceiling = matrix_tflops(place)
     return Bench(
@@ -195,11 +199,12 @@ def _with_sam(recipe: Recipe, folder: Path, small: bool) -> Recipe:
 
 
 def _by_part(
-    objective: Objective, state: State, numbers: range, run: Callable[[int], float]
+    objective: Objective, state: State, numbers: range, run: Callable[[int], float], counts: bool
 ) -> tuple[dict[str, Part], float, float]:
     """(parts without backward passes, all TFLOP, all seconds), each the mean of the iterations `numbers`.
 
-    They are run twice: with a clock that waits for the device around every part, and with a counter of operations.
+    They are run with a clock that waits for the device around every part, and if `counts` once more with a counter of
+    operations.
     """
     device, parts, inside = objective.family.device, dict[str, Part](), list[str]()
     counter: FlopCounterMode | None = None
@@ -244,6 +249,8 @@ def _by_part(
         for role in state.roles:
             stack.enter_context(_replaced(role, "update", watched("optimizers", role.update)))
         seconds = sum(run(number) for number in numbers) / len(numbers)
+        if not counts:
+            return parts, 0.0, seconds
         with FlopCounterMode(display=False) as counter:
             for number in numbers:
                 run(number)

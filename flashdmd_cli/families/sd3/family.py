@@ -50,6 +50,7 @@ class SD3Family:
     name = SD3.name
     prediction: Prediction = "v_prediction"
     adapter_targets: tuple[str, ...] = LORA_TARGETS
+    compiled_blocks: tuple[str, ...] = ("JointTransformerBlock",)
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, source: str, precision: str = "fp32") -> None:
         """`precision="bf16"` runs the denoiser under autocast; conversions to x0 stay in float32."""

@@ -44,6 +44,7 @@ class SDXLFamily:
 
     name = SDXL.name
     adapter_targets: tuple[str, ...] = LORA_TARGETS
+    compiled_blocks: tuple[str, ...] = ("BasicTransformerBlock",)
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
         """`precision="bf16"` runs the denoiser under autocast; conversions to x0 stay in float32."""

@@ -22,7 +22,12 @@ Sampler = Literal["few_step", "stochastic", "ddim"]
 
 def picture_noise(shape: Sequence[int], seed: int, index: int, step: int = 0) -> Tensor:
     """Gaussian noise of one picture entering grid step `step`: a function of its arguments, whatever the batch."""
-    return torch.randn(*shape, generator=generator(seed, index, step, "picture"))
+    return torch.randn(*shape, generator=noise_generator(seed, index, step))
+
+
+def noise_generator(seed: int, index: int, step: int) -> torch.Generator:
+    """The generator of the noise of one picture entering grid step `step`."""
+    return generator(seed, index, step, "picture")
 
 
 @torch.no_grad()

@@ -32,7 +32,6 @@ SCHEDULER = {
 }  # fmt: skip
 """SDXL's; its file also has `clip_sample: false` and `set_alpha_to_one: false`, of other schedulers."""
 RANK, ALPHA = 2, 4.0
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def another_unet(seed: int) -> UNet2DConditionModel:
@@ -41,11 +40,17 @@ def another_unet(seed: int) -> UNet2DConditionModel:
 
 
 def lora_pairs(net: nn.Module, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """(layer, A, B) for the attention projections of a network."""
+    """(layer, A, B) for linear layers and convolutions of all blocks, which in SDXL are the 788 of those LoRAs."""
     torch.manual_seed(seed)
     for name, module in net.named_modules():
-        if isinstance(module, nn.Linear) and name.endswith(TARGETS) and "attn" in name:
-            yield name, torch.randn(RANK, module.in_features) * 0.3, torch.randn(module.out_features, RANK) * 0.3
+        if isinstance(module, nn.Linear | nn.Conv2d) and name.split(".")[0] in (
+            "down_blocks",
+            "mid_block",
+            "up_blocks",
+        ):
+            weight = module.weight
+            ones = (1,) * (weight.dim() - 2)
+            yield name, torch.randn(RANK, *weight.shape[1:]) * 0.2, torch.randn(len(weight), RANK, *ones) * 0.2
 
 
 def kohya(net: nn.Module, seed: int) -> dict[str, Tensor]:

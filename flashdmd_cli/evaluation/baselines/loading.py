@@ -98,32 +98,58 @@ def read_denoiser_file(path: Path, folder: Path, entry: list[str]) -> Any:
 
 
 def merge_lora(pipeline: Any, part: str, lora: Lora, path: Path) -> None:
-    """Add a LoRA to the weights of the pipeline; Unfit if a layer of it finds no place."""
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    """Add a LoRA to the weights of the pipeline; Unfit if a layer of it finds no place.
+
+    The libraries warn at most of layers without a place, and draw without them.
+    """
+    from diffusers.utils import logging
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         expected = sum(bool(LORA_LAYER.search(name)) for name in file.keys())  # noqa: SIM118
     if not expected:
         raise Unfit(f"{path.name}: is no LoRA", "no name of its tensors is that of a LoRA")
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # what it would log is raised here
+    try:
+        found = (merge_peft if lora.is_peft else merge_named)(pipeline, part, lora, path)
+    except (ValueError, RuntimeError, KeyError) as error:
+        lines = [" ".join(line.split()) for line in str(error).split("\n") if line.strip()]
+        raise Unfit(
+            f"{path.name}: does not fit the base: {' '.join(lines[:2])[:200]}", "made for another model?"
+        ) from None
+    finally:
+        logging.set_verbosity(verbosity)
+    if found != expected:
+        raise Unfit(f"{path.name}: {found} of its {expected} layers fit the base", "made for another model?")
 
-    def layers(*nets: Any) -> list[Any]:
-        return [module for net in nets if net is not None for module in net.modules() if isinstance(module, LoraLayer)]
 
-    if lora.is_peft:
-        tuned = PeftModel.from_pretrained(getattr(pipeline, part), str(path.parent))
-        found = layers(tuned)
-        for layer in found:
-            layer.scale_layer(lora.scale)
-        setattr(pipeline, part, tuned.merge_and_unload())
-    else:
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
-        found = layers(getattr(pipeline, part), pipeline.text_encoder, pipeline.text_encoder_2)
-        pipeline.fuse_lora(lora_scale=lora.scale)
-        pipeline.unload_lora_weights()
-    if len(found) != expected:
-        raise Unfit(f"{path.name}: {len(found)} of its {expected} layers fit the base", "made for another model?")
+def merge_peft(pipeline: Any, part: str, lora: Lora, path: Path) -> int:
+    """Merge a LoRA that peft saved into the denoiser; the number of its layers."""
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(getattr(pipeline, part), str(path.parent))
+    found = lora_layers(tuned)
+    for layer in found:
+        layer.scale_layer(lora.scale)
+    setattr(pipeline, part, tuned.merge_and_unload())
+    return len(found)
+
+
+def merge_named(pipeline: Any, part: str, lora: Lora, path: Path) -> int:
+    """Merge a LoRA with names that diffusers knows into denoiser and text encoders; the number of its layers."""
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name, local_files_only=True)
+    found = lora_layers(getattr(pipeline, part), pipeline.text_encoder, pipeline.text_encoder_2)
+    pipeline.fuse_lora(lora_scale=lora.scale)
+    pipeline.unload_lora_weights()
+    return len(found)
+
+
+def lora_layers(*networks: Any) -> list[Any]:
+    """The layers of networks that have a LoRA."""
+    from peft.tuners.lora import LoraLayer
+
+    return [layer for net in networks if net is not None for layer in net.modules() if isinstance(layer, LoraLayer)]
 
 
 def make_scheduler(preset: Preset, own: Any) -> Any:

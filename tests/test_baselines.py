@@ -434,3 +434,38 @@ def test_list_models() -> None:
     rows = json.loads(run("sample", "--list-models", "--json").stdout)
     assert {row["name"]: row["guidance"] for row in rows}["lcm-sdxl-4step"] == 8
     assert {row["pipeline"] for row in rows} == PIPELINES.keys()
+
+
+# -- docs -------------------------------------------------------------------------------------------------------------
+
+
+def doc_row(preset: Preset) -> str:
+    """A preset's row of the table in docs/baselines.md."""
+    rows = ", ".join(f"{row} ({table})" for table, row in preset.published.items())
+    files = [f"`{preset.base}`"]
+    for weights in filter(None, (preset.denoiser, preset.lora)):
+        inside = weights.file or getattr(weights, "folder", None)
+        files.append(f"`{weights.repo}`" + (f" `{inside}`" if inside != "." else ""))
+    scheduler = "its own" if preset.scheduler is None else preset.scheduler.name.removesuffix("Scheduler")
+    if preset.scheduler is not None and preset.scheduler.config:
+        scheduler += " " + ", ".join(f"{key} {value}" for key, value in preset.scheduler.config.items())
+    if preset.timestep_shift is not None:
+        scheduler += f", timestep_shift {preset.timestep_shift}"
+    if preset.timesteps is not None:
+        scheduler += f", timesteps {', '.join(map(str, preset.timesteps))}"
+    cells = (
+        f"`{preset.name}`",
+        rows,
+        " + ".join(files),
+        scheduler,
+        preset.steps,
+        f"{preset.guidance:g}",
+        preset.licence,
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def test_the_docs_have_the_presets_as_they_are() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "baselines.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    assert table == [doc_row(read_preset(name)) for name in list_presets()]

@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.baselines.preset import Preset
-from flashdmd_cli.evaluation.generate import noise_generator, picture_noise
+from flashdmd_cli.evaluation.generate import NoiseKey, picture_noise
 from flashdmd_cli.runs.errors import NumericalError
+from flashdmd_cli.runs.randomness import generator as noise_generator
 
 PIXELS = 4 * 1024 * 1024
 """Pixels in a batch; 4 pictures of SDXL with guidance fit into 24 GB in float32."""
 MAX_BATCH = 32
 
 
+def default_batch(preset: Preset) -> int:
+    """Pictures that are drawn at once."""
+    return max(1, min(MAX_BATCH, PIXELS // preset.size**2))
+
+
 @contextmanager
-def own_noise(scheduler: Any, seed: int, indices: Sequence[int]) -> Iterator[None]:
+def own_noise(scheduler: Any, keys: Sequence[NoiseKey]) -> Iterator[None]:
     """Inside, every picture gets the noise of its own generators at each step of `scheduler`.
 
     The generators are those of `picture_noise`, so that a picture starts from the same noise, and gets the same noise
@@ -38,7 +44,7 @@ def own_noise(scheduler: Any, seed: int, indices: Sequence[int]) -> Iterator[Non
     @functools.wraps(step)
     def with_own(*args: Any, generator: Any = None, **kwargs: Any) -> Any:
         number = next(counter)
-        own = [noise_generator(seed, index, number) for index in indices]
+        own = [noise_generator(key.seed, key.index, number, key.purpose) for key in keys]
         return step(scheduler, *args, generator=own, **kwargs)
 
     scheduler.step = with_own
@@ -56,31 +62,34 @@ def draw(
     seed: int,
     first_index: int = 0,
     *,
+    keys: Sequence[NoiseKey] | None = None,
     batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """A picture for every prompt, (N, 3, size, size) float32 on [-1, 1], on the CPU.
 
-    Picture `i` starts from the noise of (seed, first_index + i). `progress(done, N)` is called after each batch,
-    `step(B)` after each step of the B pictures of one. Raises `NumericalError` for pictures with NaN.
+    Picture `i` starts from the noise of (seed, first_index + i), or of `keys[i]` where given. `batch` pictures are drawn
+    at once (default: by their size). `progress(done, N)` is called after each batch, `step(B)` after each step of the B
+    pictures of one. Raises `NumericalError` for pictures with NaN.
     """
-    batch = batch or max(1, min(MAX_BATCH, PIXELS // preset.size**2))
+    batch = batch or default_batch(preset)
+    keys = keys or [NoiseKey(seed, first_index + i) for i in range(len(prompts))]
     side = preset.size // pipeline.vae_scale_factor
     shape = (getattr(pipeline, preset.part).config.in_channels, side, side)
     grid = {key: list(value) for key in ("timesteps", "sigmas") if (value := getattr(preset, key)) is not None}
     pictures = []
     for start in range(0, len(prompts), batch):
         texts = list(prompts[start : start + batch])
-        indices = range(first_index + start, first_index + start + len(texts))
-        noise = torch.stack([picture_noise(shape, seed, index) for index in indices])
+        part = keys[start : start + len(texts)]
+        noise = torch.stack([picture_noise(shape, key.seed, key.index, purpose=key.purpose) for key in part])
 
         def count(_: Any, __: int, ___: Any, tensors: dict[str, Any], num: int = len(texts)) -> dict[str, Any]:
             if step is not None:
                 step(num)
             return tensors
 
-        with own_noise(pipeline.scheduler, seed, indices):
+        with own_noise(pipeline.scheduler, part):
             drawn = pipeline(
                 prompt=texts,
                 negative_prompt=None if preset.negative is None else [preset.negative] * len(texts),

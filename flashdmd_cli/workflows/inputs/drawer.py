@@ -12,6 +12,7 @@ from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashdmd_cli.evaluation.generate import NoiseKey
     from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
 
@@ -48,6 +49,11 @@ class Drawer(ABC):
     def draws_shapes(self) -> bool:
         """Whether its pictures are of the embedded world."""
 
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Pictures that go through the network at once, unless `draw_from` is given another number."""
+
     @abstractmethod
     def draw_from(
         self,
@@ -56,11 +62,14 @@ class Drawer(ABC):
         first: int,
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
+        keys: Sequence[NoiseKey] | None = None,
+        batch: int | None = None,
     ) -> Tensor:
         """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W) on [-1, 1].
 
         They start from the same noise as if all pictures of the list were drawn at once. `progress(done, B)` is called
-        after each batch, `step(num)` after a step of `num` pictures.
+        after each batch, `step(num)` after a step of `num` pictures. `keys` name the noise of each picture instead of
+        `seed` and `first`; `batch` pictures go through the network at once.
         """
 
     @abstractmethod

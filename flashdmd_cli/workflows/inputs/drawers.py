@@ -29,7 +29,7 @@ from flashdmd_cli.workflows.recipes import default_distill_recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.evaluation.generate import NoiseKey, Sampler
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.device import Place
@@ -80,6 +80,10 @@ class FamilyDrawer(Drawer):
 
         return Place(self.family.device.type, self.family.precision)
 
+    @property
+    def batch(self) -> int:
+        return 32 if self.family.latent_shape[-1] <= 64 else 4
+
     def draw_from(
         self,
         seed: int,
@@ -87,11 +91,16 @@ class FamilyDrawer(Drawer):
         first: int,
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
+        keys: Sequence[NoiseKey] | None = None,
+        batch: int | None = None,
     ) -> Tensor:
         from flashdmd_cli.evaluation.generate import generate
 
         family, way = self.family, (self.sampler, self.steps, self.guidance)
-        return generate(family, self.net, captions, seed, *way, first_index=first, progress=progress, step=step)
+        return generate(
+            family, self.net, captions, seed, *way,
+            first_index=first, keys=keys, batch=batch or self.batch, progress=progress, step=step,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, object]:
         """Includes the hashes of the files that the family was loaded from, and of a student's manifest."""

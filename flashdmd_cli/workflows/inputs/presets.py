@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flashdmd_cli.evaluation.baselines.loading import Files
+    from flashdmd_cli.evaluation.generate import NoiseKey
     from flashdmd_cli.runs.device import Place
 
 FAMILY_NAMES = {"StableDiffusionXLPipeline": "sdxl", "StableDiffusion3Pipeline": "sd3"}
@@ -62,6 +63,12 @@ class PresetDrawer(Drawer):
     def draws_shapes(self) -> bool:
         return is_shapes(self.folder)
 
+    @property
+    def batch(self) -> int:
+        from flashdmd_cli.evaluation.baselines.draw import default_batch
+
+        return default_batch(self.preset)
+
     def draw_from(
         self,
         seed: int,
@@ -69,10 +76,14 @@ class PresetDrawer(Drawer):
         first: int,
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
+        keys: Sequence[NoiseKey] | None = None,
+        batch: int | None = None,
     ) -> Tensor:
         from flashdmd_cli.evaluation.baselines.draw import draw
 
-        return draw(self.pipeline, self.preset, captions, seed, first, progress=progress, step=step)
+        return draw(
+            self.pipeline, self.preset, captions, seed, first, keys=keys, batch=batch, progress=progress, step=step
+        )
 
     def identity(self) -> dict[str, object]:
         import diffusers

@@ -121,7 +121,7 @@ class Preset(Config):
     licence: str
     """Of the weights, as the model card names it."""
     published: dict[int, str] = {}
-    """Number of a table of the Flash-DMD paper -> its row, as printed there."""
+    """Number of a table of the Flash-DMD paper -> name of its row."""
     sources: tuple[str, ...] = ()
     """Where these settings are published."""
     notes: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -73,6 +73,17 @@ def peft(net: nn.Module, seed: int) -> dict[str, Tensor]:
     return {f"unet.{n}.lora_{side}.weight": w for n, a, b in lora_pairs(net, seed) for side, w in (("A", a), ("B", b))}
 
 
+def as_on_the_hub(folder: Path) -> None:
+    """Name the tensors of CLIP's encoders as in the real files, which older versions of transformers wrote."""
+    for path in [*folder.glob("text_encoder/*.safetensors"), *folder.glob("text_encoder_2/*.safetensors")]:
+        tensors = load_file(path)
+        old = {
+            n if n.startswith(("text_model.", "text_projection.")) else f"text_model.{n}": t for n, t in tensors.items()
+        }
+        old["text_model.embeddings.position_ids"] = torch.arange(len(tensors)).unsqueeze(0)
+        save_file(old, path, metadata={"format": "pt"})
+
+
 def write(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, path)
@@ -84,6 +95,7 @@ def save_sdxl(teacher: Path, folder: Path, unet: UNet2DConditionModel | None, sc
     pipeline = StableDiffusionXLPipeline.from_pretrained(teacher, **given, scheduler=scheduler, add_watermarker=False)
     pipeline.save_pretrained(folder)
     pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    as_on_the_hub(folder)
     return folder
 
 
@@ -119,6 +131,9 @@ def save_sd3(folder: Path) -> Path:
         text_encoder_3=T5EncoderModel(text), tokenizer_3=t5,
     )  # fmt: skip
     pipeline.save_pretrained(folder)
+    (folder / "text_encoder_3" / "model.safetensors").unlink()
+    pipeline.text_encoder_3.half().save_pretrained(folder / "text_encoder_3", variant="fp16", max_shard_size="6KB")
+    as_on_the_hub(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.randomness import generator as noise_generator
 
 PIXELS = 4 * 1024 * 1024
-"""Pixels in a batch; 4 pictures of SDXL with guidance fit into 24 GB in float32."""
+"""Pixels in a batch: 4 pictures of 1024 pixels, as for students and teachers."""
 MAX_BATCH = 32
 
 

@@ -90,8 +90,8 @@ class PresetDrawer(Drawer):
 
         from flashdmd_cli import __version__
 
-        told = {"name", "about", "licence", "published", "sources", "notes", "base_download", "gated"}
-        settings = self.preset.model_dump_json(exclude=told | {"base", "denoiser", "lora"})
+        words = {"name", "about", "licence", "published", "sources", "notes", "base_download", "gated"}
+        settings = self.preset.model_dump_json(exclude=words | {"base", "denoiser", "lora"})
         scale = None if self.preset.lora is None else self.preset.lora.scale
         return {
             "flashdmd": __version__,

@@ -43,7 +43,7 @@ SURFACE = [
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",
     "doctor:",
-    "eval: --device --fail-above --fail-below --from --guidance --limit --out --sampler --seed --steps --suite"
+    "eval: --device --fail-above --fail-below --from --guidance --limit --model --out --sampler --seed --steps --suite"
     " --teacher-config --vae",
     "export: --format --from --out --yes",
     "inspect: folder",
@@ -55,7 +55,8 @@ SURFACE = [
     "recipes show: --set name",
     "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
     "reward train: --device --iterations --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --device --from --num --out --prompt --prompts --sampler --seed --steps --teacher-config --vae",
+    "sample: --compare --device --from --list-models --model --num --out --prompt --prompts --sampler --seed --steps"
+    " --teacher-config --vae",
     "shapes build: --device --minutes --out --seed --steps --work part",
 ]
 PROBE = """

@@ -24,7 +24,7 @@ from flashdmd_cli.runs.lock import LOCK, hold, release
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows import training
-from flashdmd_cli.workflows.inputs.drawers import Drawer
+from flashdmd_cli.workflows.inputs.drawers import FamilyDrawer
 
 from .messy import encoded, picture
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -94,7 +94,7 @@ def test_a_preview_counts_while_it_is_drawn(tiny_family, tmp_path, monkeypatch):
 def test_one_picture_counts_its_steps(tiny_family):
     told = Listener()
     args = ("d", tiny_family, tiny_family.teacher, "t", "stochastic", 4, 2.0, Path(), None, None)
-    drawer = Drawer(*args)  # type: ignore[arg-type]
+    drawer = FamilyDrawer(*args)  # type: ignore[arg-type]
     drawer.draw_from(0, ["a", "b"], 0, step=drawer.step_counter(2, told))
     assert told.told == [(0, 8), (2, 8), (4, 8), (6, 8), (8, 8)]
 
@@ -156,7 +156,7 @@ def test_only_what_keeps_something_says_so(world, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("flashdmd_cli.workflows.doctor.check_all", interrupt)
-    monkeypatch.setattr(Drawer, "draw_from", interrupt)
+    monkeypatch.setattr(FamilyDrawer, "draw_from", interrupt)
     for words in ["doctor"], ["sample", *PROMPT]:
         result = run(*words, "--quiet")
         assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")

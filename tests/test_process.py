@@ -189,7 +189,7 @@ def test_a_lock_survives_neither_its_folder_nor_its_process(tmp_path):
 
 def test_a_new_result_replaces_the_old_one_only_when_it_is_there(world, monkeypatch):
     assert run("sample", *PROMPT, "--num", 2, "--out", "s").exit_code == 0
-    monkeypatch.setattr("flashdmd_cli.workflows.inputs.drawers.Drawer.draw_from", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("flashdmd_cli.workflows.inputs.drawers.FamilyDrawer.draw_from", lambda *_, **__: 1 / 0)
     assert run("sample", *PROMPT, "--out", "s").exit_code == 1
     assert run("inspect", "s").exit_code == 0
     assert len(json.loads(Path("s/prompts.json").read_text())) == 2
@@ -201,7 +201,7 @@ def test_a_full_disk_without_a_name_is_told_with_the_folder(world, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("flashdmd_cli.workflows.inputs.drawers.Drawer.draw_from", full)
+    monkeypatch.setattr("flashdmd_cli.workflows.inputs.drawers.FamilyDrawer.draw_from", full)
     fails(run("sample", *PROMPT, "--out", "s", "--quiet"), 3, f"--out: cannot write {world / 's'}: the disk is full")
 
 

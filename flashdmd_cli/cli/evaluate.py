@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Out, Quiet, Seed, TeacherConfig, Vae
+from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Model, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command, to_stdout
 from flashdmd_cli.runs.errors import ThresholdError, UsageError
 
@@ -20,6 +20,7 @@ def evaluate_command(
         str, typer.Option(help="What to draw and measure: shapes1k, shapes-val to choose settings on, or a YAML file.")
     ] = "shapes1k",
     source: From = None,
+    model: Model = None,
     sampler: Annotated[
         str | None, typer.Option(help="Of a teacher: ddim or stochastic (default: ddim).", show_default=False)
     ] = None,
@@ -69,6 +70,7 @@ def evaluate_command(
             seed=seed,
             device=device,
             reporter=observer,
+            model=model,
         )
         show(result, output)
         if result.missed:

@@ -52,3 +52,11 @@ From = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="A published model with its authors' settings; `flashdmd sample --list-models`. Or a YAML file.",
+        show_default=False,
+    ),
+]

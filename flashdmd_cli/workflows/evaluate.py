@@ -18,8 +18,8 @@ from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
-from flashdmd_cli.workflows.inputs.drawers import Drawer, load_drawer
-from flashdmd_cli.workflows.inputs.kinds import is_shapes
+from flashdmd_cli.workflows.inputs.drawer import Drawer
+from flashdmd_cli.workflows.inputs.drawers import load_drawer
 from flashdmd_cli.workflows.inputs.teachers import Parts
 from flashdmd_cli.workflows.sample import write_result
 
@@ -64,14 +64,16 @@ def evaluate(
     seed: int = 0,
     device: str | None = None,
     reporter: Reporter | None = None,
+    model: str | None = None,
 ) -> Evaluation:
     """Draw the first `limit` prompts of `suite` (None: all) with a student or a teacher, and measure the pictures.
 
     `source` is the folder of a student, an exported pipeline, or a teacher as `--teacher` names one (None: the newest
-    student under ./runs). `suite` is the name of a shipped suite or the path of a YAML file. `fail_below` and
-    `fail_above` are the lowest and highest allowed figures by metric; what they say is in the result. Writes the
-    pictures, `metrics.json` and the manifest into `out` (None: ./runs/eval-SUITE-NAME). Pictures that are there and
-    that the same drawer drew are not drawn again: a call that was interrupted goes on when it is repeated.
+    student under ./runs); `model` is instead the name or YAML file of a preset. `suite` is the name of a shipped suite
+    or the path of a YAML file. `fail_below` and `fail_above` are the lowest and highest allowed figures by metric; what
+    they say is in the result. Writes the pictures, `metrics.json` and the manifest into `out` (None:
+    ./runs/eval-SUITE-NAME). Pictures that are there and that the same drawer drew are not drawn again: a call that was
+    interrupted goes on when it is repeated.
 
     Raises `UsageError` for an option that `source` or `suite` does not take or an `out` that holds something else,
     `InputError` for what cannot be read.
@@ -85,8 +87,8 @@ def evaluate(
     chosen = read_suite(suite, limit)
     check_thresholds(chosen.metrics, lowest, highest)
     began = time.monotonic()
-    drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config), device, reporter)
-    if chosen.world == "shapes" and not is_shapes(drawer.family.source):
+    drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config), device, reporter, model)
+    if chosen.world == "shapes" and not drawer.draws_shapes:
         raise UsageError(
             f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",
             hint="flashdmd sample draws any prompts",

@@ -1,4 +1,4 @@
-"""Pictures for prompts on disk, from a student or a teacher, side by side if wanted."""
+"""Pictures for prompts, written to disk: from a student, a teacher or a preset, side by side if wanted."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from flashdmd_cli.runs.manifest import (
     write_manifest,
 )
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
-from flashdmd_cli.workflows.inputs.drawers import Drawer, as_teacher, load_drawer
-from flashdmd_cli.workflows.inputs.kinds import is_shapes
+from flashdmd_cli.workflows.inputs.drawer import Drawer
+from flashdmd_cli.workflows.inputs.drawers import FamilyDrawer, as_teacher, load_drawer
 from flashdmd_cli.workflows.inputs.teachers import Parts
 
 MAX_COLUMNS = 8
@@ -35,24 +35,24 @@ GRID, PROMPTS, ASIDE = "grid.png", "prompts.json", ".drawing"
 
 @dataclass(frozen=True)
 class Sample:
-    """What `sample` wrote."""
+    """The result of `sample`."""
 
     out: Path
     manifest: Manifest
 
     @property
     def files(self) -> list[Path]:
-        """The pictures in the order of the prompts, for every drawer; then the grid and the file of prompts."""
+        """For each drawer the pictures in the order of the prompts; at the end the grid and the file of prompts."""
         return [self.out / record.path for record in self.manifest.files]
 
     @property
     def pictures(self) -> list[Path]:
-        """The pictures alone."""
+        """The pictures without the grid."""
         return self.files[:-2]
 
     @property
     def grid(self) -> Path:
-        """Side by side: a row for every drawer, a column for each of the first prompts."""
+        """One picture with a row for each drawer and a column for each of the first prompts."""
         return self.out / GRID
 
 
@@ -71,25 +71,29 @@ def sample(
     seed: int = 0,
     device: str | None = None,
     reporter: Reporter | None = None,
+    model: str | None = None,
 ) -> Sample:
-    """Draw `num` pictures for each prompt; picture i starts from the same noise whatever draws it.
+    """Draw `num` pictures for each prompt; picture i starts from the same noise for every model.
 
-    `source` is the folder of a student, an exported pipeline, or a teacher as `--teacher` names one (None: the newest
-    student under ./runs); `compare_teacher` draws the same with a student's teacher too. Writes `NAME/0000.png` ...,
-    `grid.png`, `prompts.json` and the manifest into `out` (None: ./runs/sample-NAME), in place of an earlier sample.
+    `source` is the folder of a student, an exported pipeline, or a teacher as in `--teacher` (None: the newest student
+    under ./runs); `model` is instead the name of a preset (`evaluation/baselines/`) or the path of its YAML file.
+    `compare_teacher` also draws with the teacher of a student. Writes `NAME/0000.png` ..., `grid.png`, `prompts.json`
+    and the manifest into `out` (None: ./runs/sample-NAME), and replaces an earlier sample there.
 
-    Raises `UsageError` for an option that `source` does not take or an `out` that holds something else, `InputError`
-    for what cannot be read.
+    Raises `UsageError` for an option that does not apply to the model or an `out` with other contents, `InputError`
+    for files that cannot be read.
     """
     reporter = reporter or SilentReporter()
     if num < 1:
         raise UsageError(f"--num {num}: must be at least 1")
     texts = [text for text in prompts for _ in range(num)]
+    if model is not None and compare_teacher:
+        raise UsageError(f"--compare teacher: {model} is a preset", hint="sample the teacher on its own: --from sdxl")
     began = time.monotonic()
-    drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter)
+    drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model)
     folder = claim(Path(out) if out is not None else RUNS / f"sample-{drawer.name}", "sample")
     drawers = [drawer]
-    if compare_teacher and drawer.net != drawer.family.teacher:
+    if compare_teacher and isinstance(drawer, FamilyDrawer) and drawer.net != drawer.family.teacher:
         at = Path(drawer.family.source)
         drawers.append(as_teacher(drawer.family, drawer.teacher, at, "ddim", record=drawer.record))
     warn_of_prompts(drawer, texts, reporter)
@@ -99,21 +103,20 @@ def sample(
 
 
 def warn_of_prompts(drawer: Drawer, texts: Sequence[str], reporter: Reporter) -> None:
-    """Say where prompts are not what the text encoders can read."""
+    """Warn of prompts that are too long, or use words that the embedded world does not know."""
     from flashdmd_cli.families.tokens import cut_short
     from flashdmd_cli.shapes.captions import beyond_words
 
-    if is_shapes(drawer.family.source) and (told := beyond_words(texts)):
-        reporter.say(told)
-    tokenizers = drawer.family.tokenizers
-    if told := cut_short(tokenizers, dict.fromkeys(texts)):
-        reporter.say(told)
+    if drawer.draws_shapes and (warning := beyond_words(texts)):
+        reporter.say(warning)
+    if warning := cut_short(drawer.tokenizers, dict.fromkeys(texts)):
+        reporter.say(warning)
 
 
 def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, reporter: Reporter) -> list[Path]:
-    """Write `NAME/0000.png` ... for every drawer, and `grid.png` with a row for each; returns the files.
+    """Write `NAME/0000.png` ... for each drawer, and `grid.png` with a row for each; returns the files.
 
-    The pictures go to a folder aside as they are drawn, and an earlier sample stays until all of them are there.
+    The pictures are drawn into a temporary folder, and an earlier sample is kept until all of them are finished.
     """
     from flashdmd_cli.core.pictures import as_float
     from flashdmd_cli.evaluation.folder import draw_missing, picture_path, read_pictures
@@ -123,7 +126,7 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
     aside, drawn = out / ASIDE, [Row(index, text) for index, text in enumerate(texts)]
     files: list[Path] = []
     rows, labels = [], []
-    shutil.rmtree(aside, ignore_errors=True)  # of a sample that was cut
+    shutil.rmtree(aside, ignore_errors=True)  # of an interrupted sample
     for drawer in drawers:
         reporter.phase(
             f"drawing {counted(len(texts), 'picture')} with {drawer.name}, {counted(drawer.steps, 'step')}", "step"
@@ -133,7 +136,7 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
         (shown, _), *_ = read_pictures(aside / drawer.name, drawn[:MAX_COLUMNS])
         rows.append(as_float(shown))
         labels.append(f"{drawer.name}\n{drawer.steps} steps")
-    if num_old := forget(out):  # not before there is something to take its place
+    if num_old := forget(out):  # only when the new pictures are there
         reporter.say(f"{out}: replaces the {num_old} files of the sample that was there")
     with writing(out):
         for drawer in drawers:
@@ -148,7 +151,7 @@ def draw_all(drawers: Sequence[Drawer], texts: list[str], seed: int, out: Path, 
 
 
 def forget(folder: Path) -> int:
-    """Remove what an earlier `sample` wrote to `folder`, by its manifest, so that no two mix; how many files it was."""
+    """Delete the files of an earlier `sample` in `folder`, as listed in its manifest; returns their number."""
     if not (folder / MANIFEST).is_file() or (manifest := read_manifest(folder)).kind != "sample":
         return 0
     (folder / MANIFEST).unlink()
@@ -166,11 +169,11 @@ def write_result(
     facts: dict[str, object],
     seconds: float,
 ) -> Manifest:
-    """The manifest of what a drawer drew or what was measured on it."""
+    """Write the manifest of a sample or an evaluation."""
     parents = [parent_record(drawer.folder, folder)] if (drawer.folder / MANIFEST).is_file() else []
     manifest = Manifest(
         kind=kind,
-        family=drawer.family.name,
+        family=drawer.family_name,
         teacher=drawer.record,
         parents=parents,
         files=[FileRecord(path=path.relative_to(folder).as_posix()) for path in files],

@@ -1,11 +1,11 @@
-"""What `sample`, `eval` and `demo` draw with: a student from its checkpoint, or a teacher with one of its samplers."""
+"""Loading of what `sample`, `eval` and `demo` draw with: a student, a teacher with a sampler, or a preset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -13,8 +13,9 @@ from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import recipe_of, whole_folder
+from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place, load_family
-from flashdmd_cli.workflows.inputs.kinds import is_exported
+from flashdmd_cli.workflows.inputs.kinds import is_exported, is_shapes
 from flashdmd_cli.workflows.inputs.teachers import (
     Parts,
     find_source,
@@ -28,7 +29,7 @@ from flashdmd_cli.workflows.recipes import default_distill_recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.evaluation.generate import NoiseKey, Sampler
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.device import Place
@@ -40,8 +41,8 @@ STUDENT_STEPS = 4
 
 
 @dataclass(frozen=True)
-class Drawer:
-    """A network with everything that decides what it draws."""
+class FamilyDrawer(Drawer):
+    """A student or teacher of this package's model families, with its sampler."""
 
     name: str
     family: Family
@@ -57,22 +58,31 @@ class Drawer:
     """The files that the family was loaded from."""
 
     @property
+    def family_name(self) -> str:
+        return self.family.name
+
+    @property
+    def tokenizers(self) -> Sequence[Any]:
+        return self.family.tokenizers
+
+    @property
+    def draws_shapes(self) -> bool:
+        return is_shapes(self.family.source)
+
+    @property
     def is_student(self) -> bool:
-        """Whether it was distilled."""
+        """Whether it was distilled, or is the teacher's denoiser otherwise."""
         return self.sampler == "few_step"
 
     @property
     def place(self) -> Place:
-        """Where it draws."""
         from flashdmd_cli.runs.device import Place
 
         return Place(self.family.device.type, self.family.precision)
 
-    def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None) -> Tensor:
-        """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
-        reporter = reporter or SilentReporter()
-        reporter.progress(0, len(captions))
-        return self.draw_from(seed, captions, 0, reporter.progress)
+    @property
+    def batch(self) -> int:
+        return 32 if self.family.latent_shape[-1] <= 64 else 4
 
     def draw_from(
         self,
@@ -81,33 +91,19 @@ class Drawer:
         first: int,
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
+        keys: Sequence[NoiseKey] | None = None,
+        batch: int | None = None,
     ) -> Tensor:
-        """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W): the same as if all were drawn at once.
-
-        `progress(done, B)` is called after each batch of them, `step(num)` after `num` of their steps.
-        """
         from flashdmd_cli.evaluation.generate import generate
 
         family, way = self.family, (self.sampler, self.steps, self.guidance)
-        return generate(family, self.net, captions, seed, *way, first_index=first, progress=progress, step=step)
-
-    def step_counter(self, num_pictures: int, reporter: Reporter) -> Callable[[int], None]:
-        """What `draw_from` calls for each step, so that progress is seen where few pictures take long."""
-        done, total = 0, num_pictures * self.steps
-        reporter.progress(0, total)
-
-        def count(num: int) -> None:
-            nonlocal done
-            done += num
-            reporter.progress(done, total)
-
-        return count
+        return generate(
+            family, self.net, captions, seed, *way,
+            first_index=first, keys=keys, batch=batch or self.batch, progress=progress, step=step,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, object]:
-        """What decides the pictures: two drawers with the same identity draw the same from the same seed.
-
-        By content, not by name: hashes of the files that the family was loaded from, and of a student's manifest.
-        """
+        """Includes the hashes of the files that the family was loaded from, and of a student's manifest."""
         from flashdmd_cli import __version__
         from flashdmd_cli.runs.files import sha256_file
         from flashdmd_cli.runs.manifest import MANIFEST
@@ -125,7 +121,6 @@ class Drawer:
         }
 
     def facts(self) -> dict[str, object]:
-        """What a result says of how its pictures were drawn."""
         return {
             "from": str(self.folder),
             "teacher": self.teacher,
@@ -136,9 +131,9 @@ class Drawer:
 
 
 def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
-    """Whose student an exported pipeline holds and for how many steps, from the manifest beside it, where there is one.
+    """The teacher of an exported student and the number of steps that it was trained for, from its manifest.
 
-    The scheduler cannot tell: one configuration serves every grid.
+    Without a manifest the number is None: the scheduler's configuration is the same for every grid.
     """
     from flashdmd_cli.runs.manifest import MANIFEST
 
@@ -156,22 +151,29 @@ def pipeline_drawer(
     parts: Parts | None = None,
     place: Place | None = None,
     reporter: Reporter | None = None,
-) -> Drawer:
-    """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline."""
+) -> FamilyDrawer:
+    """A teacher, with its recipe's guidance unless given, or a student that was exported as a pipeline.
+
+    `name` is a pipeline folder, a checkpoint file, a hub id or the short name of a teacher.
+    """
     folder = find_teacher(name, "--from", reporter=reporter)
     source = with_parts(folder, parts or Parts(), reporter)
     if is_exported(folder):
         if sampler not in (None, "few_step"):
-            raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
+            raise UsageError(
+                f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
+            )
         teacher, trained = exported(folder)
         if (length := steps or trained) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
         family = load_family(source, place)
-        return Drawer(folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher, source)
+        return FamilyDrawer(
+            folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher, source
+        )
     sampler = sampler or "ddim"
     if sampler == "few_step":
-        raise UsageError("--sampler few_step: is a student's", hint="a teacher takes ddim or stochastic")
+        raise UsageError("--sampler few_step: is for students", hint="a teacher takes ddim or stochastic")
     return as_teacher(load_family(source, place), name, folder, sampler, steps, guidance, source=source)
 
 
@@ -184,9 +186,12 @@ def as_teacher(
     guidance: float | None = None,
     record: TeacherRecord | None = None,
     source: Source | None = None,
-) -> Drawer:
-    """The teacher of a family that is loaded already; `record` where it is known what teacher that is, `source` where
-    it was loaded from more than `folder`."""
+) -> FamilyDrawer:
+    """The teacher of a family that is already loaded.
+
+    `record` and `source` save looking up what is known: the teacher's hashes, and the files of the family if these are
+    not just `folder`.
+    """
     from flashdmd_cli.runs.recipe import load_recipe
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
@@ -195,7 +200,7 @@ def as_teacher(
     title = f"{Path(name).name.removesuffix('.safetensors')}-{sampler}-{steps}"
     source = source or Source(folder)
     record = record or teacher_record(name, source)
-    return Drawer(title, family, family.teacher, name, sampler, steps, weight, folder, record, source)
+    return FamilyDrawer(title, family, family.teacher, name, sampler, steps, weight, folder, record, source)
 
 
 def load_drawer(
@@ -206,12 +211,20 @@ def load_drawer(
     parts: Parts | None = None,
     device: str | None = None,
     reporter: Reporter | None = None,
+    model: str | None = None,
 ) -> Drawer:
-    """A checkpoint (default: the newest under ./runs), an exported student or a teacher, loaded to draw with.
+    """Load a checkpoint (default: the newest under ./runs), an exported student, a teacher, or the preset `model`.
 
-    UsageError for an option that the other of student and teacher takes, InputError for what cannot be read.
+    Raises UsageError for an option that does not apply to it, InputError for files that cannot be read.
     """
     reporter = reporter or SilentReporter()
+    if model is not None:
+        parts = parts or Parts()
+        given = {"--from": source, "--sampler": sampler_name, "--steps": steps, "--guidance": guidance,
+                 "--vae": parts.vae, "--teacher-config": parts.teacher_config}  # fmt: skip
+        drawer: Drawer = load_preset(model, given, device, reporter)
+        reporter.say(str(drawer.place))
+        return drawer
     if sampler_name is not None and sampler_name not in SAMPLERS:
         raise UsageError(f"--sampler {sampler_name}: unknown", hint=f"one of {', '.join(SAMPLERS)}")
     sampler, place = cast("Sampler | None", sampler_name), drawing_place(device)
@@ -226,6 +239,18 @@ def load_drawer(
     return drawer
 
 
+def load_preset(model: str, given: Mapping[str, object], device: str | None, reporter: Reporter) -> Drawer:
+    """The drawer of a preset; UsageError if any of the `given` options, which a preset decides itself, has a value."""
+    from flashdmd_cli.workflows.inputs.presets import preset_drawer
+
+    if flags := [flag for flag, value in given.items() if value is not None]:
+        raise UsageError(
+            f"{flags[0]}: does not go with --model, whose preset decides it",
+            hint="a copy of the preset with other values works too: --model FILE.yaml",
+        )
+    return preset_drawer(model, device, reporter)
+
+
 def student_drawer(
     folder: Path,
     sampler: Sampler | None = None,
@@ -235,16 +260,18 @@ def student_drawer(
     parts: Parts | None = None,
     place: Place | None = None,
     reporter: Reporter | None = None,
-) -> Drawer:
+) -> FamilyDrawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
-    Its files are held against the manifest first: a figure or a picture of damaged weights would look like a result.
+    Its files are first verified against the manifest: pictures of damaged weights could be taken for a result.
     """
     from flashdmd_cli.runs.manifest import CHECKPOINTS
 
     manifest = whole_folder(folder, CHECKPOINTS, "--from", "flashdmd distill")
     if sampler not in (None, "few_step"):
-        raise UsageError(f"--sampler {sampler}: is a teacher's", hint="a student is sampled few_step; leave it out")
+        raise UsageError(
+            f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
+        )
     if guidance not in (None, 1.0):
         raise UsageError(f"--guidance {guidance:g}: a student has its guidance built in", hint="leave it out")
     recipe = recipe_of(manifest, f"--from {folder}")
@@ -257,11 +284,11 @@ def student_drawer(
         net = family.load_student(folder / "student").base.to(family.device).view()
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
-    return Drawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source)
+    return FamilyDrawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source)
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:
-    """UsageError for a number of steps that a sampler cannot take."""
+    """Raise UsageError for a number of steps that a sampler does not support."""
     from flashdmd_cli.core.grid import VP_STEPS
 
     if sampler == "ddim":

@@ -94,6 +94,12 @@ class FlowFamily:
         return self.vae.decode(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor).sample
 
     @torch.no_grad()
+    def checkpoint_decoder(self) -> None:
+        self.vae.enable_gradient_checkpointing()
+
+    def release_encoders(self, prompts: Sequence[str]) -> None:
+        raise NotImplementedError
+
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         mean = self.vae.encode(pictures).latent_dist.mean
         return (mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor

@@ -39,6 +39,7 @@ COMMANDS = [
 SURFACE = [
     "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
     " --stop-on-collapse",
+    "bench: --against --batch --cycles --device --recipe --resolution --set --size",
     "demo: --device --iterations --out --seed",
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",

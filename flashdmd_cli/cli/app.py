@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 from flashdmd_cli import __version__
 from flashdmd_cli.cli.align import align
+from flashdmd_cli.cli.bench import bench
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
 from flashdmd_cli.cli.doctor import doctor
@@ -54,6 +55,7 @@ app.command("export")(export)
 app.command("inspect")(inspect)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(reward_app, name="reward")
+app.command("bench")(bench)
 app.command("doctor")(doctor)
 app.add_typer(shapes_app, name="shapes")
 

@@ -49,10 +49,12 @@ def write_run_page(recipe: Recipe, out: Path, iteration: int, warnings: Sequence
     from flashdmd_cli.runs.tracking import read_metrics
 
     what = "Distilling" if recipe.align is None else "Aligning"
-    sections = [page.Section("Pictures", PICTURES, page.picture_file(out / PREVIEW, "preview"))]
+    sections = []
+    if (out / PREVIEW).is_file():
+        sections.append(page.Section("Pictures", PICTURES, page.picture_file(out / PREVIEW, "preview")))
     if drawn := page.curves(panels(read_metrics(out)), "Each point is one logged iteration."):
-        told = [CURVES, *([] if recipe.align is None else [CURVES_OF_STAGE_2])]
-        sections.append(page.Section("Curves", told, drawn))
+        notes = [CURVES, *([] if recipe.align is None else [CURVES_OF_STAGE_2])]
+        sections.append(page.Section("Curves", notes, drawn))
     sections.append(page.Section("Tripwires", list(warnings) or ["None has fired."]))
     lead = f"Iteration {iteration} of {recipe.train.iterations}, {recipe.grid.steps} steps, seed {recipe.train.seed}."
     if (table := recipe.align) is not None:

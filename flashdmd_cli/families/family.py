@@ -49,6 +49,9 @@ class Family(Calls, Protocol):
 
     def encode(self, prompts: Sequence[str]) -> Conditioning: ...
 
+    def release_encoders(self, prompts: Sequence[str]) -> None:
+        """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
+
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
         """Conditioning from the embeddings of `embed`, for uncropped square pictures."""
 
@@ -57,6 +60,9 @@ class Family(Calls, Protocol):
         height and width. Raises Unfit for a family without such an input."""
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+    def checkpoint_decoder(self) -> None:
+        """Enable activation checkpointing in `decode`."""
 
     def encode_pictures(self, pictures: Tensor) -> Tensor: ...
 

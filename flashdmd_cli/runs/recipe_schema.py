@@ -35,7 +35,7 @@ class Model(Config):
     device: Device = "auto"
     """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False
-    """Activation checkpointing for student and fake score: about a third more time, far less memory, same results."""
+    """Activation checkpointing for student, fake score and the decoder: about a third more time, far less memory, same results."""
     compile: bool = False
     """Compile the blocks of the denoisers with `torch.compile`: a few minutes at the start, then fewer and larger
     operations. Losses change by rounding."""
@@ -167,8 +167,8 @@ class Train(Config):
     """Iterations between rows of metrics."""
     save_every: Count = 100
     """Iterations between saved states."""
-    preview_every: Count = 100
-    """Iterations between preview pictures."""
+    preview_every: Count | None = 100
+    """Iterations between preview pictures; null: none are drawn, which take minutes at full size on a CPU."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -125,6 +125,8 @@ def run(
             watch.preview(state.shipped, state.start, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
+        if train.preview_every is None:
+            return False
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations
 
     with Tracker(out, state.iteration, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):

@@ -80,6 +80,8 @@ class Networks:
 
 def new_networks(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
     """The networks at iteration 0: copies of the teacher in stage 1, those of `stage1` in stage 2."""
+    if recipe.model.checkpointing:
+        family.checkpoint_decoder()
     return (_adapters if recipe.model.form == "lora" else _full)(recipe, family, stage1)
 
 

@@ -60,6 +60,8 @@ def distill(recipe: Recipe, data: Path | str | None, out: Path | str, *, reporte
     captions = [shards.sample(i).caption for i in range(min(8, len(shards)))]
     if is_shapes(family.source) and (message := beyond_words(captions)):
         reporter.phase(message)
+    if shards.caches.text:
+        family.release_encoders(captions)  # of which previews are drawn
     watch = watch_run(recipe, family, captions, out, reporter, SHOWN)
     reporter.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
     state = stage1.distill(placed, family, shards, out, watch, reporter.stop)

@@ -70,6 +70,7 @@ class SD3Family:
             if encoder is not None:
                 encoder.eval().requires_grad_(False)
         self._empty_prompt: Conditioning | None = None
+        self._kept: dict[str, dict[str, Tensor]] | None = None
         self.tap_widths: tuple[int, ...] = (net.inner_dim,)
         config = net.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
@@ -114,6 +115,16 @@ class SD3Family:
         self.pipeline.to(device)
         return self
 
+    def release_encoders(self, prompts: Sequence[str]) -> None:
+        """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
+        self._kept = {prompt: dict(self.embed([prompt])) for prompt in (*prompts, "")}
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            setattr(self.pipeline, name, None)
+
+    def checkpoint_decoder(self) -> None:
+        """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""
+        self.pipeline.vae.enable_gradient_checkpointing()
+
     def autocast(self) -> torch.autocast:
         """Context for forward passes in the family's precision; pictures for display are decoded without it."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -125,6 +136,9 @@ class SD3Family:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Text embeddings: penultimate hidden states of both CLIPs side by side, then T5's; pooled outputs of both."""
+        if self._kept is not None:
+            rows = [self._kept[prompt] for prompt in prompts]
+            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         texts = list(prompts)
         context, _, pooled, _ = self.pipeline.encode_prompt(
             texts,

@@ -65,6 +65,7 @@ class SDXLFamily:
             if encoder is not None:
                 encoder.eval().requires_grad_(False)
         self._empty_prompt: Conditioning | None = None
+        self._kept: dict[str, dict[str, Tensor]] | None = None
         self.tap_widths: tuple[int, ...] = (pipeline.unet.config.block_out_channels[-1],)
         config = pipeline.unet.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
@@ -102,9 +103,15 @@ class SDXLFamily:
         self.pipeline.to(device)
         return self
 
-    def release_encoders(self) -> None:
-        """Free the text encoders; afterwards only cached embeddings can be used."""
-        self.pipeline.text_encoder = self.pipeline.text_encoder_2 = None
+    def release_encoders(self, prompts: Sequence[str]) -> None:
+        """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
+        self._kept = {prompt: dict(self.embed([prompt])) for prompt in (*prompts, "")}
+        for name in ("text_encoder", "text_encoder_2"):
+            setattr(self.pipeline, name, None)
+
+    def checkpoint_decoder(self) -> None:
+        """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""
+        self.pipeline.vae.enable_gradient_checkpointing()
 
     def autocast(self) -> torch.autocast:
         """Context for forward passes in the family's precision; pictures for display are decoded without it."""
@@ -117,6 +124,9 @@ class SDXLFamily:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Text embeddings: penultimate hidden states of both encoders concatenated, pooled output of the second."""
+        if self._kept is not None:
+            rows = [self._kept[prompt] for prompt in prompts]
+            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
         context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
         return {"context": context, "pooled": pooled}
 

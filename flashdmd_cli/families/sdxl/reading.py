@@ -80,7 +80,9 @@ def renamed(tensors: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
 
 
 def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusionXLPipeline:
-    """Load the pipeline of a teacher in float32, its denoiser in the given format: networks strictly, scheduler and tokenizers with `from_pretrained`.
+    """Load the pipeline of a teacher in float32, its denoiser in the given format.
+
+    Networks are loaded strictly, scheduler and tokenizers with `from_pretrained`.
 
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """

@@ -24,7 +24,7 @@ from flashdmd_cli.core.attention import attention_kernel
 from flashdmd_cli.core.schedules import x0_from_output
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
-from flashdmd_cli.families.storage import stored_in_fp32
+from flashdmd_cli.families.storage import stock_layers, stored_in_fp32
 
 
 class Base:
@@ -192,15 +192,30 @@ class View:
         """The plain view on a network without adapters, which answers as this one does."""
         return Base(self.base.calls, self.merged()).view() if self.base._layers else self.base.view()
 
-    def merged(self) -> nn.Module:
-        """The network with this view's adapters merged into its weights: a copy, or the base itself if it has none."""
+    def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The network with this view's adapters merged into its weights: a copy in `dtype`, or the base itself if it
+        has no adapters. The sums are computed in float32."""
         if not self.base._layers:
             return self.base.net
-        net: Any = stored_in_fp32(copy.deepcopy(self.base.net))
-        if self.adapters:
-            net.fuse_lora(adapter_names=list(self.adapters))
+        # Tensor by tensor: a copy in float32 that is converted later would not fit into memory with a large network.
+        copies: dict[int, Any] = {}
+        for layer in self.base._layers:
+            delta = sum(layer.get_delta_weight(name) for name in self.adapters if name in layer.lora_A)
+            weight = layer.get_base_layer().weight
+            copies[id(weight)] = _frozen((weight.float() + delta).to(dtype))
+        for key, tensor in (*self.base.net.named_parameters(), *self.base.net.named_buffers()):
+            if ".lora_" in key:
+                copies[id(tensor)] = tensor  # not copied, because it is removed
+            elif id(tensor) not in copies:
+                converted = tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
+                copies[id(tensor)] = _frozen(converted) if isinstance(tensor, nn.Parameter) else converted
+        net: Any = stock_layers(copy.deepcopy(self.base.net, copies))
         net.unload_lora()
         if self.base._is_checkpointed:
             # Its recomputation would switch this base, not the copy.
             net.disable_gradient_checkpointing()
         return net
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach(), requires_grad=False)

@@ -73,7 +73,12 @@ def is_stored_in_bf16(net: nn.Module) -> bool:
 
 def stored_in_fp32(net: nn.Module) -> nn.Module:
     """Undo `store_in_bf16`, in place, except for the rounding of the weights; returns `net`."""
-    plain = {stored: kind for kind, stored in STORED.items()}
+    return stock_layers(net).float()
+
+
+def stock_layers(net: nn.Module) -> nn.Module:
+    """Undo the change of classes by `store_in_bf16`, in place, and leave the weights as they are; returns `net`."""
+    stock = {stored: kind for kind, stored in STORED.items()}
     for module in net.modules():
-        module.__class__ = plain.get(type(module), type(module))
-    return net.float()
+        module.__class__ = stock.get(type(module), type(module))
+    return net

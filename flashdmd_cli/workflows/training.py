@@ -95,10 +95,15 @@ def write_checkpoint(
 
     `parents` are the input folders other than `data`.
     """
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    import torch
 
+    from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.families.storage import is_stored_in_bf16
+
+    # A network that is stored in 16 bits is too large for a copy in 32, and has no more digits than float16.
+    dtype = torch.float16 if is_stored_in_bf16(state.shipped.base.net) else torch.float32
     with saving_weights(out / "student"):
-        family.save_network(state.shipped.merged(), out / "student")
+        family.save_network(state.shipped.merged(dtype), out / "student")
     write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     return write_manifest(
@@ -112,7 +117,9 @@ def write_checkpoint(
             updates=Updates(**state.updates),
             teacher=teacher,
             parents=[*(parent_record(each, out) for each in parents), parent],
-            weights=Weights(form="full", dtype="float32", average="raw" if state.average is None else "ema"),
+            weights=Weights(
+                form="full", dtype=str(dtype).removeprefix("torch."), average="raw" if state.average is None else "ema"
+            ),
             recipe=recipe.model_dump(mode="json"),
             hardware=hardware(family.device.type, family.precision),
             data=parent.sha256,

@@ -59,6 +59,8 @@ class FlowFamily:
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Mapping[str, Tensor]:
         texts = list(prompts)
+        if self.pipeline.text_encoder is None:
+            return {name: torch.cat([self.kept[prompt][name] for prompt in texts]) for name in ("context", "pooled")}
         context, _, pooled, _ = self.pipeline.encode_prompt(
             texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=4
         )
@@ -98,7 +100,8 @@ class FlowFamily:
         self.vae.enable_gradient_checkpointing()
 
     def release_encoders(self, prompts: Sequence[str]) -> None:
-        raise NotImplementedError
+        self.kept = {prompt: self.embed([prompt]) for prompt in (*prompts, "")}
+        self.pipeline.text_encoder = self.pipeline.text_encoder_2 = None
 
     def encode_pictures(self, pictures: Tensor) -> Tensor:
         mean = self.vae.encode(pictures).latent_dist.mean

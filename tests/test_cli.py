@@ -214,7 +214,7 @@ def test_doctor(world):
     shutil.copytree("p", assets.ASSETS / "known-picture", dirs_exist_ok=True)
     document = json.loads(run("doctor", "--json").stdout)
     assert document["ok"] and document["checks"]["shapes-sdxl"]["ok"] and document["checks"]["picture"]["ok"]
-    assert document["checks"]["device"]["said"].endswith("in fp32: no native bf16 here")
+    assert document["checks"]["device"]["message"].endswith("in fp32: no native bf16 here")
 
 
 def test_doctor_names_what_is_missing(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ def doctor(as_json: AsJson = False, quiet: Quiet = False, debug: Debug = False) 
         from flashdmd_cli.workflows.doctor import check_all
 
         rows = check_all()
-        checks = {name: {"ok": fine, "said": message} for name, fine, message in rows}
+        checks = {name: {"ok": fine, "message": message} for name, fine, message in rows}
         document = {"ok": all(fine for _, fine, _ in rows), "checks": checks}
         width = max(len(name) for name, _, _ in rows)
         lines = [f"{'ok    ' if fine else 'not ok'} {name:<{width}}  {message}" for name, fine, message in rows]

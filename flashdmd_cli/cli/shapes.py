@@ -53,6 +53,6 @@ def build(
                 {"part": part, "out": out}, f"{out / 'picture.png'}: the reference picture of doctor", str(out)
             )
             return
-        document = {"part": part, "out": out, "figures": metrics, "seconds": time.monotonic() - began}
+        document = {"part": part, "out": out, "metrics": metrics, "seconds": time.monotonic() - began}
         text = "".join(f", {name} {value:.3f}" for name, value in metrics.items())
         output.result(document, f"{out}: {part} built{text}", str(out))

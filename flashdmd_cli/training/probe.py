@@ -9,18 +9,18 @@ from flashdmd_cli.runs.align_schema import Bands
 SMOOTHING = 0.9
 """Decay of the exponential moving averages."""
 NUM_BEFORE = 10
-"""Student updates before a gradient is held against the mean of those before it."""
+"""Number of student updates after which a gradient is compared with the mean of the earlier ones."""
 NUM_PICTURES = 64
-"""Pictures before their mean brightness is held against that of as many real ones. The brightness of single pictures
-has a standard deviation of about 0.2, so the difference of two means of n has 0.2 sqrt(2 / n): of 64, a third of the
-usual band of 0.10."""
+"""Number of pictures after which their mean brightness is compared with that of real ones. The brightness of single
+pictures has a standard deviation of about 0.2, so the difference of two means of n has 0.2 sqrt(2 / n): for 64 a third
+of the default band of 0.10."""
 
 
 class Probe:
     """Watches the metrics of each iteration, which come from `batch` pictures.
 
-    `memory` is JSON-able and belongs to the run's state. Brightness is judged from 64 pictures on (`NUM_PICTURES`),
-    for that of one small batch says more about its captions than about the student.
+    `memory` can be stored as JSON and belongs to the run's state. Brightness is compared only after 64 pictures
+    (`NUM_PICTURES`), because that of one small batch depends on its captions more than on the student.
     """
 
     def __init__(self, memory: dict[str, Any], bands: Bands, batch: int = NUM_PICTURES) -> None:
@@ -80,7 +80,7 @@ class Probe:
     def _brightness(self, metrics: dict[str, float]) -> str | None:
         """The student's pictures become darker or brighter than real ones, on [0, 1], over many pictures.
 
-        Before `NUM_PICTURES` are seen it is their mean and nothing is told; then the newest count most.
+        Up to `NUM_PICTURES` pictures it is their mean, without a warning; afterwards a moving average.
         """
         now = (metrics["brightness/student"] - metrics["brightness/real"]) / 2
         seen = self.memory["drift_pictures"] = self.memory.get("drift_pictures", 0) + self.batch

@@ -63,7 +63,7 @@ class CacheJob:
 
         if torch.cuda.is_available():
             torch.cuda.set_device(number % torch.cuda.device_count())
-        family = load_family(self.teacher)
+        family = load_family(self.teacher, weights="bf16")  # only its encoders are used
 
         self.encoders = Encoders(self.identity, lambda x: family.encode_pictures(x.to(family.device)), family.embed)
 

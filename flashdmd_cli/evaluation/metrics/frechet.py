@@ -46,7 +46,7 @@ class Frechet(Metric):
     name, heading, direction, unit = "frechet", "Fréchet", "lower", "squared distance of inspector features"
     compares, digits = True, 1
 
-    def __init__(self, instruments: Instruments) -> None:
+    def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:

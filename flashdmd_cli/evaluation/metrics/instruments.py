@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_float
-from flashdmd_cli.evaluation.scorers.weights import Weights, locate
+from flashdmd_cli.evaluation.scorers.weights import Weights, locate, locate_file
+from flashdmd_cli.runs.download import RemoteFile
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.inspector import Reading, load_inspector
@@ -59,18 +60,23 @@ class Instruments:
         self.reporter = reporter or SilentReporter()
         self.download = download
         self._networks: dict[Any, Any] = {}
-        self._files: dict[Weights, Path] = {}
+        self._files: dict[Weights | RemoteFile, Path] = {}
+        self._last: Tensor | None = None
+        self._seen: dict[Any, Any] = {}
 
     @cached_property
     def inspector(self) -> ReadsOnce:
         """The embedded world's inspector; FileNotFoundError where its weights are missing."""
         return ReadsOnce(load_inspector(asset("inspector")))
 
-    def find(self, weights: Weights) -> Path:
-        """The folder that holds the files of `weights`; WeightsMissing, in one line, if they cannot be had."""
-        if weights not in self._files:
-            self._files[weights] = locate(weights, self.weights_dir, self.reporter, self.download)
-        return self._files[weights]
+    def find(self, wanted: Weights | RemoteFile) -> Path:
+        """The folder that holds files of the hub, or a file from elsewhere; WeightsMissing, in one line, if they cannot
+        be had."""
+        if wanted not in self._files:
+            look = (self.weights_dir, self.reporter, self.download)
+            found = locate_file(wanted, *look) if isinstance(wanted, RemoteFile) else locate(wanted, *look)
+            self._files[wanted] = found
+        return self._files[wanted]
 
     def network(self, key: Any, load: Callable[[], Network]) -> Network:
         """The network of this `key`, from `load` the first time that it is asked for."""
@@ -78,6 +84,17 @@ class Instruments:
             self._networks[key] = load()
         return self._networks[key]
 
+    def once(self, pictures: Tensor, key: Any, compute: Callable[[], Network]) -> Network:
+        """What `compute` makes of these pictures, computed once though several metrics ask for it one after another:
+        remembered until other pictures come."""
+        if self._last is not pictures:
+            self._last, self._seen = pictures, {}
+        if key not in self._seen:
+            self._seen[key] = compute()
+        found: Network = self._seen[key]
+        return found
+
     def release(self) -> None:
         """Drop the loaded networks; the next `network` loads again."""
         self._networks.clear()
+        self._last, self._seen = None, {}

@@ -49,6 +49,11 @@ def mean(values: Tensor) -> Interval:
     return Interval(center, center - half, center + half)
 
 
+def paired_difference(first: Tensor, second: Tensor) -> Interval:
+    """Mean of `first - second`, scores (N,) of the same prompts, with Student's interval."""
+    return mean(first.double() - second.double())
+
+
 def bootstrap(
     statistic: Callable[[Tensor, Tensor], float],
     num_generated: int,

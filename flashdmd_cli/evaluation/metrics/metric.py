@@ -15,8 +15,8 @@ from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly, mean, w
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.tables import Config
 
-Direction = Literal["higher", "lower", "one"]
-"""Which values of a metric are better: higher, lower, or those closest to one (a ratio)."""
+Direction = Literal["higher", "lower", "one", "none"]
+"""Which values of a metric are better: higher, lower, those closest to one (a ratio), or none (a description)."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -103,7 +103,7 @@ class Metric(ABC):
 class PictureMean(Metric):
     """A mean over single pictures: `measure` gives one number of each, and `result` their mean with its interval.
 
-    Values that are not finite are left out of the mean, and `NAME.not_finite` says how many.
+    Values that are not finite are left out of the mean, and `not_finite.NAME` says how many.
     """
 
     def scores(self, numbers: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class PictureMean(Metric):
             raise NumericalError(f"{self.name}: none of {len(scores)} pictures has a finite value")
         left_out = int((~finite).sum())
         found = {self.name: self.interval(scores[finite])}
-        return found | {f"{self.name}.not_finite": exactly(left_out)} if left_out else found
+        return found | {f"not_finite.{self.name}": exactly(left_out)} if left_out else found
 
     def interval(self, scores: Tensor) -> Interval:
         """The mean of finite `scores` (N,), with its interval."""

@@ -1,0 +1,39 @@
+"""DINOv2 features (Oquab et al., 2023), as Stein et al. (2023) use them for distances between sets of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
+
+from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
+from flashdmd_cli.evaluation.scorers.pictures import IMAGENET_MEAN, IMAGENET_STD, each, normalized
+
+SIZE = 224
+
+
+class Dino:
+    """The class token after the last norm."""
+
+    def __init__(self, net: Any, device: torch.device) -> None:
+        self.net = net.to(device)
+        self.device = device
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """(B, D) of pictures (B, 3, H, W) uint8, on the CPU; resized to 224 x 224, bicubic, whatever their shape."""
+        resized = each(pictures, lambda image: image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        pixels = normalized(resized, IMAGENET_MEAN, IMAGENET_STD).to(self.device)
+        found: Tensor = self.net(pixels).last_hidden_state[:, 0].float().cpu()
+        return found
+
+
+def load_dino(folder: Path, device: torch.device) -> Dino:
+    """DINOv2 from the folder of its repository."""
+    net = Dinov2Model(Dinov2Config.from_dict(read_json(folder / "config.json")))
+    weights = folder / "model.safetensors"
+    return Dino(fill(net, read_tensors(weights), weights), device)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
+from transformers.initialization import no_init_weights
 
 from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
 from flashdmd_cli.evaluation.scorers.texts import TextFeatures, clip_tokens
@@ -30,8 +31,9 @@ VIT_H: dict[str, Any] = {
 
 
 def new_clip(config: Mapping[str, Any]) -> CLIPModel:
-    """A CLIP without weights."""
-    return CLIPModel(CLIPConfig(**{key: config[key] for key in VIT_H if key in config}))
+    """A CLIP whose weights are not set yet."""
+    with no_init_weights():
+        return CLIPModel(CLIPConfig(**{key: config[key] for key in VIT_H if key in config}))
 
 
 def load_clip_h(tensors: Mapping[str, Tensor], config: Mapping[str, Any], origin: Path) -> CLIPModel:

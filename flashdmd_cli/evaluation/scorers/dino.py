@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
+from transformers.initialization import no_init_weights
 
 from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
 from flashdmd_cli.evaluation.scorers.pictures import IMAGENET_MEAN, IMAGENET_STD, each, normalized
@@ -34,6 +35,7 @@ class Dino:
 
 def load_dino(folder: Path, device: torch.device) -> Dino:
     """DINOv2 from the folder of its repository."""
-    net = Dinov2Model(Dinov2Config.from_dict(read_json(folder / "config.json")))
+    with no_init_weights():
+        net = Dinov2Model(Dinov2Config.from_dict(read_json(folder / "config.json")))
     weights = folder / "model.safetensors"
     return Dino(fill(net, read_tensors(weights), weights), device)

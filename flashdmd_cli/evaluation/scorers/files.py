@@ -31,7 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             found: Any = load_file(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, ValueError) as error:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, ValueError, IndexError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not readable as weights: {first}", AGAIN) from None
     tensors = found.get("state_dict", found) if isinstance(found, dict) else None

@@ -11,6 +11,7 @@ import torch
 from tokenizers import BertWordPieceTokenizer
 from torch import Tensor, nn
 from transformers import BlipTextConfig, BlipVisionConfig
+from transformers.initialization import no_init_weights
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -90,17 +91,17 @@ def load_image_reward(folder: Path, vocabulary: Path, device: torch.device) -> I
     except KeyError as error:
         raise InputError(f"{path}: holds no {error} of a BLIP", AGAIN) from None
     depth = len({name.split(".")[2] for name in pictures if name.startswith("encoder.layers.")})
-    vision = BlipVisionModel(
-        BlipVisionConfig(
-            hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, patch_size=patch,
-            num_attention_heads=max(1, width // HEAD_WIDTH), image_size=patch * round(num**0.5), layer_norm_eps=1e-6,
-        )
+    shape = BlipVisionConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=depth, patch_size=patch,
+        num_attention_heads=max(1, width // HEAD_WIDTH), image_size=patch * round(num**0.5), layer_norm_eps=1e-6,
     )  # fmt: skip
     med = read_json(folder / CONFIG)
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
             "max_position_embeddings", "layer_norm_eps", "pad_token_id")  # fmt: skip
     described = {key: med[key] for key in keys if key in med} | {"encoder_hidden_size": width}
-    reader = BlipTextModel(BlipTextConfig(**described), add_pooling_layer=False)
+    with no_init_weights():
+        vision = BlipVisionModel(shape)
+        reader = BlipTextModel(BlipTextConfig(**described), add_pooling_layer=False)
     head = Head(reader.config.hidden_size)
     for net, part in ((vision, pictures), (reader, text), (head, _below(tensors, "mlp."))):
         fill(net, part, path)

@@ -20,7 +20,10 @@ def clip_tokenizer() -> Any:
 
     plain = SimpleTokenizer()
     merges: Any = [tuple(pair) for pair in plain.bpe_ranks]
-    return CLIPTokenizer(vocab=dict(plain.encoder), merges=merges, model_max_length=77)
+    # open_clip names the first and last token of a prompt in its own way.
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    vocabulary = {names.get(token, token): number for token, number in plain.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def clip_tokens(prompts: Sequence[str]) -> Tensor:

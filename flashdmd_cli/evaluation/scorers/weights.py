@@ -43,8 +43,8 @@ def locate(weights: Weights, weights_dir: Path | None, reporter: Reporter, downl
     """The folder with the files of `weights`.
 
     `weights_dir` may hold them as `owner/name/FILE` or `name/FILE`, or flat where the file's name says what it is (a
-    `.pt` file: `ImageReward.pt`). Else they come from the cache of the hub, or are downloaded. Otherwise WeightsMissing,
-    in one line with the id, file, size and that layout.
+    `.pt` file: `ImageReward.pt`). Else they come from the cache of the hub, or are downloaded. Otherwise
+    WeightsMissing, in one line with the id, file, size and that layout.
     """
     for folder in _local_folders(weights, weights_dir):
         if all((folder / name).is_file() for name in weights.files):

@@ -99,6 +99,10 @@ def frechet(generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES)
     what they were drawn from; of each the sum of its pictures' moves, whose mean is zero, is taken off first, so that
     few resamples are enough.
     """
+    generated, real = generated.double(), real.double()
+    if len(generated) + len(real) < generated.shape[1]:  # in fewer dimensions, with the same distances
+        span = torch.linalg.qr(torch.cat([generated, real]).T).Q
+        generated, real = generated @ span, real @ span
     plain, generator = expand(generated, real), torch.Generator().manual_seed(BOOTSTRAP_SEED)
     biases = []
     for _ in range(num_resamples):

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
-from transformers.initialization import no_init_weights
 
-from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
+from flashdmd_cli.evaluation.scorers.files import AGAIN, read_json
 from flashdmd_cli.evaluation.scorers.pictures import IMAGENET_MEAN, IMAGENET_STD, each, normalized
+from flashdmd_cli.runs.errors import InputError
 
 SIZE = 224
 
@@ -34,8 +35,16 @@ class Dino:
 
 
 def load_dino(folder: Path, device: torch.device) -> Dino:
-    """DINOv2 from the folder of its repository."""
-    with no_init_weights():
-        net = Dinov2Model(Dinov2Config.from_dict(read_json(folder / "config.json")))
+    """DINOv2 from the folder of its repository. transformers translates the names of the published file."""
     weights = folder / "model.safetensors"
-    return Dino(fill(net, read_tensors(weights), weights), device)
+    config = Dinov2Config.from_dict(read_json(folder / "config.json"))
+    try:
+        net, report = Dinov2Model.from_pretrained(
+            folder, config=config, local_files_only=True, output_loading_info=True, dtype=torch.float32
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{weights}: not readable as weights: {first}", AGAIN) from None
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{weights}: {missing[0]} is missing", AGAIN)
+    return Dino(net.requires_grad_(False).eval(), device)

@@ -119,8 +119,8 @@ def write_image_reward(folder: Path, size: int = 32) -> Path:
         "blip.visual_encoder.pos_embed": (1, (size // 16) ** 2 + 1, width),
         "blip.visual_encoder.patch_embed.proj.weight": (width, 3, 16, 16),
         "blip.visual_encoder.patch_embed.proj.bias": (width,),
-        "blip.vision_proj.weight": (8, width), "blip.vision_proj.bias": (8,),
-        "blip.text_proj.weight": (8, text), "blip.text_proj.bias": (8,),
+        "blip.vision_proj.weight": (256, width), "blip.vision_proj.bias": (256,),
+        "blip.text_proj.weight": (256, text), "blip.text_proj.bias": (256,),
         "blip.text_encoder.embeddings.word_embeddings.weight": (MED["vocab_size"], text),
         "blip.text_encoder.embeddings.position_embeddings.weight": (512, text),
     }  # fmt: skip

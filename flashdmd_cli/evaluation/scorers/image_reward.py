@@ -98,7 +98,7 @@ def load_image_reward(folder: Path, vocabulary: Path, device: torch.device) -> I
     med = read_json(folder / CONFIG)
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
             "max_position_embeddings", "layer_norm_eps", "pad_token_id")  # fmt: skip
-    described = {key: med[key] for key in keys if key in med} | {"encoder_hidden_size": width}
+    described = {key: med[key] for key in keys if key in med} | {"encoder_hidden_size": width, "bos_token_id": None}
     with no_init_weights():
         vision = BlipVisionModel(shape)
         reader = BlipTextModel(BlipTextConfig(**described), add_pooling_layer=False)

@@ -63,15 +63,15 @@ def write_clip(folder: Path) -> Path:
     return out
 
 
-def write_hps(folder: Path, version: str = "v2") -> Path:
+def write_hps(folder: Path, version: str = "v2", config: dict[str, Any] = CLIP) -> Path:
     """HPSv2: half precision below the key `state_dict` of a pickle, and the size of the stand-in beside it."""
     torch.manual_seed(20 if version == "v2" else 21)
     out = folder / "xswu" / "HPSv2"
     out.mkdir(parents=True, exist_ok=True)
-    net = stirred(open_clip.CLIP(**CLIP))  # type: ignore[arg-type]
+    net = stirred(open_clip.CLIP(**config))  # type: ignore[arg-type]
     path = out / f"HPS_{version}_compressed.pt"
     torch.save({"state_dict": {name: value.half() for name, value in net.state_dict().items()}}, path)
-    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": config}))
     return path
 
 
@@ -110,10 +110,10 @@ def write_mps(folder: Path) -> Path:
     return out
 
 
-def write_image_reward(folder: Path, size: int = 32) -> Path:
+def write_image_reward(folder: Path, size: int = 32, width: int = 64, depth: int = 2) -> Path:
     """ImageReward: a BLIP with the names of its authors, its settings, and the vocabulary of BERT."""
     generator = torch.Generator().manual_seed(5)
-    width, text, inner = 64, MED["hidden_size"], MED["intermediate_size"]
+    text, inner = MED["hidden_size"], MED["intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "blip.visual_encoder.cls_token": (1, 1, width),
         "blip.visual_encoder.pos_embed": (1, (size // 16) ** 2 + 1, width),
@@ -133,7 +133,7 @@ def write_image_reward(folder: Path, size: int = 32) -> Path:
 
     norm("blip.visual_encoder.norm", width)
     norm("blip.text_encoder.embeddings.LayerNorm", text)
-    for i in range(2):
+    for i in range(depth):
         block = f"blip.visual_encoder.blocks.{i}"
         norm(f"{block}.norm1", width), norm(f"{block}.norm2", width)
         layer(f"{block}.attn.qkv", 3 * width, width), layer(f"{block}.attn.proj", width, width)
@@ -155,7 +155,7 @@ def write_image_reward(folder: Path, size: int = 32) -> Path:
     out = folder / "zai-org" / "ImageReward"
     out.mkdir(parents=True)
     torch.save(tensors, out / "ImageReward.pt")
-    (out / "med_config.json").write_text(json.dumps(MED))
+    (out / "med_config.json").write_text(json.dumps({**MED, "num_hidden_layers": depth, "encoder_width": width}))
     bert_folder = folder / "google-bert" / "bert-base-uncased"
     bert_folder.mkdir(parents=True, exist_ok=True)
     (bert_folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")

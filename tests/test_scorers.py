@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import open_clip
 import pytest
@@ -26,6 +27,7 @@ from flashdmd_cli.evaluation.scorers.texts import clip_tokenizer
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
 from flashdmd_cli.runs.errors import InputError, NumericalError
 from tests import stand_ins
+from tests.fake_hub import FakeHub, serving
 
 PROMPTS = [
     "A baseball field with players and a crowd of spectators.",
@@ -327,3 +329,44 @@ def test_values_that_are_not_finite_are_counted_and_left_out(instruments: Instru
     assert "not_finite.clip" not in metric.result(torch.tensor([0.1, 0.3]), torch.empty(0))
     with pytest.raises(NumericalError, match="none of 2 pictures"):
         metric.result(torch.tensor([math.nan, math.nan]), torch.empty(0))
+
+
+def test_weights_come_from_the_hub_once(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the files that are needed, in whatever order metrics ask; then none, also without a connection."""
+    hub = {
+        "timm/vit_base_patch32_clip_224.openai": "clip",
+        "xswu/HPSv2": "hpsv2",
+        "zai-org/ImageReward": "image_reward",
+    }
+    repos = {name: weights / name for name in [*hub, "google-bert/bert-base-uncased", "RE-N-Y/mpsv1"]}
+    constants = huggingface_hub.constants
+    with serving(FakeHub(repos)) as served:
+        for name, value in {
+            "ENDPOINT": served.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": served.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_ASSETS_CACHE": str(tmp_path / "assets"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_OFFLINE": False,
+        }.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in hub.values():
+            METRICS[name](Instruments())
+        assert sorted(served.sent()) == [
+            "HPS_v2_compressed.pt",
+            "ImageReward.pt",
+            "med_config.json",
+            "open_clip_config.json",
+            "open_clip_model.safetensors",
+            "vocab.txt",
+        ]
+        served.asked.clear()
+        METRICS["clip"](Instruments(download=False)).measure(pictures_of(1), rows_of(1))
+        METRICS["mps"](Instruments())  # takes its `config.json` where there is one
+        assert sorted(served.sent()) == ["config.json", "model.safetensors"]
+        with pytest.raises(WeightsMissing, match="pickscore: .*yuvalkirstain/PickScore_v1"):
+            METRICS["pickscore"](Instruments())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert METRICS["image_reward"](Instruments()).measure(pictures_of(1), rows_of(1)).isfinite().all()
+    with pytest.raises(WeightsMissing, match=r"hpsv21: .*HPS_v2.1_compressed.pt, 1.97 GB.*HF_HUB_OFFLINE"):
+        METRICS["hpsv21"](Instruments())

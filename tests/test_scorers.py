@@ -370,3 +370,16 @@ def test_weights_come_from_the_hub_once(weights: Path, tmp_path: Path, monkeypat
     assert METRICS["image_reward"](Instruments()).measure(pictures_of(1), rows_of(1)).isfinite().all()
     with pytest.raises(WeightsMissing, match=r"hpsv21: .*HPS_v2.1_compressed.pt, 1.97 GB.*HF_HUB_OFFLINE"):
         METRICS["hpsv21"](Instruments())
+
+
+def test_half_precision_around_a_scorer_does_not_reach_it(instruments: Instruments) -> None:
+    """A judge may be asked in the middle of a training in bfloat16; what is set there is as it was afterwards."""
+    pictures, rows = pictures_of(3), rows_of(3)
+    metrics = [METRICS[name](instruments) for name in ("clip", "pickscore", "mps", "image_reward", "fid", "fd_dinov2")]
+    wanted = [metric.measure(pictures, rows) for metric in metrics]
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [metric.measure(pictures.clone(), rows) for metric in metrics]
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert all(torch.equal(*pair) for pair in zip(wanted, found, strict=True))
+    assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
 from flashdmd_cli.evaluation.scorers.texts import TextFeatures
 
@@ -30,13 +31,13 @@ class OpenClip:
         self._tokenize = open_clip.SimpleTokenizer(context_length=net.context_length)
         self.texts = TextFeatures(self._encode)
 
-    @torch.no_grad()
+    @exact
     def images(self, pixels: Tensor) -> Tensor:
         """(B, D) of normalised pixels (B, 3, size, size)."""
         found: Tensor = self.net.encode_image(pixels.to(self.device))
         return F.normalize(found, dim=-1)
 
-    @torch.no_grad()
+    @exact
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         found: Tensor = self.net.encode_text(self._tokenize(list(prompts)).to(self.device))
         return F.normalize(found, dim=-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 from transformers.initialization import no_init_weights
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
 from flashdmd_cli.evaluation.scorers.texts import TextFeatures, clip_tokens
 
@@ -51,12 +52,12 @@ class PickScore:
         self.size: int = net.config.vision_config.image_size
         self.texts = TextFeatures(self._encode)
 
-    @torch.no_grad()
+    @exact
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         pooled = self.net.text_model(clip_tokens(prompts).to(self.device)).pooler_output
         return F.normalize(self.net.text_projection(pooled), dim=-1)
 
-    @torch.no_grad()
+    @exact
     def cosine(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine of each picture and its prompt, (B,), on the CPU, for pixels (B, 3, size, size)."""
         pooled = self.net.vision_model(pixels.to(self.device)).pooler_output

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import AGAIN, read_json
 from flashdmd_cli.evaluation.scorers.pictures import IMAGENET_MEAN, IMAGENET_STD, each, normalized
 from flashdmd_cli.runs.errors import InputError
@@ -25,7 +26,7 @@ class Dino:
         self.net = net.to(device)
         self.device = device
 
-    @torch.no_grad()
+    @exact
     def features(self, pictures: Tensor) -> Tensor:
         """(B, D) of pictures (B, 3, H, W) uint8, on the CPU; resized to 224 x 224, bicubic, whatever their shape."""
         resized = each(pictures, lambda image: image.resize((SIZE, SIZE), Image.Resampling.BICUBIC))

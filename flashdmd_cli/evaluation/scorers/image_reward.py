@@ -15,6 +15,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import AGAIN, fill, read_json, read_tensors
 from flashdmd_cli.runs.errors import InputError
 
@@ -65,7 +66,7 @@ class ImageReward:
         found = self.tokenizer.encode_batch(list(prompts))
         return torch.tensor([each.ids for each in found]), torch.tensor([each.attention_mask for each in found])
 
-    @torch.no_grad()
+    @exact
     def score(self, pixels: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,), on the CPU, for normalised pixels (B, 3, size, size)."""
         tokens, mask = (each.to(self.device) for each in self.tokens(prompts))

@@ -10,6 +10,7 @@ from cleanfid.inception_torchscript import InceptionV3W
 from cleanfid.resize import build_resizer
 from torch import Tensor
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import AGAIN
 from flashdmd_cli.runs.errors import InputError
 
@@ -29,7 +30,7 @@ class Inception:
         self.net = net.to(device).eval()
         self.device = device
 
-    @torch.no_grad()
+    @exact
     def features(self, pictures: Tensor) -> Tensor:
         """(B, 2048) of pictures (B, 3, H, W) uint8, on the CPU."""
         found: Tensor = self.net(prepared(pictures).to(self.device)).float().cpu()

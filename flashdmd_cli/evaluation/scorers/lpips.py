@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models import alexnet
 
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import AGAIN, fill, read_tensors
 from flashdmd_cli.runs.errors import InputError
 
@@ -28,7 +29,7 @@ class Lpips:
         self.weights = [each.to(device) for each in weights]
         self.device = device
 
-    @torch.no_grad()
+    @exact
     def embed(self, pixels: Tensor) -> Tensor:
         """Vectors (B, D) whose squared Euclidean distances are LPIPS, for pixels (B, 3, H, W) on [-1, 1].
 

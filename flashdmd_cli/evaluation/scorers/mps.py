@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flashdmd_cli.evaluation.scorers.clip_h import CONFIG, VIT_H, WEIGHTS, load_clip_h
+from flashdmd_cli.evaluation.scorers.exact import exact
 from flashdmd_cli.evaluation.scorers.files import fill, read_json, read_tensors
 from flashdmd_cli.evaluation.scorers.texts import TextFeatures, clip_tokens
 from flashdmd_cli.runs.errors import InputError
@@ -157,7 +158,7 @@ class Mps:
         self.texts = TextFeatures(self._encode, limit=256)  # 77 tokens each: 315 kB
         self.condition = self._encode([CONDITION])[0, :-1]
 
-    @torch.no_grad()
+    @exact
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         """Features of all tokens and, last, of the whole prompt, (B, 77 + 1, C)."""
         found = self.clip.text_model(clip_tokens(prompts).to(self.device))
@@ -165,7 +166,7 @@ class Mps:
         projected: Tensor = self.clip.text_projection(both)
         return projected
 
-    @torch.no_grad()
+    @exact
     def score(self, pixels: Tensor, prompts: Sequence[str], threshold: float) -> Tensor:
         """100 times the cosine, (B,), on the CPU. A prompt token counts if its likeness to the condition is more than
         `threshold` times that of the most alike token of the same prompt: a score does not depend on the batch."""

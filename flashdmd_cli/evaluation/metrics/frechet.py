@@ -97,7 +97,8 @@ def frechet(generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES)
     The standard error is that of the delta method: the moves of single pictures add up. (Bootstrap intervals are too
     wide in many dimensions, for a resample repeats pictures.) The bias is how much further apart resamples lie than
     what they were drawn from; of each the sum of its pictures' moves, whose mean is zero, is taken off first, so that
-    few resamples are enough. It is exact to first order in D / N: where the bias is most of the value (features of equal
+    few resamples are enough. It is exact to first order in D / N: where the bias is most of the value (features of
+    equal
     variance in 2048 dimensions and 10,000 pictures), some 7% of it stays, which the interval does not cover.
     """
     generated, real = generated.double(), real.double()

@@ -21,6 +21,8 @@ PACKAGES = (
     "peft",
     "webdataset",
     "tensorboard",
+    "open_clip_torch",
+    "clean-fid",
 )
 ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
 
@@ -87,6 +89,13 @@ def check_sdxl() -> tuple[str, bool, str]:
     )  # fmt: skip
 
 
+def check_upstream() -> tuple[str, bool, str]:
+    """Whether the environment of `eval --backend upstream` is built; fine without."""
+    from flashdmd_cli.evaluation.backends.upstream import status
+
+    return "upstream", True, status()
+
+
 def check_folder() -> list[tuple[str, bool, str]]:
     """Free disk space and write permission in the current folder, where results are written by default."""
     try:
@@ -111,5 +120,6 @@ def check_all() -> list[tuple[str, bool, str]]:
         *check_assets(),
         check_picture(),
         check_sdxl(),
+        check_upstream(),
         *check_folder(),
     ]

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, wilson
-from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+from flashdmd_cli.evaluation.metrics.metric import PictureShare, Row
 from flashdmd_cli.evaluation.metrics.objects import third_object
 from flashdmd_cli.shapes.captions import parse
 from flashdmd_cli.shapes.world import ATTRIBUTES
 
 
-class Composition(Metric):
+class Composition(PictureShare):
     """Share of pictures in which all seven attributes are right; its parts are the shares of each attribute."""
 
     name, heading, direction, unit = "composition", "composition", "higher", "share of pictures"
 
-    def __init__(self, instruments: Instruments) -> None:
+    def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -28,22 +28,26 @@ class Composition(Metric):
         wanted = torch.tensor([parse(row.prompt) for row in rows])
         return self.inspector.read(pictures).attributes == wanted
 
+    def scores(self, numbers: Tensor) -> Tensor:
+        """1 where everything is right, else 0."""
+        return numbers.all(dim=1).double()
+
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
         single = {f"attributes.{name}": share(drawn[:, i]) for i, name in enumerate(ATTRIBUTES)}
-        return {self.name: share(drawn.all(dim=1)), **single}
+        return {**super().result(drawn, real), **single}
 
 
-class Exact(Composition):
+class Exact(PictureShare):
     """Share of pictures in which all seven attributes are right and there is no third object."""
 
-    name, heading = "exact", "exact"
+    name, heading, direction, unit = "exact", "exact", "higher", "share of pictures"
+
+    def prepare(self, instruments: Instruments) -> None:
+        self.composition = Composition(instruments)
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Whether a picture is exactly what its caption says, (B,) bool."""
-        return super().measure(pictures, rows).all(dim=1) & ~third_object(pictures)
-
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: share(drawn)}
+        return self.composition.measure(pictures, rows).all(dim=1) & ~third_object(pictures)
 
 
 def share(right: Tensor) -> Interval:

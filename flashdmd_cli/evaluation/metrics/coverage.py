@@ -65,7 +65,7 @@ class Coverage(Metric):
     name, heading, direction, unit = "coverage", "coverage", "higher", "1 - total variation"
     compares = True
 
-    def __init__(self, instruments: Instruments) -> None:
+    def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -49,7 +49,7 @@ class Diversity(Metric):
     name, heading, direction, unit = "diversity", "diversity", "one", "ratio to real pictures"
     compares = True
 
-    def __init__(self, instruments: Instruments) -> None:
+    def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector
 
     def takes(self, row: Row) -> bool:

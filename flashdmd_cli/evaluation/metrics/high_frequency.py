@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_float, high_frequency_energy
-from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, bootstrap
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 
@@ -22,9 +21,6 @@ class HighFrequency(Metric):
 
     name, heading, direction, unit = "high_frequency", "fine texture", "one", "ratio to real pictures"
     compares = True
-
-    def __init__(self, instruments: Instruments) -> None:
-        pass
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Power of the luminance spectrum above the cutoff, (B,) float64."""

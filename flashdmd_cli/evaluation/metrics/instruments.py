@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_float
+from flashdmd_cli.evaluation.scorers.weights import Weights, locate, locate_file
+from flashdmd_cli.runs.download import RemoteFile
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.shapes.inspector import Reading, load_inspector
+
+Network = TypeVar("Network")
 
 
 class Reader(Protocol):
@@ -33,9 +41,60 @@ class ReadsOnce:
 
 
 class Instruments:
-    """Given to every metric when it is made; the metric takes from it what it looks through."""
+    """Given to every metric when it is made; the metric takes from it what it looks through.
+
+    Weights are found when a metric is made, so that missing ones are reported before any work; networks are loaded at
+    the first picture, and `release` frees them.
+    """
+
+    def __init__(
+        self,
+        weights_dir: Path | None = None,
+        device: torch.device | str = "cpu",
+        reporter: Reporter | None = None,
+        download: bool = True,
+    ) -> None:
+        """`weights_dir` is searched before the cache of the hub; without `download` nothing is fetched."""
+        self.weights_dir = weights_dir
+        self.device = torch.device(device)
+        self.reporter = reporter or SilentReporter()
+        self.download = download
+        self._networks: dict[Any, Any] = {}
+        self._files: dict[Weights | RemoteFile, Path] = {}
+        self._last: Tensor | None = None
+        self._seen: dict[Any, Any] = {}
 
     @cached_property
     def inspector(self) -> ReadsOnce:
         """The embedded world's inspector; FileNotFoundError where its weights are missing."""
         return ReadsOnce(load_inspector(asset("inspector")))
+
+    def find(self, wanted: Weights | RemoteFile) -> Path:
+        """The folder that holds files of the hub, or a file from elsewhere; WeightsMissing, in one line, if they cannot
+        be had."""
+        if wanted not in self._files:
+            look = (self.weights_dir, self.reporter, self.download)
+            found = locate_file(wanted, *look) if isinstance(wanted, RemoteFile) else locate(wanted, *look)
+            self._files[wanted] = found
+        return self._files[wanted]
+
+    def network(self, key: Any, load: Callable[[], Network]) -> Network:
+        """The network of this `key`, from `load` the first time that it is asked for."""
+        if key not in self._networks:
+            self._networks[key] = load()
+        return self._networks[key]
+
+    def once(self, pictures: Tensor, key: Any, compute: Callable[[], Network]) -> Network:
+        """What `compute` makes of these pictures, computed once though several metrics ask for it one after another:
+        remembered until other pictures come."""
+        if self._last is not pictures:
+            self._last, self._seen = pictures, {}
+        if key not in self._seen:
+            self._seen[key] = compute()
+        found: Network = self._seen[key]
+        return found
+
+    def release(self) -> None:
+        """Drop the loaded networks; the next `network` loads again."""
+        self._networks.clear()
+        self._last, self._seen = None, {}

@@ -1,4 +1,4 @@
-"""95% intervals: Wilson for proportions, bootstrap for everything else."""
+"""95% intervals: Wilson for proportions, Student for means, bootstrap for everything else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 Z95 = 1.959964
@@ -31,6 +32,26 @@ def wilson(successes: int, num: int) -> Interval:
     center = (share + z2 / (2 * num)) / (1 + z2 / num)
     half = Z95 / (1 + z2 / num) * math.sqrt(share * (1 - share) / num + z2 / (4 * num**2))
     return Interval(share, max(0.0, min(share, center - half)), min(1.0, max(share, center + half)))
+
+
+def exactly(value: float) -> Interval:
+    """A value without uncertainty, such as a count."""
+    return Interval(float(value), float(value), float(value))
+
+
+def mean(values: Tensor) -> Interval:
+    """Mean of (N,) with Student's interval; with a single value the interval is unbounded."""
+    num = len(values)
+    center = float(values.double().mean())
+    if num < 2:
+        return Interval(center, -math.inf, math.inf)
+    half = float(student.ppf(0.975, num - 1)) * float(values.double().std()) / math.sqrt(num)
+    return Interval(center, center - half, center + half)
+
+
+def paired_difference(first: Tensor, second: Tensor) -> Interval:
+    """Mean of `first - second`, scores (N,) of the same prompts, with Student's interval."""
+    return mean(first.double() - second.double())
 
 
 def bootstrap(

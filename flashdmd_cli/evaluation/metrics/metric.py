@@ -1,18 +1,23 @@
-"""The protocol of a metric, and the description of a picture that it receives."""
+"""The protocol of a metric, the base classes that share their arithmetic, and the description of a picture."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.intervals import Interval
+from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly, mean, wilson
+from flashdmd_cli.runs.errors import NumericalError
+from flashdmd_cli.runs.tables import Config
 
-Direction = Literal["higher", "lower", "one"]
-"""Which values of a metric are better: higher, lower, or those closest to one (a ratio)."""
+Direction = Literal["higher", "lower", "one", "none"]
+"""Which values of a metric are better: higher, lower, those closest to one (a ratio), or none (a description)."""
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Row:
     including them would give their prompts too much weight."""
 
 
-class Metric(Protocol):
+class Metric(ABC):
     """A metric, computed batch by batch. A subclass defines the class variables, `measure` and `result`.
 
     A metric has no state: `measure` reduces each picture to a few numbers, which `evaluation.measuring` collects, and
@@ -44,28 +49,83 @@ class Metric(Protocol):
     version: ClassVar[int] = 1
     """Increased with every change after which the same pictures give another value."""
     unit: ClassVar[str]
+    """What is measured: `share of pictures`, `cosine`, `squared distance of Inception features`."""
+    scale: ClassVar[str] = ""
+    """Scale on which the value is published, where there are several: `cosine`, `cosine x 100`."""
     compares: ClassVar[bool] = False
     """Whether it needs the suite's real pictures."""
+    min_pictures: ClassVar[int] = 2
+    """With fewer pictures the value is computed, and a warning says that it is unreliable."""
     in_table: ClassVar[bool] = True
     """Whether it has a column in a terminal's table; in the document it always is."""
     digits: ClassVar[int] = 3
     """Decimals in a table."""
+    Options: ClassVar[type[Config]] = Config
+    """What a suite may set for this metric; the defaults are those of the published tables."""
 
-    def __init__(self, instruments: Instruments) -> None:
-        """Load the networks it needs from `instruments`; raises InputError here, before drawing, if one is missing."""
+    def __init__(self, instruments: Instruments, options: Mapping[str, Any] = NO_OPTIONS) -> None:
+        """Check `options` (pydantic's ValidationError) and find the networks (`WeightsMissing`), before any drawing."""
+        self.options: Any = self.Options.model_validate(dict(options))
+        self.prepare(instruments)
+
+    def prepare(self, instruments: Instruments) -> None:  # noqa: B027
+        """Take the networks that it needs from `instruments`; a metric without networks does nothing."""
 
     def takes(self, row: Row) -> bool:
         """Whether to include this picture; by default `row.counts`."""
         return row.counts
 
+    @abstractmethod
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
-        """Numbers of `B` pictures (B, 3, H, W) uint8: a tensor (B, ...), each row a function of its picture alone."""
-        ...
+        """Numbers of `B` pictures (B, 3, H, W) uint8 on the CPU: a tensor (B, ...) on the CPU, each row a function of
+        its own picture and prompt alone. All pictures of one call have one size; sizes may differ between calls."""
 
+    @abstractmethod
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
         """The value with its interval, from the rows of `measure` for all `N` drawn pictures, (N, ...), in suite order.
 
         `real` holds the same for the real pictures, (M, ...), if the metric `compares`, else nothing. The key `name` is
         the metric itself; keys with a dot (`attributes.colour`) are breakdowns of it.
         """
-        ...
+
+    def scores(self, numbers: Tensor) -> Tensor | None:
+        """One value for each picture, (N,) float64, from the rows of `measure`, where the metric is a mean over single
+        pictures; None for a metric of a set of pictures."""
+        return None
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides the value besides the pictures: weights (hub id, file, sha256), preprocessing, versions of
+        packages, options. Part of every result."""
+        options = self.options.model_dump(mode="json")
+        return {"options": options} if options else {}
+
+
+class PictureMean(Metric):
+    """A mean over single pictures: `measure` gives one number of each, and `result` their mean with its interval.
+
+    Values that are not finite are left out of the mean, and `not_finite.NAME` says how many.
+    """
+
+    def scores(self, numbers: Tensor) -> Tensor:
+        """`numbers` themselves; a subclass that measures more than one number computes the score from them."""
+        return numbers.double()
+
+    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+        scores = self.scores(drawn)
+        finite = scores.isfinite()
+        if not finite.any():
+            raise NumericalError(f"{self.name}: none of {len(scores)} pictures has a finite value")
+        left_out = int((~finite).sum())
+        found = {self.name: self.interval(scores[finite])}
+        return found | {f"not_finite.{self.name}": exactly(left_out)} if left_out else found
+
+    def interval(self, scores: Tensor) -> Interval:
+        """The mean of finite `scores` (N,), with its interval."""
+        return mean(scores)
+
+
+class PictureShare(PictureMean):
+    """The share of pictures for which `measure` is true, with Wilson's interval."""
+
+    def interval(self, scores: Tensor) -> Interval:
+        return wilson(int(scores.sum()), len(scores))

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_float
-from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.intervals import Interval, wilson
-from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+from flashdmd_cli.evaluation.metrics.metric import PictureShare, Row
 from flashdmd_cli.shapes.counting import count_objects
 from flashdmd_cli.shapes.world import NUM_OBJECTS
 
 
-class ExtraObjects(Metric):
+class ExtraObjects(PictureShare):
     """Share of pictures that show more objects than the two of their caption, a lower bound."""
 
     name, heading, direction, unit = "extra_objects", "third objects", "lower", "share of pictures"
     in_table = False  # a part of `exact`
 
-    def __init__(self, instruments: Instruments) -> None:
-        pass
-
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Whether there are more than two objects, (B,) bool."""
         return third_object(pictures)
-
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: wilson(int(drawn.sum()), len(drawn))}
 
 
 def third_object(pictures: Tensor) -> Tensor:

@@ -54,11 +54,11 @@ def fetch_file(file: RemoteFile, reporter: Reporter, download: bool = True) -> P
         return at
     what = f"{file.option}: {file.name} ({file.size}) of {file.source} is not on this machine"
     if str(folder).startswith("~"):
-        raise InputError(f"{what}, and no home directory is known", hint=f"TORCH_HOME=DIR names a place; {file.hint}")
+        raise InputError(f"{what}, and no home directory is known", hint=f"set TORCH_HOME=DIR; {file.hint}")
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        raise InputError(f"{what}, and HF_HUB_OFFLINE forbids to fetch it", hint=file.hint)
+        raise InputError(f"{what}, and HF_HUB_OFFLINE forbids downloading it", hint=file.hint)
     if not download:
         raise InputError(what, hint=file.hint)
     reporter.say(f"downloading {file.url} ({file.size}) to {folder}")
@@ -67,7 +67,7 @@ def fetch_file(file: RemoteFile, reporter: Reporter, download: bool = True) -> P
     socket.setdefaulttimeout(TIMEOUT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and moved there when its hash is right.
+        # Writes to a temporary file and renames it after checking the hash.
         bars = reporter.draws_bars
         torch.hub.download_url_to_file(file.url, str(at), hash_prefix=prefix and prefix[1], progress=bars)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
@@ -75,10 +75,10 @@ def fetch_file(file: RemoteFile, reporter: Reporter, download: bool = True) -> P
         raise InputError(f"{what}, and {file.url} cannot be reached: {why}", hint=file.hint) from error
     except RuntimeError as error:
         raise InputError(
-            f"{file.option}: {file.url} did not bring what its name says: {error}", hint=f"try again; {file.hint}"
+            f"{file.option}: {file.url} does not have the expected hash: {error}", hint=f"try again; {file.hint}"
         ) from error
     except OSError as error:
-        hint = f"free some space, or TORCH_HOME=DIR; {file.hint}"
+        hint = f"free some space, or set TORCH_HOME=DIR; {file.hint}"
         raise InputError(f"{file.option}: cannot write to {folder}: {reason(error.errno or 0)}", hint=hint) from error
     finally:
         socket.setdefaulttimeout(before)

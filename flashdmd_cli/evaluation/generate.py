@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -20,9 +21,19 @@ Sampler = Literal["few_step", "stochastic", "ddim"]
 `ddim`: the teacher with guidance and its deterministic sampler (DDIM, for flows Euler)."""
 
 
-def picture_noise(shape: Sequence[int], seed: int, index: int, step: int = 0) -> Tensor:
+@dataclass(frozen=True)
+class NoiseKey:
+    """Names the noise of one picture. In a suite: the seed of the picture, and the suite's name with the prompt's id,
+    so that the noise depends neither on the batch nor on the order, the process or the number of prompts."""
+
+    seed: int
+    index: int = 0
+    purpose: str = "picture"
+
+
+def picture_noise(shape: Sequence[int], seed: int, index: int, step: int = 0, purpose: str = "picture") -> Tensor:
     """Gaussian noise of one picture entering grid step `step`: a function of its arguments, whatever the batch."""
-    return torch.randn(*shape, generator=generator(seed, index, step, "picture"))
+    return torch.randn(*shape, generator=generator(seed, index, step, purpose))
 
 
 @torch.no_grad()
@@ -38,14 +49,15 @@ def generate(
     timesteps: Sequence[float] | None = None,
     spacing: str = "trailing",
     first_index: int = 0,
+    keys: Sequence[NoiseKey] | None = None,
     batch: int = 32,
     progress: Callable[[int, int], None] | None = None,
     step: Callable[[int], None] | None = None,
 ) -> Tensor:
     """A picture for every caption, (N, 3, H, W) float32 on [-1, 1], on the CPU.
 
-    Picture `i` starts from the noise of (seed, first_index + i), the same for every sampler, so that pictures side by
-    side differ by the sampler alone. `guidance` 1 is none. `timesteps` replaces the few-step grid of `steps`;
+    Picture `i` starts from the noise of (seed, first_index + i), or of `keys[i]` where given, the same for every
+    sampler, so that pictures side by side differ by the sampler alone. `guidance` 1 is none. `timesteps` replaces the few-step grid of `steps`;
     `spacing` is that of DDIM. `progress(done, N)` is called after each batch, `step(B)` after each step of the B
     pictures of one. Raises `NumericalError` on NaN.
     """
@@ -54,10 +66,11 @@ def generate(
     grid: tuple[float, ...] = ()
     if sampler != "ddim":
         grid = tuple(timesteps) if timesteps is not None else family.grid(steps).timesteps
+    keys = keys or [NoiseKey(seed, first_index + i) for i in range(len(captions))]
     pictures = []
     for start in range(0, len(captions), batch):
         texts = list(captions[start : start + batch])
-        indices = range(first_index + start, first_index + start + len(texts))
+        part = keys[start : start + len(texts)]
         condition = family.encode(texts)
 
         def denoise(x_t: Tensor, t: Tensor, condition: Conditioning = condition) -> Tensor:
@@ -66,8 +79,8 @@ def generate(
                 step(len(x_t))
             return x0
 
-        def noise(step: int, indices: range = indices) -> Tensor:
-            rows = [picture_noise(family.latent_shape, seed, index, step) for index in indices]
+        def noise(step: int, part: Sequence[NoiseKey] = part) -> Tensor:
+            rows = [picture_noise(family.latent_shape, key.seed, key.index, step, key.purpose) for key in part]
             return torch.stack(rows).to(family.device)
 
         if sampler == "ddim":

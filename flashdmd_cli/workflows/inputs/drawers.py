@@ -28,7 +28,7 @@ from flashdmd_cli.workflows.recipes import default_distill_recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.evaluation.generate import NoiseKey, Sampler
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.device import Place
@@ -81,15 +81,21 @@ class Drawer:
         first: int,
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
+        keys: Sequence[NoiseKey] | None = None,
+        batch: int = 32,
     ) -> Tensor:
         """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W): the same as if all were drawn at once.
 
-        `progress(done, B)` is called after each batch of them, `step(num)` after `num` of their steps.
+        `progress(done, B)` is called after each batch of them, `step(num)` after `num` of their steps. `keys` name the
+        noise of each instead of `seed` and `first`; `batch` pictures go through the network at once.
         """
         from flashdmd_cli.evaluation.generate import generate
 
         family, way = self.family, (self.sampler, self.steps, self.guidance)
-        return generate(family, self.net, captions, seed, *way, first_index=first, progress=progress, step=step)
+        return generate(
+            family, self.net, captions, seed, *way,
+            first_index=first, keys=keys, batch=batch, progress=progress, step=step,
+        )  # fmt: skip
 
     def step_counter(self, num_pictures: int, reporter: Reporter) -> Callable[[int], None]:
         """What `draw_from` calls for each step, so that progress is seen where few pictures take long."""

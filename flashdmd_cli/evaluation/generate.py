@@ -57,9 +57,9 @@ def generate(
     """A picture for every caption, (N, 3, H, W) float32 on [-1, 1], on the CPU.
 
     Picture `i` starts from the noise of (seed, first_index + i), or of `keys[i]` where given, the same for every
-    sampler, so that pictures side by side differ by the sampler alone. `guidance` 1 is none. `timesteps` replaces the few-step grid of `steps`;
-    `spacing` is that of DDIM. `progress(done, N)` is called after each batch, `step(B)` after each step of the B
-    pictures of one. Raises `NumericalError` on NaN.
+    sampler, so that pictures side by side differ by the sampler alone. `guidance` 1 is none. `timesteps` replaces the
+    few-step grid of `steps`; `spacing` is that of DDIM. `progress(done, N)` is called after each batch, `step(B)` after
+    each step of the B pictures of one. Raises `NumericalError` on NaN.
     """
     if sampler == "few_step" and guidance != 1.0:
         raise ValueError("a few-step student has its guidance built in; sample it with guidance 1")

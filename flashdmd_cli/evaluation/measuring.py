@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -92,8 +92,17 @@ class Evaluator:
         found = measure(self.suite.metrics, batches)
         if found.num_pictures != (wanted := sum(row.counts for row in self.suite.rows)):
             raise ValueError(f"{found.num_pictures} pictures where {self.suite.name} has {wanted} that count")
-        figures: dict[str, Interval] = {}
-        for metric in self.suite.metrics:
-            figures |= metric.result(found.of(metric), self.real.of(metric) if metric.compares else torch.empty(0))
-        parts = {name: figures.pop(name) for name in list(figures) if "." in name}
-        return Measured(figures | parts, found.num_pictures)
+        numbers = {metric.name: found.of(metric) for metric in self.suite.metrics}
+        real = {metric.name: self.real.of(metric) for metric in self.suite.metrics if metric.compares}
+        return Measured(values_of(self.suite.metrics, numbers, real), found.num_pictures)
+
+
+def values_of(
+    metrics: Sequence[Metric], numbers: Mapping[str, Tensor], real: Mapping[str, Tensor]
+) -> dict[str, Interval]:
+    """The values with their intervals, from what was measured of drawn and of real pictures; parts come last."""
+    values: dict[str, Interval] = {}
+    for metric in metrics:
+        values |= metric.result(numbers[metric.name], real[metric.name] if metric.compares else torch.empty(0))
+    parts = {name: values.pop(name) for name in list(values) if "." in name}
+    return values | parts

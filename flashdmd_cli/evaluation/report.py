@@ -74,6 +74,11 @@ def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], hig
 def missed(measured: Measured, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
     """Which thresholds (lowest and highest allowed value by figure) the figures miss, a line each; NaN misses all."""
     told = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
-            if not (value := measured[name]) >= least]  # fmt: skip
+            if not (value := value_of(measured, name)) >= least]  # fmt: skip
     return told + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
-                   if not (value := measured[name]) <= most]  # fmt: skip
+                   if not (value := value_of(measured, name)) <= most]  # fmt: skip
+
+
+def value_of(measured: Measured, name: str) -> float:
+    """The value of a metric; NaN, which misses every threshold, where no picture could be measured."""
+    return measured[name] if name in measured.figures else float("nan")

@@ -68,6 +68,11 @@ class Drawer:
 
         return Place(self.family.device.type, self.family.precision)
 
+    @property
+    def batch(self) -> int:
+        """Pictures that go through the network at once, unless something else is asked for."""
+        return 32 if self.family.latent_shape[-1] <= 64 else 4
+
     def draw(self, captions: Sequence[str], seed: int, reporter: Reporter | None = None) -> Tensor:
         """A picture (3, H, W) on [-1, 1] for every caption; picture i has the same noise whatever draws it."""
         reporter = reporter or SilentReporter()
@@ -82,7 +87,7 @@ class Drawer:
         progress: Callable[[int, int], None] | None = None,
         step: Callable[[int], None] | None = None,
         keys: Sequence[NoiseKey] | None = None,
-        batch: int = 32,
+        batch: int | None = None,
     ) -> Tensor:
         """Pictures `first`, `first` + 1, ... of a longer list, (B, 3, H, W): the same as if all were drawn at once.
 
@@ -94,7 +99,7 @@ class Drawer:
         family, way = self.family, (self.sampler, self.steps, self.guidance)
         return generate(
             family, self.net, captions, seed, *way,
-            first_index=first, keys=keys, batch=batch, progress=progress, step=step,
+            first_index=first, keys=keys, batch=batch or self.batch, progress=progress, step=step,
         )  # fmt: skip
 
     def step_counter(self, num_pictures: int, reporter: Reporter) -> Callable[[int], None]:

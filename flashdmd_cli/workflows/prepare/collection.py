@@ -63,7 +63,7 @@ def prepare(
         image_column: parquet column of pictures.
         caption: of several captions of a picture the `first` (default), or a `random` one, drawn with `seed`.
         captions_from_names: a picture without a caption takes its file's name.
-        suite: `coco10k`, the 10,000 prompts of that suite.
+        suite: `coco10k-hash`, 10,000 images chosen by a hash of their ids; for `coco10k` see `prepare_suite`.
         encoding: `png`, `jpg` or `webp`; png up to 256 pixels unless given.
         shard_size: rows of `source` for each shard.
         num: how many rows to take; all unless given.

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.suites.prompts import Prompt
 from flashdmd_cli.evaluation.suites.spec import FOLDER, Groups, list_suites, read_suite, rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.shapes.captions import captions, parse
@@ -41,8 +42,9 @@ def test_in_the_demo_every_picture_counts_and_the_last_are_groups() -> None:
     assert len(rows) == 128 and all(row.counts for row in rows)
     assert [row.prompt for row in rows] == whole[:64] + [text for text in whole[64:80] for _ in range(4)]
     assert [row.group for row in rows] == [None] * 64 + [group for group in range(16) for _ in range(4)]
-    assert [row.group for row in rows_of(["a", "b"], None)] == [None, None]
-    assert len(rows_of(["a", "b"], Groups(num=5, size=2, extra=False))) == 4  # of a shorter list, all
+    prompts = [Prompt("1", "a"), Prompt("2", "b")]
+    assert [row.group for row in rows_of(prompts, None)] == [None, None]
+    assert len(rows_of(prompts, Groups(num=5, size=2, extra=False))) == 4  # of a shorter list, all
 
 
 @pytest.fixture
@@ -101,8 +103,8 @@ def test_a_file_that_is_no_suite(own: Path) -> None:
             read_suite(str(own))
     with pytest.raises(InputError, match="no such file"):
         read_suite("nowhere.yaml")
-    with pytest.raises(UsageError, match="coco10k: not in this version") as told:
-        read_suite("coco10k")
+    with pytest.raises(UsageError, match="nothing: no suite of that name") as told:
+        read_suite("nothing")
     assert told.value.hint.startswith(f"there is {', '.join(list_suites())}")
     (own.parent / "mine.txt").write_text("a plain red circle above a plain blue ring\na dog\n")
     own.write_text(

@@ -14,7 +14,7 @@ from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
 from flashdmd_cli.data.reading import Captions, check_caption, named, read_file
 
 SUITES = {"coco10k-hash": 10_000}
-"""Number of pictures of each draw. They are those with the smallest `sha256("<suite>/<image id>")`, a rule without
+"""Number of pictures of each draw. They are those with the smallest `sha256("coco10k/<image id>")`, a rule without
 random generator, so that it can be reproduced in any programming language."""
 
 
@@ -114,6 +114,6 @@ def choose(ids: list[int], suite: str) -> list[int]:
             "it is drawn from captions_val2014.json (40,504 images)",
         )
     digests: list[tuple[Any, int]] = sorted(
-        (hashlib.sha256(f"{suite}/{image}".encode()).digest(), image) for image in ids
+        (hashlib.sha256(f"coco10k/{image}".encode()).digest(), image) for image in ids
     )
     return sorted(image for _, image in digests[:size])

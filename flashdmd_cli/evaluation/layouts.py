@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from flashdmd_cli.runs.files import write_text_atomically, writing
 LAYOUTS = ("geneval", "dpg", "t2i-compbench")
 GRID = 4
 """Pictures of a prompt that DPG-Bench reads from one file."""
+DPG_LINE = re.compile(r"(.*\.(?:png|jpe?g|webp))((?:, [-+.e\d]+)+)$", re.IGNORECASE)
+"""`PATH, score, score, ..., mean`."""
 MAX_NAME_BYTES = 255 - len("_000000.png")
 """Of a prompt in a file's name; the file systems of most machines allow 255 bytes."""
 
@@ -156,11 +159,10 @@ def _read_dpg(text: str) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
     categories: dict[str, float] = {}
     stated: float | None = None
     for line in text.splitlines():
-        name, *numbers = line.rsplit(", ", line.count(", "))
-        if numbers and name.lower().endswith((".png", ".jpg", ".jpeg", ".webp")):
-            scores = [float(number) for number in numbers]
-            stem = Path(name).name.split(".")[0]
-            samples.append({"id": stem, "seed": 0, "prompt": "", "scores": {"dpg": 100 * scores[-1]}})
+        if scored := DPG_LINE.match(line):
+            stem = Path(scored[1]).name.split(".")[0]
+            score = float(scored[2].rpartition(", ")[2])
+            samples.append({"id": stem, "seed": 0, "prompt": "", "scores": {"dpg": 100 * score}})
         elif line.startswith("DPG-Bench score:"):
             stated = float(line.partition(":")[2])
         elif line.startswith("\t"):

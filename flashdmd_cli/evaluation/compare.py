@@ -18,8 +18,8 @@ from flashdmd_cli.runs.errors import UsageError
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 FORMATS = ("markdown", "csv", "latex")
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
-LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$"}
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
+LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$", "none": ""}
 
 
 @dataclass(frozen=True)
@@ -128,8 +128,8 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
                 higher = found["direction"] != "lower"
                 difference = paired(result.scores(name), results[0].scores(name), higher)
                 entry |= {"difference": found["value"] - results[0].metrics[name]["value"], "pairs": difference.pairs}
-                # Of a ratio that should be 1, a higher value is no win.
-                wins = difference.wins if found["direction"] != "one" else None
+                # Of a ratio that should be 1, and of a mere description, a higher value is no win.
+                wins = difference.wins if found["direction"] in ("higher", "lower") else None
                 for key, interval in (("paired", difference.delta), ("wins", wins)):
                     if interval is not None:
                         entry[key] = {"value": interval.value, "low": interval.low, "high": interval.high}
@@ -212,7 +212,7 @@ def win_cell(entry: Mapping[str, Any]) -> str:
 
 def _markdown(document: Mapping[str, Any]) -> str:
     names, rows = list(document["metrics"]), document["rows"]
-    heads = [f"{name} {ARROWS[document['metrics'][name]['direction']]}" for name in names]
+    heads = [f"{name} {ARROWS[document['metrics'][name]['direction']]}".strip() for name in names]
     suite = document["suite"]
     lines = [f"Suite {suite['name']}, version {suite['version']}; 95% intervals.", ""]
     lines += _table(["", "steps", *heads], [[title(row), str(row["steps"] or ""),

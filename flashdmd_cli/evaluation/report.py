@@ -1,4 +1,4 @@
-"""Puts measured figures into JSON and into a table; printing is the command line's."""
+"""Puts measured values into JSON and into a table; printing is the command line's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.metric import Metric
 from flashdmd_cli.runs.errors import UsageError
 
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
 """Which way a figure should go, as headings show it."""
 
 
@@ -20,13 +20,18 @@ def report(rows: Mapping[str, Measured], **facts: Any) -> dict[str, Any]:
     return {**facts, "results": {name: measured.as_dict() for name, measured in rows.items()}}
 
 
+def heading(metric: Metric) -> str:
+    """A metric's heading with the arrow of its direction."""
+    return f"{metric.heading} {ARROWS[metric.direction]}".strip()
+
+
 def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
     """A column for every metric that wants one, a line for every row; figures with half of their 95% interval."""
     drawn = Table(title=title or None)
     drawn.add_column("")
     shown = [metric for metric in metrics if metric.in_table]
     for metric in shown:
-        drawn.add_column(f"{metric.heading} {ARROWS[metric.direction]}", justify="right")
+        drawn.add_column(heading(metric), justify="right")
     for name, measured in rows.items():
         drawn.add_row(name, *(_cell(measured, metric.name, metric.digits) for metric in shown))
     return drawn

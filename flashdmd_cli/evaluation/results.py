@@ -26,7 +26,9 @@ def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scor
     for metric in metrics:
         found = values[metric.name]
         parts = {name.partition(".")[2]: each for name, each in values.items() if name.startswith(f"{metric.name}.")}
-        if metric.name == "composition":  # its parts have a group of their own
+        # Parts that are named the other way round, and those of `composition`.
+        parts |= {name: each for name, each in values.items() if name.endswith(f".{metric.name}")}
+        if metric.name == "composition":
             parts |= {name: each for name, each in values.items() if name.startswith("attributes.")}
         table[metric.name] = {
             "value": found.value,

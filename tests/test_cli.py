@@ -32,7 +32,8 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["eval", "compare"], ["eval", "read"], ["export"], ["inspect"], ["doctor"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["doctor"],
+    ["eval"], ["eval", "compare"], ["eval", "read"],
     ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip

@@ -28,8 +28,10 @@ def annotations(num: int = 60, pictures: Path | None = None) -> dict[str, Any]:
     images = [{"license": 3, "file_name": f"COCO_val2014_{i:012d}.jpg", "height": 4, "width": 4, "id": i} for i in ids]
     captions = [(i, k) for i in ids for k in range(2 + i % 3)]
     order = generator.permutation(len(captions))
-    rows = [{"image_id": captions[k][0], "id": int(1000 + k), "caption": f"caption {captions[k][1]} of {captions[k][0]}\n"}
-            for k in order]  # fmt: skip
+    rows = [
+        {"image_id": captions[k][0], "id": int(1000 + k), "caption": f"caption {captions[k][1]} of {captions[k][0]}\n"}
+        for k in order
+    ]
     for image in images if pictures is not None else ():
         pictures.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40 + image["id"] % 3, 40), (image["id"], 0, 0)).save(pictures / image["file_name"])
@@ -87,10 +89,11 @@ def test_from_annotations_to_a_suite(small: Path) -> None:
     folder = small / "coco" / "annotations"
     folder.mkdir()
     (folder / "captions_val2014.json").write_text(json.dumps(document))
-    fails(run("eval", "--suite", "coco10k"), 3, "captions_val2014.json", "annotations_trainval2014.zip (253 MB)",
-          "http://images.cocodataset.org", "flashdmd prepare-data annotations_trainval2014.zip --suite coco10k")  # fmt: skip
-    told = run("prepare-data", "coco", "--suite", "coco10k")
-    assert told.exit_code == 0 and told.stdout.startswith(
+    told = ("captions_val2014.json", "annotations_trainval2014.zip (253 MB)", "http://images.cocodataset.org")
+    told += ("flashdmd prepare-data annotations_trainval2014.zip --suite coco10k",)
+    fails(run("eval", "--suite", "coco10k"), 3, *told)
+    done = run("prepare-data", "coco", "--suite", "coco10k")
+    assert done.exit_code == 0 and done.stdout.startswith(
         "runs/data-coco10k: 40 prompts (next: flashdmd eval --suite coco10k)\nthis is not COCO's captions_val2014.json"
     )
     written = read_manifest(Path("runs/data-coco10k"))
@@ -115,8 +118,12 @@ def test_sources_that_are_none(small: Path) -> None:
     (small / "b.zip").write_bytes(b"no archive")
     with zipfile.ZipFile("c.zip", "w") as archive:
         archive.writestr("other.json", "{}")
-    for source, line in (("none.json", "no such file"), ("a.json", "is no caption annotation file"),
-                         ("b.zip", "is no caption annotation file"), ("c.zip", "holds no captions_val2014.json")):  # fmt: skip
+    for source, line in (
+        ("none.json", "no such file"),
+        ("a.json", "is no caption annotation file"),
+        ("b.zip", "is no caption annotation file"),
+        ("c.zip", "holds no captions_val2014.json"),
+    ):
         with pytest.raises(InputError, match=line):
             prepare_suite(source, "out")
     (small / "d.json").write_text(json.dumps(annotations(20)))

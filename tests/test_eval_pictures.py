@@ -145,6 +145,8 @@ def test_weights_that_are_missing_skip_a_metric_unless_it_was_named(
     assert result.document["skipped"] == {
         "absent": "absent: w.pt of owner/name (1 GB) is not on this machine (--weights-dir DIR)"
     }
+    with pytest.raises(InputError, match="--fail-below absent: cannot be measured: absent: w.pt of owner/name"):
+        evaluate(out="f", images="in", prompts="p.txt", fail_below={"absent": 0.3})
     with pytest.raises(WeightsMissing, match="w.pt of owner/name") as missing:
         evaluate(out="f", images="in", prompts="p.txt", metrics=["absent"])
     assert missing.value.exit_code == 3 and not Path("f").exists()

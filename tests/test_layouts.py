@@ -19,8 +19,10 @@ from flashdmd_cli.workflows.compare import compare
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 
-LINES = [{"tag": "two_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
-         {"tag": "colors", "include": [{"class": "bus", "color": "red"}], "prompt": "a photo of a red bus"}]  # fmt: skip
+LINES = [
+    {"tag": "two_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"},
+    {"tag": "colors", "include": [{"class": "bus", "color": "red"}], "prompt": "a photo of a red bus"},
+]
 
 
 def pictures(folder: Path, rows: list[Row]) -> list[Path | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,17 @@ def test_a_file_that_is_no_suite(own: Path) -> None:
     )
     with pytest.raises(InputError, match="mine.txt, line 2: not a caption"):
         read_suite(str(own))
+    rows = [{"id": "a", "prompt": "a plain red circle above a plain blue ring"}, {"id": "b", "prompt": " "}]
+    for second, line in (
+        ({}, "mine.jsonl:2: an empty prompt"),
+        ({"id": "a", "prompt": "x"}, "the id a is there twice"),
+    ):
+        (own.parent / "mine.jsonl").write_text("\n".join(map(json.dumps, [rows[0], rows[1] | second])))
+        own.write_text(
+            yaml.safe_dump(yaml.safe_load((FOLDER / "shapes1k.yaml").read_text()) | {"prompts": {"file": "mine.jsonl"}})
+        )
+        with pytest.raises(InputError, match=line):
+            read_suite(str(own))
 
 
 def test_the_suite_of_the_documentation_is_one(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
-"""Puts measured values into JSON and into a table; printing is the command line's."""
+"""Puts measured values into a table, and compares them with thresholds; printing is the command line's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 
@@ -13,11 +12,6 @@ from flashdmd_cli.runs.errors import UsageError
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
 """Which way a figure should go, as headings show it."""
-
-
-def report(rows: Mapping[str, Measured], **facts: Any) -> dict[str, Any]:
-    """A document for JSON: `facts` (suite, seed, ...) and under `results` the figures of every row."""
-    return {**facts, "results": {name: measured.as_dict() for name, measured in rows.items()}}
 
 
 def heading(metric: Metric) -> str:

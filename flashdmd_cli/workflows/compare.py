@@ -25,8 +25,8 @@ def compare(
 ) -> tuple[dict[str, Any], str]:
     """Compare finished evaluations, each given by its folder, with the first of them.
 
-    `paper` adds the rows that the paper prints, marked as published (None: for `coco10k` alone, the set that they are
-    of). Returns the comparison, and its table in `format`, which is also written to the file `out`.
+    `paper` adds the rows that the paper prints, marked as published (None: for the whole of `coco10k` alone, the set
+    that they are of). Returns the comparison, and its table in `format`, which is also written to the file `out`.
 
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
@@ -52,7 +52,8 @@ def compare(
     check_comparable(found)
     chosen = common_metrics(found, metrics)
     document = compare_results(found, chosen)
-    if paper or (paper is None and document["suite"]["name"] == "coco10k"):
+    whole = document["suite"]["name"] == "coco10k" and document["suite"].get("limit") is None
+    if paper or (paper is None and whole):
         document["rows"] += published_rows(chosen)
     text = render(document, format)
     if out is not None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded, plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
@@ -22,8 +22,9 @@ from flashdmd_cli.workflows.inputs.drawers import Drawer, load_drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.inputs.teachers import Parts
-from flashdmd_cli.workflows.sample import write_result
-from flashdmd_cli.workflows.scoring import Picked, Request, pick, score
+from flashdmd_cli.workflows.picking import Picked, Request, pick
+from flashdmd_cli.workflows.sample import warn_of_prompts, write_result
+from flashdmd_cli.workflows.scoring import score
 
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.measuring import Measured
@@ -121,6 +122,9 @@ def evaluate(
         measures=not generate_only,
     )
     picked = pick(request, reporter)
+    for name in (*lowest, *highest):
+        if name in picked.suite.skipped:
+            raise InputError(f"--fail-below {name}: cannot be measured: {picked.suite.skipped[name]}")
     check_thresholds(picked.suite.metrics, lowest, highest)
     if images is not None:
         place = drawing_place(device)
@@ -138,6 +142,7 @@ def evaluate(
                 f"--suite {suite or picked.suite.name}: is for the embedded world, and {drawer.name} draws another",
                 hint="flashdmd sample draws any prompts",
             )
+        warn_of_prompts(drawer, list(dict.fromkeys(row.prompt for row in picked.suite.rows)), reporter)
         place, name = drawer.place, drawer.name
         folder = claim(Path(out) if out is not None else RUNS / f"eval-{picked.suite.name}-{name}", "eval")
         facts = {**drawer.facts()}

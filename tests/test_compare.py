@@ -17,7 +17,7 @@ from flashdmd_cli.workflows.compare import compare
 
 from .test_cli import fails, run
 
-SUITE = {"name": "coco10k", "version": 1, "sha256": "s", "limit": None, "seeds": 1}
+SUITE = {"name": "coco10k", "version": 1, "sha256": "s", "limit": None, "prompts": 8, "pictures": 8}
 CLIP = {"direction": "higher", "unit": "cosine", "scale": "cosine", "version": 1, "provenance": {"w": "1"}}
 FID = {"direction": "lower", "unit": "d", "scale": "", "version": 1, "provenance": {}}
 
@@ -101,7 +101,7 @@ def test_formats(tmp_path: Path) -> None:
     ("changes", "line"),
     [
         ({"suite__sha256": "other"}, "b of coco10k 1, or of other prompts"),
-        ({"suite__limit": 100}, "a has limit None, b 100"),
+        ({"suite__pictures": 4}, "a has 8 pictures, b 4"),
         ({"metrics__clip": {"provenance": {"w": "2"}}}, "clip was measured with another provenance"),
         ({"metrics__clip": {"version": 2}}, "clip was measured with another version"),
         ({"metrics": {"mps": {}}}, "no metric in common"),

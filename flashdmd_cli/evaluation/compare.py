@@ -86,11 +86,11 @@ def check_comparable(results: Sequence[Result]) -> None:
                 f" {theirs['version']}, or of other prompts",
                 hint="only results of one suite and version are compared; evaluate both on the same one",
             )
-        for key in ("limit", "seeds"):
-            if ours.get(key) != theirs.get(key):
+        for what in ("prompts", "pictures"):
+            if ours.get(what) != theirs.get(what):
                 raise UsageError(
-                    f"compare: {first.name} has {key} {ours.get(key)}, {other.name} {theirs.get(key)}",
-                    hint="evaluate both on the same pictures",
+                    f"compare: {first.name} has {ours.get(what)} {what}, {other.name} {theirs.get(what)}",
+                    hint="evaluate both with the same --limit and --seeds",
                 )
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,14 @@ def test_from_annotations_to_a_suite(small: Path) -> None:
     prompts = Path("runs/data-coco10k/prompts.jsonl")
     prompts.write_text(prompts.read_text().replace("caption 0", "caption 9"))
     fails(run("eval", "--suite", "coco10k"), 3, "prompts.sha256", "is not the file that the suite was written for")
+
+
+def test_on_a_machine_with_nothing_the_answer_is_one_line(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "flashdmd_cli", "eval", "--suite", "coco10k"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+    assert "annotations_trainval2014.zip (253 MB)" in done.stderr and list(tmp_path.iterdir()) == []
 
 
 def test_sources_that_are_none(small: Path) -> None:

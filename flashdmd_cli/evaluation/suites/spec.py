@@ -15,27 +15,21 @@ from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Direction, Metric, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
+from flashdmd_cli.evaluation.suites.names import FOLDER, suite_path
 from flashdmd_cli.evaluation.suites.prompts import Prompt, read_prompt_file, refuse_twice
 from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
 from flashdmd_cli.evaluation.suites.suite import PromptSuite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded, sha256_file
-from flashdmd_cli.runs.folder import RUNS
 from flashdmd_cli.runs.tables import Config, Count
 from flashdmd_cli.shapes.captions import parse
 
-FOLDER = Path(__file__).parent
 MIN_PROMPTS = 2
 """A covariance needs two pictures."""
-PREPARED = {"coco10k": "data-coco10k", "coco-mini": "data-coco10k"}
-"""Suites whose prompts do not come with the package, and the folder under ./runs where `prepare-data` puts them."""
 WORLD_METRICS = ("composition", "exact", "extra_objects", "frechet", "coverage", "pattern_coverage", "diversity")
 """Metrics that see nothing but the embedded world."""
-COCO_HINT = (
-    "its prompts come from captions_val2014.json in annotations_trainval2014.zip (253 MB) of"
-    " http://images.cocodataset.org/annotations/annotations_trainval2014.zip; then:"
-    " flashdmd prepare-data annotations_trainval2014.zip --suite coco10k"
-)
+SIZED = ("high_frequency",)
+"""Metrics that need real pictures of the size of the drawn ones: measured where a suite or `--metrics` names them."""
 COLUMN_OF_FILES = "file_name"
 """Column of a prompt file that names the real picture of each prompt in `references`."""
 
@@ -96,12 +90,7 @@ class SuiteSpec(Config):
     references: str | None = None
     """Folder of real pictures, for metrics that compare with them; relative to the YAML file."""
     metrics: Annotated[list[Measure] | None, Field(min_length=1)] = None
-    """What is measured, in the order of a report. Left out: every metric that is not for the embedded world alone."""
-
-
-def list_suites() -> list[str]:
-    """Names of the suites that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    """What is measured, in the order of a report. Left out: every metric of pictures of any kind and size."""
 
 
 def read_suite(
@@ -148,26 +137,6 @@ def read_suite(
     return PromptSuite(spec.name, spec.version, rows, metrics, digest, skipped, None, references, named)
 
 
-def suite_path(name: str) -> Path:
-    """The file of a shipped suite, or of one that is named by its path."""
-    if name in PREPARED:
-        path = RUNS / PREPARED[name] / f"{name}.yaml"
-        if not path.is_file():
-            raise InputError(f"--suite {name}: {path} is not there", hint=COCO_HINT)
-        return path
-    if name in list_suites():
-        return FOLDER / f"{name}.yaml"
-    path = expanded(name)
-    if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"--suite {name}: no suite of that name",
-            hint=f"there is {', '.join(list_suites())}; a file of your own is given with its .yaml",
-        )
-    if not path.is_file():
-        raise InputError(f"--suite {name}: no such file", hint=f"there is {', '.join(list_suites())}")
-    return path
-
-
 def read_spec(path: Path, said: str) -> SuiteSpec:
     """The checked contents of a suite's file."""
     try:
@@ -196,7 +165,7 @@ def make_metrics(
     listed = spec.metrics or [
         Measure(name=each.name, direction=each.direction, version=each.version)
         for each in METRICS.values()
-        if each.name not in WORLD_METRICS
+        if each.name not in (*WORLD_METRICS, *SIZED)
     ]
     for i, wanted in enumerate(listed):
         if wanted.name not in METRICS:

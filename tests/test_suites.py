@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.suites.names import FOLDER, list_suites
 from flashdmd_cli.evaluation.suites.prompts import Prompt
-from flashdmd_cli.evaluation.suites.spec import FOLDER, Groups, list_suites, read_suite, rows_of
+from flashdmd_cli.evaluation.suites.spec import Groups, read_suite, rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.shapes.captions import captions, parse
 from flashdmd_cli.shapes.world import is_held_out, sample_attributes

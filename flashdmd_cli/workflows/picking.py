@@ -140,7 +140,8 @@ def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
 
 def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, instruments: Instruments) -> Suite:
     """A suite of any prompts, with the metrics that are asked for, else with those of COCO prompts."""
-    from flashdmd_cli.evaluation.suites.spec import FOLDER, make_metrics, read_spec
+    from flashdmd_cli.evaluation.suites.names import FOLDER
+    from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec
     from flashdmd_cli.evaluation.suites.suite import PromptSuite
 
     metrics: list[Metric] = []

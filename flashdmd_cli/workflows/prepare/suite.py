@@ -179,7 +179,7 @@ def find_pictures(folder: Path, name: str) -> Path | None:
 
 def suite_text(name: str, prompts: str, pictures: Path | None) -> str:
     """A shipped suite with the hash of its prompts and the folder of its real pictures."""
-    from flashdmd_cli.evaluation.suites.spec import FOLDER
+    from flashdmd_cli.evaluation.suites.names import FOLDER
 
     spec = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     spec["prompts"]["sha256"] = prompts

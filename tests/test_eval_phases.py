@@ -122,6 +122,7 @@ def test_pictures_of_a_suite_are_measured_where_they_lie(world: Path) -> None:  
         and not Path("a/samples.jsonl").exists()
         and damaged_files(Path("a"), read_manifest(Path("a"))) == []
     )
+    assert only.suite.metrics == [] and "metrics" not in only.document
     whole = evaluate("shapes-sdxl", "b", **few)  # type: ignore[arg-type]
     scored = evaluate(out="c", suite="shapes1k", limit=4, images=only.pictures)
     assert scored.document["metrics"] == whole.document["metrics"]
@@ -144,6 +145,7 @@ def test_pictures_of_a_suite_are_measured_where_they_lie(world: Path) -> None:  
     [
         ({"images": "x", "source": "y"}, "--images: are pictures that are there already"),
         ({"images": "x", "generate_only": True}, "--generate-only: nothing is drawn"),
+        ({"generate_only": True, "fail_above": {"frechet": 1}}, "--fail-above: nothing is measured"),
         ({"images": "x", "layout": "dpg"}, "--layout: nothing is drawn"),
         ({"layout": "parti"}, "--layout parti: unknown"),
         ({"seeds": 0}, "--seeds 0: must be at least 1"),

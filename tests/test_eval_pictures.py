@@ -225,6 +225,22 @@ def test_files_belong_to_prompts_by_name_id_or_order(tmp_path: Path) -> None:
     assert sorted(["a10.png", "a2.png", "a1.png"], key=lambda name: natural([name])) == ["a1.png", "a2.png", "a10.png"]
 
 
+def test_a_suite_of_any_prompts_takes_no_metric_of_the_embedded_world(
+    brightness: type[Brightness], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    (tmp_path / "own.yaml").write_text("name: own\nversion: 1\nprompts: {file: p.txt}\n")
+    for i in range(2):
+        save(tmp_path / "in" / "sub" / f"{i}.png", size=4 + 28 * i)
+    result = evaluate(out="e", suite="own.yaml", images="in")
+    assert list(result.document["metrics"]) == ["brightness"] and list(result.document["skipped"]) == ["absent"]
+    assert result.document["pictures"]["left_out"] == {"4 x 4 pixels: under 8": {"num": 1, "files": ["sub/0.png"]}}
+    with pytest.raises(UsageError, match="--metrics composition: is for the embedded world, and the prompt 1"):
+        evaluate(out="f", suite="own.yaml", images="in", metrics=["composition"])
+    with pytest.raises(InputError, match="frechet: there are no real pictures to compare with"):
+        evaluate(out="f", suite="own.yaml", images="in", metrics=["frechet"])
+
+
 def test_prompts_of_any_content(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": text}) for text in (LONG, EMOJI, LINES, "", "x" * 70_000)))

@@ -134,11 +134,11 @@ def by_order(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused
     return Collection(rows, [path for _, path in pairs], unused, refused)
 
 
-def left_out_of(found: Collection) -> dict[str, dict[str, object]]:
+def left_out_of(found: Collection, folder: Path) -> dict[str, dict[str, object]]:
     """Pictures without a prompt, and prompts that are none, as `results.json` counts them."""
     told: dict[str, list[str]] = defaultdict(list)
     for refused in found.refused:
         told[f"not a prompt, {refused.reason}"].append(refused.source)
     if found.unused:
-        told["no prompt belongs to the picture"] = [path.name for path in found.unused]
+        told["no prompt belongs to the picture"] = [path.relative_to(folder).as_posix() for path in found.unused]
     return {why: {"num": len(names), "files": names[:20]} for why, names in told.items()}

@@ -48,12 +48,12 @@ def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scor
     return table
 
 
-def picture_facts(looks: Sequence[Look], paths: Sequence[Path | None], rows: Sequence[Row]) -> dict[str, Any]:
+def picture_facts(looks: Sequence[Look], names: Sequence[str | None], rows: Sequence[Row]) -> dict[str, Any]:
     """How many pictures were measured, and which were left out, converted or conspicuous."""
     left_out: dict[str, list[str]] = defaultdict(list)
     notes: dict[str, list[str]] = defaultdict(list)
-    for each, path, row in zip(looks, paths, rows, strict=True):
-        name = path.name if path is not None else f"prompt {row.prompt_id}"
+    for each, file, row in zip(looks, names, rows, strict=True):
+        name = file or f"prompt {row.prompt_id}"
         if each.reason:
             left_out[each.reason].append(name)
         for note in each.notes:
@@ -62,8 +62,8 @@ def picture_facts(looks: Sequence[Look], paths: Sequence[Path | None], rows: Seq
     return {
         "num": len(looks),
         "measured": measured,
-        "left_out": {why: {"num": len(names), "files": names[:SHOWN]} for why, names in left_out.items()},
-        "notes": {what: {"num": len(names), "files": names[:SHOWN]} for what, names in notes.items()},
+        "left_out": {why: {"num": len(files), "files": files[:SHOWN]} for why, files in left_out.items()},
+        "notes": {what: {"num": len(files), "files": files[:SHOWN]} for what, files in notes.items()},
     }
 
 

@@ -168,6 +168,8 @@ class ScoreJob:
     paths: Sequence[Path | None]
     store: Path
     threads: int
+    names: Sequence[str | None] = ()
+    """Of the files, for people."""
     samples: Path | None = None
     seed: int = 0
     side: int | None = None
@@ -182,7 +184,7 @@ class ScoreJob:
         rows, paths = self.rows[part], self.paths[part]
         chunk = measure_chunk(self.metrics, rows, paths, chunk_path(self.store, task), self.side)
         if self.samples is not None:
-            lines = sample_lines(self.metrics, rows, paths, chunk, self.seed)
+            lines = sample_lines(self.metrics, rows, self.names[part], chunk, self.seed)
             with writing(self.samples), self.samples.open("a", encoding="utf-8") as file:
                 file.write("".join(lines))  # one write, so that lines of two processes do not mix
         tick(len(rows))
@@ -194,7 +196,7 @@ def chunk_path(store: Path, number: int) -> Path:
 
 
 def sample_lines(
-    metrics: Sequence[Metric], rows: Sequence[Row], paths: Sequence[Path | None], chunk: Chunk, seed: int
+    metrics: Sequence[Metric], rows: Sequence[Row], names: Sequence[str | None], chunk: Chunk, seed: int
 ) -> list[str]:
     """A JSON line for each picture: id of the prompt, seed, file and hash, the values of the metrics of single
     pictures, and why it was left out."""
@@ -205,11 +207,11 @@ def sample_lines(
             for i, score in zip(chunk.taken[metric.name], scores.tolist(), strict=True):
                 values[i][metric.name] = score if abs(score) < float("inf") else None
     lines = []
-    for row, path, each, scored in zip(rows, paths, chunk.looks, values, strict=True):
+    for row, name, each, scored in zip(rows, names, chunk.looks, values, strict=True):
         facts = {
             "id": row.prompt_id,
             "seed": seed + row.sample,
-            "file": None if path is None else path.name,
+            "file": name,
             "sha256": each.sha256,
             "prompt": row.prompt,
             "group": row.group,

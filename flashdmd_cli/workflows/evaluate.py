@@ -112,6 +112,9 @@ def evaluate(
 
     reporter, lowest, highest = reporter or SilentReporter(), dict(fail_below or {}), dict(fail_above or {})
     check_options(images, source, generate_only, seeds, batch, num_processes, layout)
+    if generate_only and (lowest or highest):
+        flag = "--fail-below" if lowest else "--fail-above"
+        raise UsageError(f"{flag}: nothing is measured with --generate-only", hint="leave one of them out")
     began = time.monotonic()
     request = Request(
         suite=suite,

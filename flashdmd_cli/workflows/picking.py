@@ -44,14 +44,29 @@ class Picked:
 
     suite: Suite
     paths: Sequence[Path | None] = ()
+    folder: Path = Path()
+    """Of the pictures; they are named by their paths below it."""
     collection: Collection | None = None
     """Where the pictures were there already."""
+
+    @property
+    def names(self) -> list[str | None]:
+        """Of the files, for people."""
+        return [None if path is None else name_below(path, self.folder) for path in self.paths]
 
     def drawn(self, folder: Path) -> Picked:
         """With the files that were drawn."""
         from flashdmd_cli.evaluation.folder import picture_path
 
-        return replace(self, paths=[picture_path(folder, row.index) for row in self.suite.rows])
+        return replace(self, folder=folder, paths=[picture_path(folder, row.index) for row in self.suite.rows])
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """A file's path below a folder, or its name if it lies elsewhere."""
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return path.name
 
 
 def pick(request: Request, reporter: Reporter) -> Picked:
@@ -70,6 +85,7 @@ def pick(request: Request, reporter: Reporter) -> Picked:
                 seeds=request.seeds,
                 only=request.metrics,
                 references=request.references,
+                measures=request.measures,
             )
         )
     if request.suite is not None and request.images is None:
@@ -90,10 +106,12 @@ def picked_images(request: Request, instruments: Instruments) -> Picked:
         found = cut(read_collection(request.images, request.prompts), request.limit)
         name = request.images.resolve().name
         suite = plain_suite(name, found.rows, found.sha256, request, instruments)
-        return Picked(suite, found.paths, found)
+        return Picked(suite, found.paths, request.images, found)
     chosen = read_suite(request.suite, request.limit, instruments, only=request.metrics, references=request.references)
     texts = {row.prompt_id: row.prompt for row in chosen.rows}
-    prompts = [Prompt(name, text, {}, number, True) for number, (name, text) in enumerate(texts.items(), start=1)]
+    # Ids that are numbers of lines do not name files: `1.png` may be the first or the second.
+    named = list(texts) != [str(number) for number in range(1, len(texts) + 1)]
+    prompts = [Prompt(name, text, {}, number, named) for number, (name, text) in enumerate(texts.items(), start=1)]
     found = read_collection(request.images, request.prompts, prompts)
     for row in found.rows:
         if texts.get(row.prompt_id) != row.prompt:
@@ -106,7 +124,7 @@ def picked_images(request: Request, instruments: Instruments) -> Picked:
     for name in absent:
         rows.append(chosen.rows[0].__class__(len(rows), texts[name], prompt_id=name))
         paths.append(None)
-    return Picked(replace(chosen, rows=rows), paths, found)
+    return Picked(replace(chosen, rows=rows), paths, request.images, found)
 
 
 def cut(found: Collection, limit: int | None) -> Collection:
@@ -141,7 +159,7 @@ def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
 def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, instruments: Instruments) -> Suite:
     """A suite of any prompts, with the metrics that are asked for, else with those of COCO prompts."""
     from flashdmd_cli.evaluation.suites.names import FOLDER
-    from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec
+    from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec, refuse_world
     from flashdmd_cli.evaluation.suites.suite import PromptSuite
 
     metrics: list[Metric] = []
@@ -155,18 +173,3 @@ def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, i
                 skipped[metric.name] = "needs several pictures of a prompt"
                 metrics.remove(metric)
     return PromptSuite(name, 1, rows, metrics, digest, skipped, None, request.references)
-
-
-def refuse_world(metrics: Sequence[Metric], rows: Sequence[Row]) -> None:
-    """UsageError for a metric of the embedded world where a prompt is none of its captions."""
-    from flashdmd_cli.evaluation.suites.spec import WORLD_METRICS
-    from flashdmd_cli.shapes.captions import parse
-
-    own = [metric.name for metric in metrics if metric.name in WORLD_METRICS]
-    for row in rows if own else ():
-        try:
-            parse(row.prompt)
-        except ValueError:
-            raise UsageError(
-                f"--metrics {own[0]}: is for the embedded world, and the prompt {row.prompt_id} is none of its captions"
-            ) from None

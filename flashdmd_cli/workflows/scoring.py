@@ -39,9 +39,8 @@ def score(
     refuse_processes(num_processes, device)
     reporter.phase(f"measuring {len(suite.rows)} pictures", "picture")
     metrics = list(suite.metrics)
-    scored = score_files(
-        metrics, suite.rows, picked.paths, folder / MEASURED, request, num_processes, reporter, folder / SAMPLES, seed
-    )
+    at = folder / MEASURED, request, num_processes, reporter
+    scored = score_files(metrics, suite.rows, picked.paths, *at, folder / SAMPLES, seed, picked.names)
     skipped = dict(suite.skipped)
     for metric in list(metrics):
         if not len(scored.numbers[metric.name]):
@@ -52,9 +51,9 @@ def score(
         raise InputError(f"--images: none of {len(suite.rows)} pictures could be measured: {reason}")
     real = real_numbers(suite, metrics, request, num_processes, reporter)
     values = values_of(metrics, scored.numbers, real)
-    facts = picture_facts(scored.looks, picked.paths, suite.rows)
+    facts = picture_facts(scored.looks, picked.names, suite.rows)
     if picked.collection is not None:
-        facts["left_out"] |= left_out_of(picked.collection)
+        facts["left_out"] |= left_out_of(picked.collection, picked.folder)
     warnings = warnings_of(facts, metrics, scored)
     for line in [*warnings, *(f"{name}: not measured: {why}" for name, why in skipped.items())]:
         reporter.say(line)
@@ -88,6 +87,7 @@ def score_files(
     reporter: Reporter,
     samples: Path | None = None,
     seed: int = 0,
+    names: Sequence[str | None] = (),
 ) -> Scored:
     """Measure files chunk by chunk into `store`; returns what was measured."""
     import torch
@@ -113,7 +113,7 @@ def score_files(
     device = drawing_place(request.device).device
     load = (lambda: metrics) if processes == 1 else partial(remake, wanted, request.weights_dir, device)
     side = IMAGE_SIZE if any(metric.name in WORLD_METRICS for metric in metrics) else None
-    job = ScoreJob(load, rows, paths, store, torch.get_num_threads(), samples, seed, side)
+    job = ScoreJob(load, rows, paths, store, torch.get_num_threads(), names, samples, seed, side)
     done = 0
     reporter.progress(0, len(rows))
 
@@ -129,7 +129,7 @@ def score_files(
             part = slice(number * CHUNK, (number + 1) * CHUNK)
             chunk = read_chunk(chunk_path(store, number))
             assert chunk is not None
-            lines += sample_lines(metrics, rows[part], paths[part], chunk, seed)
+            lines += sample_lines(metrics, rows[part], names[part], chunk, seed)
         write_text_atomically(samples, "".join(lines))
     return gather(metrics, rows, store)
 

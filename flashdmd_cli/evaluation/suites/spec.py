@@ -101,11 +101,13 @@ def read_suite(
     seeds: int = 1,
     only: Sequence[str] | None = None,
     references: Path | None = None,
+    measures: bool = True,
 ) -> ShapesSuite | PromptSuite:
     """A shipped suite by its name, or one by the path of its YAML file; `limit` takes the first prompts alone.
 
     `seeds` pictures are drawn for each prompt. `only` are the names of the metrics to measure, by default those of the
-    suite. `references` is the folder of real pictures, by default the suite's.
+    suite; without `measures` there are none, and no weights are needed. `references` is the folder of real pictures, by
+    default the suite's.
 
     Raises `UsageError` for an unknown name, key or metric, `InputError` for what cannot be read or is missing, each in
     one line that begins with `--suite` (or `--limit`, `--metrics`).
@@ -120,7 +122,9 @@ def read_suite(
     if references is None and spec.references is not None:
         references = path.parent / expanded(spec.references)
     real = spec.world is not None or references is not None
-    metrics, skipped = make_metrics(spec, instruments or Instruments(), said, only, real)
+    metrics, skipped = make_metrics(spec, instruments or Instruments(), said, only, real) if measures else ([], {})
+    if spec.world is None:
+        refuse_world(metrics, rows)
     for metric in list(metrics):
         if not any(metric.takes(row) for row in rows):
             if only is None and spec.groups is None and spec.world is None:
@@ -206,6 +210,18 @@ def make_metrics(
             f"{said}: none of its metrics can be measured here: {'; '.join(skipped.values())}", hint="see --metrics"
         )
     return made, skipped
+
+
+def refuse_world(metrics: Sequence[Metric], rows: Sequence[Row]) -> None:
+    """UsageError for a metric of the embedded world where a prompt is none of its captions."""
+    own = [metric.name for metric in metrics if metric.name in WORLD_METRICS]
+    for row in rows if own else ():
+        try:
+            parse(row.prompt)
+        except ValueError:
+            raise UsageError(
+                f"--metrics {own[0]}: is for the embedded world, and the prompt {row.prompt_id} is none of its captions"
+            ) from None
 
 
 def check_metric_names(names: Sequence[str], flag: str = "--metrics") -> None:

@@ -143,9 +143,9 @@ def test_weights_that_are_missing_skip_a_metric_unless_it_was_named(
     result = evaluate(out="e", images="in", prompts="p.txt")
     assert list(result.document["metrics"]) == ["brightness"]
     assert result.document["skipped"] == {
-        "absent": "absent: w.pt of owner/name (1 GB) is not on this machine (--weights-dir DIR)"
+        "absent": "w.pt of owner/name (1 GB) is not on this machine (--weights-dir DIR)"
     }
-    with pytest.raises(InputError, match="--fail-below absent: cannot be measured: absent: w.pt of owner/name"):
+    with pytest.raises(InputError, match="--fail-below absent: cannot be measured: w.pt of owner/name"):
         evaluate(out="f", images="in", prompts="p.txt", fail_below={"absent": 0.3})
     with pytest.raises(WeightsMissing, match="w.pt of owner/name") as missing:
         evaluate(out="f", images="in", prompts="p.txt", metrics=["absent"])

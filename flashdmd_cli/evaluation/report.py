@@ -20,10 +20,10 @@ def heading(metric: Metric) -> str:
 
 
 def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
-    """A column for every metric that wants one, a line for every row; figures with half of their 95% interval."""
+    """A column for every metric that wants one (if none does, for every metric), a line for every row; figures with half of their 95% interval."""
     drawn = Table(title=title or None)
     drawn.add_column("")
-    shown = [metric for metric in metrics if metric.in_table]
+    shown = [metric for metric in metrics if metric.in_table] or list(metrics)
     for metric in shown:
         drawn.add_column(heading(metric), justify="right")
     for name, measured in rows.items():

@@ -198,7 +198,8 @@ def make_metrics(
         except WeightsMissing as error:
             if only is not None:
                 raise
-            skipped[name] = f"{error.message} ({error.hint})" if error.hint else error.message
+            why = error.message.removeprefix(f"{said}: ").removeprefix(f"{name}: ")
+            skipped[name] = f"{why} ({error.hint})" if error.hint else why
         except FileNotFoundError as error:
             raise InputError(f"{said}: {error}") from None
         except ValidationError as error:

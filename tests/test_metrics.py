@@ -303,7 +303,7 @@ def test_thresholds_follow_the_direction(suite: ShapesSuite) -> None:
     for below, above, line in (
         ({"frechet": 1}, {}, "--fail-below frechet: lower is better"),
         ({}, {"exact": 1}, "--fail-above exact: higher is better"),
-        ({"beauty": 1}, {}, "--fail-below beauty: no such figure"),
+        ({"beauty": 1}, {}, "--fail-below beauty: no such metric"),
     ):
         with pytest.raises(UsageError, match=line):
             check_thresholds(suite.metrics, below, above)

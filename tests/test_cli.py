@@ -32,7 +32,8 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["doctor"],
+    ["eval"], ["eval", "compare"], ["eval", "read"],
     ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
@@ -44,8 +45,11 @@ SURFACE = [
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",
     "doctor:",
-    "eval: --device --fail-above --fail-below --from --guidance --limit --model --out --sampler --seed --steps --suite"
-    " --teacher-config --vae",
+    "eval: --batch --device --fail-above --fail-below --from --generate-only --guidance --images --layout --limit"
+    " --metrics --model --nproc --out --prompts --references --sampler --seed --seeds --steps --suite"
+    " --teacher-config --vae --weights-dir",
+    "eval compare: --format --metrics --out --paper results",
+    "eval read: --out file layout",
     "export: --format --from --out --yes",
     "inspect: folder",
     "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"
@@ -118,9 +122,14 @@ def test_surface():
 
     def walk(command: Any, name: str) -> list[str]:
         if hasattr(command, "commands"):
-            return [line for key in sorted(command.commands) for line in walk(command.commands[key], f"{name} {key}")]
-        options = " ".join(sorted(max(p.opts, key=len) for p in command.params))
-        return [f"{name}: {options}".strip()]
+            own = [options_of(command, name)] if command.invoke_without_command else []
+            return own + [
+                line for key in sorted(command.commands) for line in walk(command.commands[key], f"{name} {key}")
+            ]
+        return [options_of(command, name)]
+
+    def options_of(command: Any, name: str) -> str:
+        return f"{name}: {' '.join(sorted(max(p.opts, key=len) for p in command.params))}".strip()
 
     shared = ("--debug", "--json", "--quiet")
     lines = walk(get_command(app), "")
@@ -177,7 +186,7 @@ def test_every_recipe_is_shown(name):
         (["sample", "--prompt", "p"], 3, "--from"),
         (["sample", "--prompt", "p", "--from", "x.y"], 3, "--from"),
         (["sample", "--prompts", "none.txt"], 3, "--prompts"),
-        (["eval", "--suite", "coco10k"], 2, "shapes1k"),
+        (["eval", "--suite", "coco10k"], 3, "annotations_trainval2014.zip"),
         (["eval", "--limit", 1], 2, "--limit"),
         (["eval", "--fail-below", "beauty=1"], 2, "composition"),
         (["eval", "--fail-below", "frechet"], 2, "METRIC=NUMBER"),

@@ -26,7 +26,7 @@ from flashdmd_cli.evaluation.metrics.intervals import bootstrap, wilson
 from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS, OF_THE_WORLD
 from flashdmd_cli.evaluation.pictures import save_grid
-from flashdmd_cli.evaluation.report import check_thresholds, missed, parts_tables, report, table
+from flashdmd_cli.evaluation.report import check_thresholds, missed, parts_tables, table
 from flashdmd_cli.evaluation.suites.shapes import CEILING_SEED, ShapesSuite
 from flashdmd_cli.evaluation.suites.spec import read_suite
 from flashdmd_cli.runs.errors import UsageError
@@ -280,10 +280,10 @@ def test_a_third_object_is_seen_where_the_inspector_sees_two(suite: ShapesSuite,
 
 
 @pytest.mark.usefixtures("quick")
-def test_report_is_json_and_a_table(suite: ShapesSuite, evaluator: Evaluator) -> None:
+def test_values_are_json_and_a_table(suite: ShapesSuite, evaluator: Evaluator) -> None:
     rows: dict[str, Measured] = {"real": evaluator.evaluate(suite.references(CEILING_SEED))}
-    document = json.loads(json.dumps(report(rows, suite="shapes1k", seed=0)))
-    figures, names = document["results"]["real"], {metric.name for metric in suite.metrics}
+    figures = json.loads(json.dumps(rows["real"].as_dict()))
+    names = {metric.name for metric in suite.metrics}
     assert figures.keys() == {*names, "attributes", "intervals", "num_pictures"}
     assert set(figures["intervals"]) == {*names, *(f"attributes.{name}" for name in ATTRIBUTES)}
     assert figures["attributes"].keys() == ATTRIBUTES.keys()
@@ -304,7 +304,7 @@ def test_thresholds_follow_the_direction(suite: ShapesSuite) -> None:
     for below, above, line in (
         ({"frechet": 1}, {}, "--fail-below frechet: lower is better"),
         ({}, {"exact": 1}, "--fail-above exact: higher is better"),
-        ({"beauty": 1}, {}, "--fail-below beauty: no such figure"),
+        ({"beauty": 1}, {}, "--fail-below beauty: no such metric"),
     ):
         with pytest.raises(UsageError, match=line):
             check_thresholds(suite.metrics, below, above)

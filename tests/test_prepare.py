@@ -271,9 +271,9 @@ def test_prompts_alone_train_without_a_gan(world):
     assert run("sample", "--from", "b", "--prompts", "prompts/prompts.jsonl", "--out", "drawn").exit_code == 0
 
 
-def test_coco10k(tmp_path):
+def test_coco10k_hash(tmp_path):
     path = coco(tmp_path / "annotations", 10_050)
-    told = prepared(run("prepare-data", path, "--suite", "coco10k", "--out", tmp_path / "out", "--json"))
+    told = prepared(run("prepare-data", path, "--suite", "coco10k-hash", "--out", tmp_path / "out", "--json"))
     assert (told["seen"], told["kept"], told["rejected"]) == (10_000, 10_000, {})
     rows = [json.loads(line) for line in (tmp_path / "out" / "prompts.jsonl").read_text().splitlines()]
     assert len({row["image_id"] for row in rows}) == 10_000

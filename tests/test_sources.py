@@ -229,12 +229,12 @@ def test_coco_takes_the_first_caption_of_each_image(tmp_path):
         list(open_source(path, Reading()).rows())
 
 
-def test_coco10k_is_the_documented_draw():
-    ids = choose(list(range(40_504)), "coco10k")
+def test_coco10k_hash_is_the_documented_draw():
+    ids = choose(list(range(40_504)), "coco10k-hash")
     assert len(ids) == 10_000 and ids == sorted(ids) and ids[:5] == [0, 5, 6, 10, 11]
-    assert choose(list(reversed(range(40_504))), "coco10k") == ids
+    assert choose(list(reversed(range(40_504))), "coco10k-hash") == ids
     with pytest.raises(DataError, match="10000"):
-        choose([1, 2], "coco10k")
+        choose([1, 2], "coco10k-hash")
 
 
 def test_prompt_lists(tmp_path):

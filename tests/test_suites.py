@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 import yaml
 
 from flashdmd_cli.evaluation.metrics.registry import METRICS
-from flashdmd_cli.evaluation.suites.spec import FOLDER, Groups, list_suites, read_suite, rows_of
+from flashdmd_cli.evaluation.suites.names import FOLDER, list_suites
+from flashdmd_cli.evaluation.suites.prompts import Prompt
+from flashdmd_cli.evaluation.suites.spec import Groups, read_suite, rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.shapes.captions import captions, parse
 from flashdmd_cli.shapes.world import is_held_out, sample_attributes
@@ -41,8 +44,9 @@ def test_in_the_demo_every_picture_counts_and_the_last_are_groups() -> None:
     assert len(rows) == 128 and all(row.counts for row in rows)
     assert [row.prompt for row in rows] == whole[:64] + [text for text in whole[64:80] for _ in range(4)]
     assert [row.group for row in rows] == [None] * 64 + [group for group in range(16) for _ in range(4)]
-    assert [row.group for row in rows_of(["a", "b"], None)] == [None, None]
-    assert len(rows_of(["a", "b"], Groups(num=5, size=2, extra=False))) == 4  # of a shorter list, all
+    prompts = [Prompt("1", "a"), Prompt("2", "b")]
+    assert [row.group for row in rows_of(prompts, None)] == [None, None]
+    assert len(rows_of(prompts, Groups(num=5, size=2, extra=False))) == 4  # of a shorter list, all
 
 
 @pytest.fixture
@@ -101,8 +105,8 @@ def test_a_file_that_is_no_suite(own: Path) -> None:
             read_suite(str(own))
     with pytest.raises(InputError, match="no such file"):
         read_suite("nowhere.yaml")
-    with pytest.raises(UsageError, match="coco10k: not in this version") as told:
-        read_suite("coco10k")
+    with pytest.raises(UsageError, match="nothing: no suite of that name") as told:
+        read_suite("nothing")
     assert told.value.hint.startswith(f"there is {', '.join(list_suites())}")
     (own.parent / "mine.txt").write_text("a plain red circle above a plain blue ring\na dog\n")
     own.write_text(
@@ -110,6 +114,17 @@ def test_a_file_that_is_no_suite(own: Path) -> None:
     )
     with pytest.raises(InputError, match="mine.txt, line 2: not a caption"):
         read_suite(str(own))
+    rows = [{"id": "a", "prompt": "a plain red circle above a plain blue ring"}, {"id": "b", "prompt": " "}]
+    for second, line in (
+        ({}, "mine.jsonl:2: an empty prompt"),
+        ({"id": "a", "prompt": "x"}, "the id a is there twice"),
+    ):
+        (own.parent / "mine.jsonl").write_text("\n".join(map(json.dumps, [rows[0], rows[1] | second])))
+        own.write_text(
+            yaml.safe_dump(yaml.safe_load((FOLDER / "shapes1k.yaml").read_text()) | {"prompts": {"file": "mine.jsonl"}})
+        )
+        with pytest.raises(InputError, match=line):
+            read_suite(str(own))
 
 
 def test_the_suite_of_the_documentation_is_one(tmp_path: Path) -> None:

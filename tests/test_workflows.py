@@ -85,7 +85,7 @@ def test_all_verbs_without_a_command_line(world: Path, reward: Path, capfd: pyte
     drawn = sample(["a plain red circle above a dotted blue ring"], "aligned", num=2, compare_teacher=True)
     assert len(drawn.pictures) == 4 and all(path.is_file() for path in (*drawn.files, drawn.grid))
     measured = evaluate("aligned", "measured", limit=2)
-    assert measured.document["results"]["aligned"]["composition"] == measured.metrics["composition"]
+    assert measured.document["metrics"]["composition"]["value"] == measured.metrics["composition"]
     stock = export("aligned", "stock")
     assert stock.steps == 4 and (Path("stock") / "model_index.json").is_file() and stock.manifest.kind == "export"
     assert capfd.readouterr() == ("", "")

@@ -40,9 +40,9 @@ def read(folders: list[Path]) -> Runs:
             cost = {"seconds": manifest["wall_seconds"], "images": manifest["images_seen"]}
             cost |= {"student_updates": manifest["updates"]["student"]}
             for title, measured in ((name, note.parent), (f"{name} raw", note.parent / "raw")):
-                if (measured / "metrics.json").is_file():
-                    (metrics,) = json.loads((measured / "metrics.json").read_text())["results"].values()
-                    figures = {key: metrics[key] for key in FIGURES if key in metrics}
+                if (measured / "results.json").is_file():
+                    metrics = json.loads((measured / "results.json").read_text())["metrics"]
+                    figures = {key: metrics[key]["value"] for key in FIGURES if key in metrics}
                     runs[title][int(note.parent.name)][seed] = figures | cost
     return runs
 

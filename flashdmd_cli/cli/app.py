@@ -13,7 +13,7 @@ from flashdmd_cli.cli.bench import bench
 from flashdmd_cli.cli.demo import demo
 from flashdmd_cli.cli.distill import distill
 from flashdmd_cli.cli.doctor import doctor
-from flashdmd_cli.cli.evaluate import evaluate_command
+from flashdmd_cli.cli.evaluate import eval_app
 from flashdmd_cli.cli.export import export
 from flashdmd_cli.cli.inspect import inspect
 from flashdmd_cli.cli.prepare import prepare_data
@@ -50,7 +50,7 @@ app.command("prepare-data")(prepare_data)
 app.command("distill")(distill)
 app.command("align")(align)
 app.command("sample")(sample)
-app.command("eval")(evaluate_command)
+app.add_typer(eval_app, name="eval")
 app.command("export")(export)
 app.command("inspect")(inspect)
 app.add_typer(recipes_app, name="recipes")

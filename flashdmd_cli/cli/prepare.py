@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest
 
 SOURCES = ("shapes",)
+SUITES = ("coco10k",)
+"""Suites of `flashdmd eval`, which are prompts and not shards."""
 
 
 def next_command(folder: Path, teacher: str, pictures: bool = True) -> str:
@@ -101,7 +103,7 @@ def prepare_data(
         bool, typer.Option("--captions-from-names", help="Use the file name as caption where there is none.")
     ] = False,
     suite: Annotated[
-        str | None, typer.Option("--suite", help="`coco10k`: the suite's 10,000 prompts, from captions_val2014.json.")
+        str | None, typer.Option("--suite", help="`coco10k`: the prompts of eval --suite coco10k; or `coco10k-hash`.")
     ] = None,
     encoding: Annotated[
         str | None,
@@ -127,9 +129,16 @@ def prepare_data(
 ) -> None:
     """Convert captioned pictures, or prompts, to shards. The same command again resumes, or does nothing."""
     with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
-        from flashdmd_cli.workflows.prepare import NUM_SHAPES, prepare, prepare_shapes
+        from flashdmd_cli.workflows.prepare import NUM_SHAPES, prepare, prepare_shapes, prepare_suite
 
         path = Path(source)
+        if suite in SUITES:
+            folder = out or RUNS / f"data-{suite}"
+            facts = prepare_suite(path, folder, suite=str(suite), replace=yes, reporter=observer)
+            named = suite if folder == RUNS / f"data-{suite}" else folder / f"{suite}.yaml"
+            text = [f"{folder}: {facts['prompts']} prompts (next: flashdmd eval --suite {named})", facts["check"]]
+            output.result(facts, text, str(folder))
+            return
         if source in SOURCES or (not path.exists() and path.name == source and not path.suffix):
             if source not in SOURCES:
                 raise UsageError(f"SOURCE {source}: unknown", hint=f"a path, or one of {', '.join(SOURCES)}")

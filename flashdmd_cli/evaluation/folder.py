@@ -46,11 +46,7 @@ def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Report
 
     Raises `WriteError` when the disk cannot take them.
     """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in folder.iterdir()}
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    missing = [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
+    missing = missing_parts(rows, folder, batch)
     kept = len(rows) - sum(map(len, missing))
     if kept:
         reporter.say(f"{kept} of {len(rows)} pictures are in {folder} already")
@@ -58,13 +54,26 @@ def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Report
         reporter.progress(kept, len(rows))
     done = kept
     for part in missing:
-        pictures = draw([row.prompt for row in part], part[0].index)
-        with writing(folder):
-            for row, picture in zip(part, pictures, strict=True):
-                write_picture(picture_path(folder, row.index), picture)
+        write_part(part, draw([row.prompt for row in part], part[0].index), folder)
         done += len(part)
         reporter.progress(done, len(rows))
     return kept
+
+
+def missing_parts(rows: Sequence[Row], folder: Path, batch: int) -> list[Sequence[Row]]:
+    """The parts of `rows`, `batch` long, of which a picture is not in `folder` yet; the folder is made."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        there = {path.name for path in folder.iterdir()}
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    return [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
+
+
+def write_part(part: Sequence[Row], pictures: Tensor, folder: Path) -> None:
+    """Write the pictures of a part, each whole or not at all."""
+    with writing(folder):
+        for row, picture in zip(part, pictures, strict=True):
+            write_picture(picture_path(folder, row.index), picture)
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], batch: int = BATCH) -> Iterator[Batch]:

@@ -1,8 +1,8 @@
-"""Measures pictures in batches: what metrics keep of each picture, and the figures that they make of it."""
+"""Measures pictures in batches: what metrics keep of each picture, and the values that they make of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ from flashdmd_cli.evaluation.suites.suite import Batch, Suite
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of one set of pictures."""
+    """The values of one set of pictures."""
 
     figures: dict[str, Interval]
     """By the metric's name; parts of a metric as `GROUP.NAME`."""
@@ -25,7 +25,7 @@ class Measured:
     """How many count, pictures that are drawn for groups alone left out."""
 
     def __getitem__(self, name: str) -> float:
-        """The value of a figure."""
+        """The value of a metric."""
         return self.figures[name].value
 
     def as_dict(self) -> dict[str, Any]:
@@ -88,12 +88,21 @@ class Evaluator:
         return measure([metric for metric in self.suite.metrics if metric.compares], self.suite.references())
 
     def evaluate(self, batches: Iterable[Batch]) -> Measured:
-        """The figures of pictures that come in the order of `suite.rows`; ValueError where some lack."""
+        """The values of pictures that come in the order of `suite.rows`; ValueError where some lack."""
         found = measure(self.suite.metrics, batches)
         if found.num_pictures != (wanted := sum(row.counts for row in self.suite.rows)):
             raise ValueError(f"{found.num_pictures} pictures where {self.suite.name} has {wanted} that count")
-        figures: dict[str, Interval] = {}
-        for metric in self.suite.metrics:
-            figures |= metric.result(found.of(metric), self.real.of(metric) if metric.compares else torch.empty(0))
-        parts = {name: figures.pop(name) for name in list(figures) if "." in name}
-        return Measured(figures | parts, found.num_pictures)
+        numbers = {metric.name: found.of(metric) for metric in self.suite.metrics}
+        real = {metric.name: self.real.of(metric) for metric in self.suite.metrics if metric.compares}
+        return Measured(values_of(self.suite.metrics, numbers, real), found.num_pictures)
+
+
+def values_of(
+    metrics: Sequence[Metric], numbers: Mapping[str, Tensor], real: Mapping[str, Tensor]
+) -> dict[str, Interval]:
+    """The values with their intervals, from what was measured of drawn and of real pictures; parts come last."""
+    values: dict[str, Interval] = {}
+    for metric in metrics:
+        values |= metric.result(numbers[metric.name], real[metric.name] if metric.compares else torch.empty(0))
+    parts = {name: values.pop(name) for name in list(values) if "." in name}
+    return values | parts

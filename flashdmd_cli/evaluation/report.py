@@ -1,9 +1,8 @@
-"""Puts measured figures into JSON and into a table; printing is the command line's."""
+"""Puts measured values into a table, and compares them with thresholds; printing is the command line's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
 
@@ -11,29 +10,30 @@ from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.metric import Metric
 from flashdmd_cli.runs.errors import UsageError
 
-ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1"}
-"""Which way a figure should go, as headings show it."""
+ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
+"""Which way a value should go, as headings show it."""
 
 
-def report(rows: Mapping[str, Measured], **facts: Any) -> dict[str, Any]:
-    """A document for JSON: `facts` (suite, seed, ...) and under `results` the figures of every row."""
-    return {**facts, "results": {name: measured.as_dict() for name, measured in rows.items()}}
+def heading(metric: Metric) -> str:
+    """A metric's heading with the arrow of its direction."""
+    return f"{metric.heading} {ARROWS[metric.direction]}".strip()
 
 
 def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
-    """A column for every metric that wants one, a line for every row; figures with half of their 95% interval."""
+    """A column for every metric with `in_table` (for all, if none has it), a line for every row: values with half of
+    their 95% interval."""
     drawn = Table(title=title or None)
     drawn.add_column("")
-    shown = [metric for metric in metrics if metric.in_table]
+    shown = [metric for metric in metrics if metric.in_table] or list(metrics)
     for metric in shown:
-        drawn.add_column(f"{metric.heading} {ARROWS[metric.direction]}", justify="right")
+        drawn.add_column(heading(metric), justify="right")
     for name, measured in rows.items():
         drawn.add_row(name, *(_cell(measured, metric.name, metric.digits) for metric in shown))
     return drawn
 
 
 def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
-    """A table for each group of parts (`attributes.color_1`, ...) that the figures have."""
+    """A table for each group of parts (`attributes.color_1`, ...) of the values."""
     names = [name for name in (next(iter(rows.values())).figures if rows else ()) if "." in name]
     tables = []
     for group in dict.fromkeys(name.partition(".")[0] for name in names):
@@ -54,9 +54,9 @@ def _cell(measured: Measured, figure: str, digits: int = 3) -> str:
 
 
 def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], highest: Mapping[str, float]) -> None:
-    """UsageError for a threshold on what the suite does not measure, or that a good figure would miss.
+    """UsageError for a threshold on what the suite does not measure, or that a good value would miss.
 
-    A figure of which lower is better has no lowest allowed value, one of which higher is better no highest; a ratio
+    A metric of which lower is better has no lowest allowed value, one of which higher is better no highest; a ratio
     that should be 1 may have both.
     """
     known = {metric.name: metric for metric in metrics}
@@ -66,14 +66,19 @@ def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], hig
     ):
         for name in names:
             if name not in known:
-                raise UsageError(f"{flag} {name}: no such figure", hint=f"one of {', '.join(known)}")
+                raise UsageError(f"{flag} {name}: no such metric", hint=f"one of {', '.join(known)}")
             if known[name].direction == wrong:
                 raise UsageError(f"{flag} {name}: {wrong} is better", hint=f"{other} {name}=NUMBER")
 
 
 def missed(measured: Measured, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
-    """Which thresholds (lowest and highest allowed value by figure) the figures miss, a line each; NaN misses all."""
+    """Which thresholds (lowest and highest allowed value by metric) the values miss, a line each; NaN misses all."""
     told = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
-            if not (value := measured[name]) >= least]  # fmt: skip
+            if not (value := value_of(measured, name)) >= least]  # fmt: skip
     return told + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
-                   if not (value := measured[name]) <= most]  # fmt: skip
+                   if not (value := value_of(measured, name)) <= most]  # fmt: skip
+
+
+def value_of(measured: Measured, name: str) -> float:
+    """The value of a metric; NaN, which misses every threshold, where no picture could be measured."""
+    return measured[name] if name in measured.figures else float("nan")

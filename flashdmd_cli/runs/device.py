@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,6 +109,15 @@ def read_note(folder: Path) -> Place | None:
 def write_note(folder: Path, place: Place) -> None:
     """Record device and number format in a run's folder."""
     write_text_atomically(folder / NOTE, json.dumps(asdict(place)) + "\n")
+
+
+def seconds_of(device: torch.device) -> float:
+    """The clock, after the work that the device has been given so far is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 NOT_LISTED = ("state", "tensorboard")
 """Subfolders that are not listed in the manifest, because they may change after it is written."""
 
-Kind = Literal["data", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
+Kind = Literal["data", "suite", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
 CHECKPOINTS: tuple[Kind, ...] = ("distill", "align")
 """Kinds of folders with a student."""
 

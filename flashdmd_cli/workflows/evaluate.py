@@ -1,33 +1,36 @@
-"""An evaluation on disk: draw a suite's prompts to files, measure the files, write the figures."""
+"""An evaluation on disk, in two phases: draw a suite's prompts to files, and measure files with their prompts."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.files import plain, write_text_atomically
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import expanded, plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
-from flashdmd_cli.runs.manifest import MANIFEST
+from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, hardware, versions, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.workflows.drawing import PROMPTS, cost, draw_suite
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.families import drawing_place
 from flashdmd_cli.workflows.inputs.teachers import Parts
-from flashdmd_cli.workflows.sample import write_result
+from flashdmd_cli.workflows.picking import Picked, Request, pick
+from flashdmd_cli.workflows.sample import warn_of_prompts, write_result
+from flashdmd_cli.workflows.scoring import score
 
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.measuring import Measured
     from flashdmd_cli.evaluation.suites.suite import Suite
 
-METRICS, PICTURES, PROMPTS = "metrics.json", "pictures", "prompts.jsonl"
+RESULTS, SAMPLES, PICTURES = "results.json", "samples.jsonl", "pictures"
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,14 @@ class Evaluation:
 
     out: Path
     name: str
-    """Of what was measured: the student's folder, or teacher, sampler and steps."""
+    """Of what was measured: the student's folder, or teacher, sampler and steps; or the folder of the pictures."""
     suite: Suite
-    metrics: Measured
+    metrics: Measured | None
+    """The values; None if the pictures were only drawn."""
     pictures: Path
-    """The folder of the pictures, `00000.png` ... in the order of `prompts.jsonl`."""
+    """The folder of the pictures: `00000.png` ... in the order of its `prompts.jsonl`, or that of `images`."""
     document: dict[str, Any]
-    """The contents of `metrics.json`."""
+    """The contents of `results.json`."""
     missed: list[str] = field(default_factory=list)
     """Which thresholds were missed, a line each."""
 
@@ -52,13 +56,23 @@ def evaluate(
     source: str | Path | None = None,
     out: Path | str | None = None,
     *,
-    suite: str = "shapes1k",
+    suite: str | None = None,
     limit: int | None = None,
+    seeds: int = 1,
     sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     vae: str | None = None,
     teacher_config: str | None = None,
+    metrics: Sequence[str] | None = None,
+    weights_dir: Path | str | None = None,
+    references: Path | str | None = None,
+    images: Path | str | None = None,
+    prompts: Path | str | None = None,
+    layout: str | None = None,
+    generate_only: bool = False,
+    batch: int | None = None,
+    num_processes: int = 1,
     fail_below: Mapping[str, float] | None = None,
     fail_above: Mapping[str, float] | None = None,
     seed: int = 0,
@@ -66,66 +80,166 @@ def evaluate(
     reporter: Reporter | None = None,
     model: str | None = None,
 ) -> Evaluation:
-    """Draw the first `limit` prompts of `suite` (None: all) with a student or a teacher, and measure the pictures.
+    """Draw the first `limit` prompts of a suite (None: all) with a student or a teacher, and measure the pictures.
 
-    `source` is the folder of a student, an exported pipeline, or a teacher as `--teacher` names one (None: the newest
-    student under ./runs); `model` is instead the name or YAML file of a preset. `suite` is the name of a shipped suite
-    or the path of a YAML file. `fail_below` and `fail_above` are the lowest and highest allowed figures by metric; what
-    they say is in the result. Writes the pictures, `metrics.json` and the manifest into `out` (None:
-    ./runs/eval-SUITE-NAME). Pictures that are there and that the same drawer drew are not drawn again: a call that was
-    interrupted goes on when it is repeated.
+    The same call again goes on where an interrupted one ended: pictures and measurements that are there are kept.
 
-    Raises `UsageError` for an option that `source` or `suite` does not take or an `out` that holds something else,
-    `InputError` for what cannot be read.
+    Args:
+        source: the folder of a student, an exported pipeline, or a teacher as `--teacher` names one; None: the newest
+            student under ./runs.
+        model: instead of `source`, the name or YAML file of a preset.
+        out: the folder of the result; None: ./runs/eval-SUITE-NAME.
+        suite: name of a suite, or path of a YAML file; None: `shapes1k`, or with `images` none.
+        seeds: pictures of each prompt; the noise of a picture depends on suite, prompt id and seed alone.
+        metrics: names of the metrics to measure; None: those of the suite.
+        weights_dir: local copies of the weights of metrics.
+        references: folder of real pictures, for metrics that compare with them.
+        images: a folder of pictures that are there already; they are measured and none is drawn.
+        prompts: a file with what `images` show, or, without `images`, with the prompts to draw.
+        layout: also write the pictures as a benchmark wants them: `geneval`, `dpg` or `t2i-compbench`.
+        generate_only: draw and do not measure.
+        batch: pictures drawn at a time; on a CPU it changes nothing but how often they are written.
+        num_processes: processes on this machine, for both phases on a CPU.
+        fail_below, fail_above: the lowest and highest allowed value by metric; what was missed is in the result.
+
+    Raises:
+        UsageError: for an option that `source` or the suite does not take, or an `out` that holds something else.
+        InputError: for what cannot be read, and where the weights of one of `metrics` are missing.
     """
-    from flashdmd_cli.evaluation.folder import draw_missing, picture_path, read_pictures
-    from flashdmd_cli.evaluation.measuring import Evaluator
-    from flashdmd_cli.evaluation.report import check_thresholds, missed, report
-    from flashdmd_cli.evaluation.suites.spec import read_suite
+    from flashdmd_cli.evaluation.suites.names import suite_path
+
+    if suite is not None:
+        suite_path(suite)  # a name that is wrong, or prompts that are missing, before anything heavy is loaded
+    from flashdmd_cli.evaluation.report import check_thresholds, missed
 
     reporter, lowest, highest = reporter or SilentReporter(), dict(fail_below or {}), dict(fail_above or {})
-    chosen = read_suite(suite, limit)
-    check_thresholds(chosen.metrics, lowest, highest)
+    check_options(images, source or model, generate_only, seeds, batch, num_processes, layout)
+    if generate_only and (lowest or highest):
+        flag = "--fail-below" if lowest else "--fail-above"
+        raise UsageError(f"{flag}: nothing is measured with --generate-only", hint="leave one of them out")
     began = time.monotonic()
-    drawer = load_drawer(source, sampler, steps, guidance, Parts(vae, teacher_config), device, reporter, model)
-    if chosen.world == "shapes" and not drawer.draws_shapes:
-        raise UsageError(
-            f"--suite {suite}: is for the embedded world, and {drawer.name} draws another",
-            hint="flashdmd sample draws any prompts",
-        )
-    folder = claim(Path(out) if out is not None else RUNS / f"eval-{chosen.name}-{drawer.name}", "eval")
-    pictures = begin_pictures(folder, chosen, drawer, seed)
-    reporter.phase(f"drawing {len(chosen.rows)} pictures with {drawer.name}, {drawer.steps} steps", "picture")
-    draw_missing(partial(drawer.draw_from, seed), chosen.rows, pictures, reporter)
-    reporter.phase("measuring")
-    measured = Evaluator(chosen).evaluate(read_pictures(pictures, chosen.rows))
-    facts = {"suite": suite, "limit": limit, **drawer.facts()}
-    document = plain(report({drawer.name: measured}, **facts, seed=seed, out=folder, manifest=folder / MANIFEST))
+    request = Request(
+        suite=suite,
+        images=None if images is None else expanded(images),
+        prompts=None if prompts is None else expanded(prompts),
+        limit=limit,
+        seeds=seeds,
+        metrics=metrics,
+        weights_dir=None if weights_dir is None else expanded(weights_dir),
+        references=None if references is None else expanded(references),
+        device=device,
+        measures=not generate_only,
+    )
+    picked = pick(request, reporter)
+    for name in (*lowest, *highest):
+        if name in picked.suite.skipped:
+            raise InputError(f"--fail-below {name}: cannot be measured: {picked.suite.skipped[name]}")
+    check_thresholds(picked.suite.metrics, lowest, highest)
+    if images is not None:
+        place = drawing_place(device)
+        name = picked.suite.name
+        folder = claim(Path(out) if out is not None else RUNS / f"eval-{name}", "eval")
+        facts: dict[str, Any] = {"images": str(images), "prompts": None if prompts is None else str(prompts)}
+        drawer, pictures = None, Path(images)
+    else:
+        parts = Parts(vae, teacher_config)
+        drawer = load_drawer(source, sampler, steps, guidance, parts, device, reporter, model)
+        again = str(drawer.folder) if source is None and model is None else source
+        load = partial(load_drawer, again, sampler, steps, guidance, parts, device, model=model)
+        if picked.suite.world == "shapes" and not drawer.draws_shapes:
+            raise UsageError(
+                f"--suite {suite or picked.suite.name}: is for the embedded world, and {drawer.name} draws another",
+                hint="flashdmd sample draws any prompts",
+            )
+        warn_of_prompts(drawer, list(dict.fromkeys(row.prompt for row in picked.suite.rows)), reporter)
+        place, name = drawer.place, drawer.name
+        folder = claim(Path(out) if out is not None else RUNS / f"eval-{picked.suite.name}-{name}", "eval")
+        facts = {**drawer.facts()}
+        pictures = draw_suite(picked.suite, drawer, load, folder, seed, batch, num_processes, reporter)
+        picked = picked.drawn(pictures)
+        if layout is not None:
+            from flashdmd_cli.evaluation.layouts import write_layout
+
+            write_layout(layout, picked.suite.rows, picked.paths, folder / layout, request.prompts)
+    drawing_seconds = time.monotonic() - began
+    measured = None
+    document = {
+        "schema": 1,
+        "name": name,
+        "suite": about(picked, suite, limit, seeds),
+        **facts,
+        "seed": seed,
+        "out": folder,
+        "manifest": folder / MANIFEST,
+        "pictures_in": pictures,
+        "versions": versions(),
+        "hardware": hardware(place.device, place.precision),
+        "drawing": cost(pictures) if drawer is not None else {},
+    }
+    if not generate_only:
+        measured, found = score(picked, request, folder, seed, num_processes, reporter)
+        document |= found
+    document["seconds"] = {"generate": drawing_seconds, "score": time.monotonic() - began - drawing_seconds}
+    document = plain(document)
     (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier result, which stays until there is another
-    write_text_atomically(folder / METRICS, json.dumps(document, indent=2) + "\n")
-    versions = {metric.name: metric.version for metric in chosen.metrics}
-    facts |= {"suite_version": chosen.version, "metric_versions": versions, "pictures": pictures.name}
-    files = [folder / METRICS, pictures / PROMPTS, *(picture_path(pictures, row.index) for row in chosen.rows)]
-    write_result(folder, "eval", drawer, files, seed, facts, time.monotonic() - began)
+    write_text_atomically(folder / RESULTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    files = [folder / RESULTS, *([folder / SAMPLES] if measured is not None else [])]
+    facts |= {"suite": document["suite"], "limit": limit, "pictures": pictures.name}
+    finish(folder, drawer, picked, pictures, files, seed, facts, time.monotonic() - began)
+    told = [] if measured is None else missed(measured, lowest, highest)
+    return Evaluation(folder, name, picked.suite, measured, pictures, document, told)
+
+
+def check_options(
+    images: object, source: object, generate_only: bool, seeds: int, batch: int | None, nproc: int, layout: str | None
+) -> None:
+    """UsageError for options that exclude each other, and for numbers below one."""
+    from flashdmd_cli.evaluation.layouts import LAYOUTS
+
+    if images is not None and source is not None:
+        raise UsageError(
+            "--images: are pictures that are there already, and --from draws some", hint="give one of them"
+        )
+    if images is not None and (generate_only or layout):
+        flag = "--generate-only" if generate_only else "--layout"
+        raise UsageError(f"{flag}: nothing is drawn with --images", hint="leave one of them out")
+    if layout is not None and layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: unknown", hint=f"one of {', '.join(LAYOUTS)}")
+    for flag, number in (("--seeds", seeds), ("--batch", batch), ("--nproc", nproc)):
+        if number is not None and number < 1:
+            raise UsageError(f"{flag} {number}: must be at least 1")
+
+
+def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> dict[str, Any]:
+    """The suite, as a result names it."""
+    return {
+        "name": picked.suite.name,
+        "version": picked.suite.version,
+        "sha256": picked.suite.sha256,
+        "file": suite,
+        "prompts": len({row.prompt_id for row in picked.suite.rows}),
+        "pictures": len(picked.suite.rows),
+        "limit": limit,
+        "seeds": seeds,
+    }
+
+
+def finish(
+    folder: Path,
+    drawer: Drawer | None,
+    picked: Picked,
+    pictures: Path,
+    files: list[Path],
+    seed: int,
+    facts: dict[str, Any],
+    seconds: float,
+) -> None:
+    """Write the manifest, and delete the pictures of earlier results."""
+    if drawer is None:
+        records = [FileRecord(path=path.relative_to(folder).as_posix()) for path in files]
+        write_manifest(folder, Manifest(kind="eval", files=records, recipe=facts, seed=seed, wall_seconds=seconds))
+        return
+    drawn = [path for path in picked.paths if path is not None]
+    write_result(folder, "eval", drawer, [*files, pictures / PROMPTS, *drawn], seed, facts, seconds)
     for other in set((folder / PICTURES).iterdir()) - {pictures}:  # of earlier results
         shutil.rmtree(other, ignore_errors=True)
-    return Evaluation(folder, drawer.name, chosen, measured, pictures, document, missed(measured, lowest, highest))
-
-
-def begin_pictures(folder: Path, suite: Suite, drawer: Drawer, seed: int) -> Path:
-    """The folder of the pictures of this suite, drawer and seed, named by all that decides them, with their prompts.
-
-    So pictures of another drawer are never taken for these, and those of a result stay until there is another.
-    """
-    from flashdmd_cli.evaluation.folder import picture_path
-
-    rows = [
-        {"file": picture_path(Path(), row.index).name, "prompt": row.prompt, "group": row.group} for row in suite.rows
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    decides = {"seed": seed, **drawer.identity(), "prompts": hashlib.sha256(lines.encode()).hexdigest()}
-    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
-    pictures = folder / PICTURES / digest
-    if not (pictures / PROMPTS).is_file():
-        write_text_atomically(pictures / PROMPTS, lines)
-    return pictures

@@ -1,4 +1,4 @@
-"""COCO caption annotations (`captions_*.json`): one caption per picture, and the prompts of `--suite coco10k`."""
+"""COCO caption annotations (`captions_*.json`): one caption per picture, and the draw `coco10k-hash`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
 from flashdmd_cli.data.reading import Captions, check_caption, named, read_file
 
-SUITES = {"coco10k": 10_000}
-"""Number of pictures of each suite. They are those with the smallest `sha256("<suite>/<image id>")`, a rule without
+SUITES = {"coco10k-hash": 10_000}
+"""Number of pictures of each draw. They are those with the smallest `sha256("coco10k/<image id>")`, a rule without
 random generator, so that it can be reproduced in any programming language."""
 
 
@@ -114,6 +114,6 @@ def choose(ids: list[int], suite: str) -> list[int]:
             "it is drawn from captions_val2014.json (40,504 images)",
         )
     digests: list[tuple[Any, int]] = sorted(
-        (hashlib.sha256(f"{suite}/{image}".encode()).digest(), image) for image in ids
+        (hashlib.sha256(f"coco10k/{image}".encode()).digest(), image) for image in ids
     )
     return sorted(image for _, image in digests[:size])

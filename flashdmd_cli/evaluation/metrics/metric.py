@@ -25,13 +25,17 @@ class Row:
     """One picture of a suite, drawn or real."""
 
     index: int
-    """Position in the suite, from 0; determines its noise and the name of its file."""
+    """Position in the suite, from 0; determines the name of its file."""
     prompt: str
     group: int | None = None
     """Number of the group of pictures with the same prompt, for diversity; None outside such groups."""
     counts: bool = True
     """Whether metrics of single pictures include it. Pictures of a group are usually drawn in addition to the others;
     including them would give their prompts too much weight."""
+    prompt_id: str = ""
+    """Name of the prompt in its suite; the same in every evaluation of the suite."""
+    sample: int = 0
+    """Which of several pictures of this prompt, from 0: the seed of the picture is that of the evaluation plus this."""
 
 
 class Metric(ABC):

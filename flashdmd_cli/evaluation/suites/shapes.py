@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,11 @@ class ShapesSuite:
     rows: Sequence[Row]
     metrics: Sequence[Metric]
     reference_seed: int
+    sha256: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
     world: str | None = "shapes"
+    reference_folder: Path | None = None
+    reference_names: Sequence[str] | None = None
 
     def references(self, seed: int | None = None) -> Iterator[Batch]:
         """Rendered pictures of all captions, 250 at a time (the last ones fewer); `seed` draws another set."""

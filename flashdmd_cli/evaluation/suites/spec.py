@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -12,22 +14,32 @@ from pydantic import Field, ValidationError
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Direction, Metric, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
+from flashdmd_cli.evaluation.suites.names import FOLDER, suite_path
+from flashdmd_cli.evaluation.suites.prompts import Prompt, read_prompt_file, refuse_twice
 from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
+from flashdmd_cli.evaluation.suites.suite import PromptSuite
 from flashdmd_cli.runs.errors import InputError, UsageError
-from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.files import expanded, sha256_file
 from flashdmd_cli.runs.tables import Config, Count
 from flashdmd_cli.shapes.captions import parse
 
-FOLDER = Path(__file__).parent
 MIN_PROMPTS = 2
 """A covariance needs two pictures."""
+WORLD_METRICS = ("composition", "exact", "extra_objects", "frechet", "coverage", "pattern_coverage", "diversity")
+"""Metrics that see nothing but the embedded world."""
+SIZED = ("high_frequency",)
+"""Metrics that need real pictures of the size of the drawn ones: measured where a suite or `--metrics` names them."""
+COLUMN_OF_FILES = "file_name"
+"""Column of a prompt file that names the real picture of each prompt in `references`."""
 
 
 class PromptFile(Config):
     """The prompts of a suite."""
 
     file: str
-    """A text file with a prompt on each line, UTF-8, beside the YAML file."""
+    """Beside the YAML file: a text file with a prompt on each line, whose ids are the line numbers; or JSON, JSON
+    lines, CSV, TSV or parquet with columns `prompt` and, if wanted, `id`."""
     sha256: str | None = None
     """Of the file's contents; another file is refused. Without it any is taken."""
     num: Count | None = None
@@ -56,6 +68,8 @@ class Measure(Config):
     """`higher` is better, `lower` is better, or `one`: a ratio that should be 1."""
     version: int = 1
     """Version of the metric."""
+    options: dict[str, Any] = {}
+    """Settings of the metric; what is not set has the value of the published tables."""
 
 
 class SuiteSpec(Config):
@@ -64,60 +78,67 @@ class SuiteSpec(Config):
     name: str
     """In results and in the names of folders."""
     version: Count
-    """Goes up with every change after which the same model gets other figures."""
-    world: Literal["shapes"]
-    """`shapes`: captions of the embedded world, whose real pictures are rendered."""
+    """Goes up with every change after which the same model gets other values."""
+    world: Literal["shapes"] | None = None
+    """`shapes`: captions of the embedded world, whose real pictures are rendered. None: any prompts."""
     prompts: PromptFile
     """What to draw."""
     groups: Groups | None = None
     """Several pictures of one prompt."""
-    reference_seed: int
-    """Draws the real pictures that drawn ones are compared with."""
-    metrics: Annotated[list[Measure], Field(min_length=1)]
-    """What is measured, in the order of a report."""
+    reference_seed: int = 0
+    """Draws the real pictures of the embedded world."""
+    references: str | None = None
+    """Folder of real pictures, for metrics that compare with them; relative to the YAML file."""
+    metrics: Annotated[list[Measure] | None, Field(min_length=1)] = None
+    """What is measured, in the order of a report. Left out: every metric of pictures of any kind and size."""
 
 
-def list_suites() -> list[str]:
-    """Names of the suites that come with the package."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def read_suite(name: str, limit: int | None = None, instruments: Instruments | None = None) -> ShapesSuite:
+def read_suite(
+    name: str,
+    limit: int | None = None,
+    instruments: Instruments | None = None,
+    *,
+    seeds: int = 1,
+    only: Sequence[str] | None = None,
+    references: Path | None = None,
+    measures: bool = True,
+) -> ShapesSuite | PromptSuite:
     """A shipped suite by its name, or one by the path of its YAML file; `limit` takes the first prompts alone.
 
+    `seeds` pictures are drawn for each prompt. `only` are the names of the metrics to measure, by default those of the
+    suite; without `measures` there are none, and no weights are needed. `references` is the folder of real pictures, by
+    default the suite's.
+
     Raises `UsageError` for an unknown name, key or metric, `InputError` for what cannot be read or is missing, each in
-    one line that begins with `--suite` (or `--limit`).
+    one line that begins with `--suite` (or `--limit`, `--metrics`).
     """
     said = f"--suite {name}"
     path = suite_path(name)
     spec = read_spec(path, said)
-    try:
-        metrics = make_metrics(spec, instruments or Instruments(), said)
-    except FileNotFoundError as error:
-        raise InputError(f"{said}: {error}") from None
-    prompts = read_prompts(spec, path.parent, said)
+    prompts, prompts_hash = read_prompts(spec, path.parent, said)
     if limit is not None and not MIN_PROMPTS <= limit <= len(prompts):
         raise UsageError(f"--limit {limit}: {spec.name} takes from {MIN_PROMPTS} to {len(prompts)} captions")
-    rows = rows_of(prompts[:limit], spec.groups)
-    for metric in metrics:
+    rows = rows_of(prompts[:limit], spec.groups, seeds)
+    if references is None and spec.references is not None:
+        references = path.parent / expanded(spec.references)
+    real = spec.world is not None or references is not None
+    metrics, skipped = make_metrics(spec, instruments or Instruments(), said, only, real) if measures else ([], {})
+    if spec.world is None:
+        refuse_world(metrics, rows)
+    for metric in list(metrics):
         if not any(metric.takes(row) for row in rows):
+            if only is None and spec.groups is None and spec.world is None:
+                skipped[metric.name] = "needs several pictures of a prompt: --seeds 4"
+                metrics.remove(metric)
+                continue
             raise UsageError(f"{said}: {metric.name}: has nothing to measure", hint="give the suite `groups`")
-    return ShapesSuite(spec.name, spec.version, rows, metrics, spec.reference_seed)
-
-
-def suite_path(name: str) -> Path:
-    """The file of a shipped suite, or of one that is named by its path."""
-    if name in list_suites():
-        return FOLDER / f"{name}.yaml"
-    path = expanded(name)
-    if path.suffix not in (".yaml", ".yml"):
-        raise UsageError(
-            f"--suite {name}: not in this version",
-            hint=f"there is {', '.join(list_suites())}; a file of your own is given with its .yaml",
-        )
-    if not path.is_file():
-        raise InputError(f"--suite {name}: no such file", hint=f"there is {', '.join(list_suites())}")
-    return path
+    decides = {**spec.model_dump(mode="json", exclude={"metrics", "references"}), "prompts_sha256": prompts_hash}
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    if spec.world == "shapes":
+        return ShapesSuite(spec.name, spec.version, rows, metrics, spec.reference_seed, digest, skipped)
+    files = [prompt.columns.get(COLUMN_OF_FILES) for prompt in prompts]
+    named = [str(name) for name in files] if references is not None and None not in files else None
+    return PromptSuite(spec.name, spec.version, rows, metrics, digest, skipped, None, references, named)
 
 
 def read_spec(path: Path, said: str) -> SuiteSpec:
@@ -137,9 +158,20 @@ def read_spec(path: Path, said: str) -> SuiteSpec:
         raise UsageError(f"{said}: {key + ': ' if key else ''}{told}", hint="mend the file") from None
 
 
-def make_metrics(spec: SuiteSpec, instruments: Instruments, said: str) -> list[Metric]:
-    """The metrics that a suite names; UsageError for one that is unknown, twice there, or not what it was."""
-    for i, wanted in enumerate(spec.metrics):
+def make_metrics(
+    spec: SuiteSpec, instruments: Instruments, said: str, only: Sequence[str] | None = None, real: bool = True
+) -> tuple[list[Metric], dict[str, str]]:
+    """The metrics that a suite names, or `only` those named; and which cannot be measured here, with the reason.
+
+    `real`: whether there are real pictures to compare with. UsageError for a metric that is unknown, twice there, or
+    not what it was; InputError where the weights of one of `only` are missing.
+    """
+    listed = spec.metrics or [
+        Measure(name=each.name, direction=each.direction, version=each.version)
+        for each in METRICS.values()
+        if each.name not in (*WORLD_METRICS, *SIZED)
+    ]
+    for i, wanted in enumerate(listed):
         if wanted.name not in METRICS:
             hint = f"one of {', '.join(METRICS)}"
             raise UsageError(f"{said}: metrics.{i}.name: no metric {wanted.name!r}", hint=hint)
@@ -148,49 +180,97 @@ def make_metrics(spec: SuiteSpec, instruments: Instruments, said: str) -> list[M
             if (has := getattr(metric, key)) != (asked := getattr(wanted, key)):
                 raise UsageError(
                     f"{said}: metrics.{i}.{key}: {wanted.name} is measured with {key} {has} here, not {asked}",
-                    hint="change it, and the suite's version, where the figures are to be compared",
+                    hint="change it, and the suite's version, where the values are to be compared",
                 )
-        if wanted.name in [each.name for each in spec.metrics[:i]]:
+        if wanted.name in [each.name for each in listed[:i]]:
             raise UsageError(f"{said}: metrics.{i}.name: {wanted.name} is there twice", hint="name it once")
-    return [METRICS[wanted.name](instruments) for wanted in spec.metrics]
-
-
-def read_prompts(spec: SuiteSpec, folder: Path, said: str) -> list[str]:
-    """The prompts that a suite names."""
-    path = folder / spec.prompts.file
-    try:
-        content = path.read_bytes()
-        prompts = content.decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    options = {wanted.name: wanted.options for wanted in listed}
+    if only is not None:
+        check_metric_names(only)
+    made, skipped = [], dict[str, str]()
+    for name in options if only is None else only:
+        try:
+            if METRICS[name].compares and not real:
+                raise WeightsMissing(
+                    f"{said}: {name}: there are no real pictures to compare with", hint="--references DIR names them"
+                )
+            made.append(METRICS[name](instruments, options.get(name, {})))
+        except WeightsMissing as error:
+            if only is not None:
+                raise
+            why = error.message.removeprefix(f"{said}: ").removeprefix(f"{name}: ")
+            skipped[name] = f"{why} ({error.hint})" if error.hint else why
+        except FileNotFoundError as error:
+            raise InputError(f"{said}: {error}") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, ("options", *first["loc"])))
+            raise UsageError(f"{said}: metrics: {name}: {key}: {first['msg'].lower()}", hint="mend the file") from None
+    if not made and skipped:
         raise InputError(
-            f"{said}: prompts.file: cannot read {path}: {error}", hint="a text file, a prompt a line"
-        ) from None
-    if spec.prompts.sha256 not in (None, found := hashlib.sha256(content).hexdigest()):
+            f"{said}: none of its metrics can be measured here: {'; '.join(skipped.values())}", hint="see --metrics"
+        )
+    return made, skipped
+
+
+def refuse_world(metrics: Sequence[Metric], rows: Sequence[Row]) -> None:
+    """UsageError for a metric of the embedded world where a prompt is none of its captions."""
+    own = [metric.name for metric in metrics if metric.name in WORLD_METRICS]
+    for row in rows if own else ():
+        try:
+            parse(row.prompt)
+        except ValueError:
+            raise UsageError(
+                f"--metrics {own[0]}: is for the embedded world, and the prompt {row.prompt_id} is none of its captions"
+            ) from None
+
+
+def check_metric_names(names: Sequence[str], flag: str = "--metrics") -> None:
+    """UsageError for a name that is unknown or there twice."""
+    for name in names:
+        if name not in METRICS:
+            raise UsageError(f"{flag} {name}: no such metric", hint=f"one of {', '.join(METRICS)}")
+        if list(names).count(name) > 1:
+            raise UsageError(f"{flag} {name}: is there twice", hint="name it once")
+
+
+def read_prompts(spec: SuiteSpec, folder: Path, said: str) -> tuple[list[Prompt], str]:
+    """The prompts that a suite names, and the hash of their file."""
+    path, option = folder / expanded(spec.prompts.file), f"{said}: prompts.file"
+    prompts, refused = read_prompt_file(path, option)
+    if refused:
+        raise InputError(f"{option}: {refused[0].source}: {refused[0].reason}", hint="mend the line")
+    refuse_twice(prompts, f"{option}: {path}")
+    if spec.prompts.sha256 not in (None, found := sha256_file(path)):
         raise InputError(
             f"{said}: prompts.sha256: {path} is not the file that the suite was written for (its hash is {found})",
             hint="restore the file, or give the suite another version and this hash",
         )
-    for number, prompt in enumerate(prompts, start=1):
+    for prompt in prompts if spec.world == "shapes" else ():
         try:
-            parse(prompt)
+            parse(prompt.text)
         except ValueError as error:
-            raise InputError(f"{said}: prompts.file: {path}, line {number}: {error}", hint="mend the line") from None
+            raise InputError(f"{option}: {path}, line {prompt.id}: {error}", hint="mend the line") from None
     prompts = prompts[: spec.prompts.num]
     if len(prompts) < MIN_PROMPTS:
-        raise InputError(f"{said}: prompts.file: {path} has {len(prompts)} prompts", hint=f"{MIN_PROMPTS} at least")
-    return prompts
+        raise InputError(f"{option}: {path} has {len(prompts)} prompts", hint=f"{MIN_PROMPTS} at least")
+    return prompts, found
 
 
-def rows_of(prompts: list[str], groups: Groups | None) -> list[Row]:
-    """What to draw, in its order."""
+def rows_of(prompts: Sequence[Prompt], groups: Groups | None, seeds: int = 1) -> list[Row]:
+    """What to draw, in its order: `seeds` pictures of each prompt, then those of the groups."""
     if groups is None:
-        plain, repeated = prompts, []
+        plain, repeated = prompts, prompts[:0]
     elif groups.extra:
         plain, repeated = prompts, prompts[: groups.num]
     else:
         plain, repeated = prompts[: -groups.num], prompts[-groups.num :]
-    rows = [Row(i, prompt) for i, prompt in enumerate(plain)]
+    rows: list[Row] = []
+    for number, prompt in enumerate(plain):
+        group = number if groups is None and seeds > 1 else None
+        rows += [Row(len(rows) + i, prompt.text, group, True, prompt.id, i) for i in range(seeds)]
     for group, prompt in enumerate(repeated):
-        for _ in range(groups.size if groups else 0):
-            rows.append(Row(len(rows), prompt, group, counts=groups is not None and not groups.extra))
+        extra = groups is not None and groups.extra
+        for i in range(groups.size if groups else 0):
+            rows.append(Row(len(rows), prompt.text, group, not extra, prompt.id, i + (seeds if extra else 0)))
     return rows

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -22,7 +24,12 @@ class Suite(Protocol):
 
     @property
     def version(self) -> int:
-        """Goes up with every change after which the same model gets other figures."""
+        """Goes up with every change after which the same model gets other values."""
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides which pictures are drawn and what they are compared with; only results of suites with
+        the same hash are compared."""
 
     @property
     def world(self) -> str | None:
@@ -36,5 +43,37 @@ class Suite(Protocol):
     def metrics(self) -> Sequence[Metric]:
         """What is measured, in the order of a report."""
 
+    @property
+    def skipped(self) -> Mapping[str, str]:
+        """Metrics that cannot be measured here, with the reason."""
+
+    @property
+    def reference_folder(self) -> Path | None:
+        """The folder of the real pictures, where they are files."""
+
+    @property
+    def reference_names(self) -> Sequence[str] | None:
+        """The files of that folder that are the suite's; None: all pictures there."""
+
     def references(self) -> Iterator[Batch]:
-        """Real pictures with what is known of them, batch by batch; the same in every call."""
+        """Real pictures with what is known of them, batch by batch; the same in every call. None if they are files."""
+
+
+@dataclass(frozen=True)
+class PromptSuite:
+    """Prompts of any kind; the real pictures, if a metric needs them, are the files of a folder."""
+
+    name: str
+    version: int
+    rows: Sequence[Row]
+    metrics: Sequence[Metric]
+    sha256: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    world: str | None = None
+    reference_folder: Path | None = None
+    reference_names: Sequence[str] | None = None
+    """The files of `reference_folder` that are the suite's; None: all pictures there."""
+
+    def references(self) -> Iterator[Batch]:
+        """Nothing: the real pictures are files."""
+        return iter(())

@@ -62,9 +62,12 @@ class Stages:
 
 def suite_to_draw() -> ShapesSuite:
     """The suite: captions to sample, and metrics to measure."""
+    from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
     from flashdmd_cli.evaluation.suites.spec import read_suite
 
-    return read_suite(SUITE)
+    suite = read_suite(SUITE)
+    assert isinstance(suite, ShapesSuite)
+    return suite
 
 
 def load_teacher(recipe: Recipe, at: Stages) -> Family:

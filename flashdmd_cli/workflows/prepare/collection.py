@@ -64,7 +64,7 @@ def prepare(
         image_column: parquet column of pictures.
         caption: if a picture has several captions, the `first` (default) or a `random` one, drawn with `seed`.
         captions_from_names: use the file name as caption of a picture without one.
-        suite: `coco10k`, the 10,000 prompts of that suite.
+        suite: `coco10k-hash`, 10,000 images chosen by a hash of their ids; for `coco10k` see `prepare_suite`.
         encoding: `png`, `jpg` or `webp` (default: png up to 256 pixels, else jpg).
         shard_size: rows of `source` per shard.
         num: number of rows to read (default: all).

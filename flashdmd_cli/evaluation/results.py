@@ -1,0 +1,118 @@
+"""`results.json`: the values of one evaluation with all that is needed to compare them with others."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.evaluation.intake import Look
+from flashdmd_cli.evaluation.metrics.intervals import Interval
+from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+from flashdmd_cli.evaluation.scoring import Scored
+from flashdmd_cli.runs.errors import InputError
+
+SCHEMA = 1
+RESULTS, SAMPLES = "results.json", "samples.jsonl"
+SHOWN = 20
+"""How many files are named for each reason; all are in `samples.jsonl`."""
+
+
+def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scored: Scored) -> dict[str, Any]:
+    """Value, 95% interval, number of pictures, scale, direction and provenance of each metric."""
+    table = {}
+    for metric in metrics:
+        found = values[metric.name]
+        parts = {name.partition(".")[2]: each for name, each in values.items() if name.startswith(f"{metric.name}.")}
+        # Parts that are named the other way round, and those of `composition`.
+        parts |= {name: each for name, each in values.items() if name.endswith(f".{metric.name}")}
+        if metric.name == "composition":
+            parts |= {name: each for name, each in values.items() if name.startswith("attributes.")}
+        table[metric.name] = {
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
+            "n": len(scored.numbers[metric.name]),
+            "direction": metric.direction,
+            "unit": metric.unit,
+            "scale": metric.scale,
+            "version": metric.version,
+            "provenance": metric.provenance(),
+        }
+        if parts:
+            table[metric.name]["parts"] = {
+                name: {"value": each.value, "low": each.low, "high": each.high} for name, each in parts.items()
+            }
+    return table
+
+
+def picture_facts(looks: Sequence[Look], names: Sequence[str | None], rows: Sequence[Row]) -> dict[str, Any]:
+    """How many pictures were measured, and which were left out, converted or conspicuous."""
+    left_out: dict[str, list[str]] = defaultdict(list)
+    notes: dict[str, list[str]] = defaultdict(list)
+    for each, file, row in zip(looks, names, rows, strict=True):
+        name = file or f"prompt {row.prompt_id}"
+        if each.reason:
+            left_out[each.reason].append(name)
+        for note in each.notes:
+            notes[note].append(name)
+    measured = sum(not each.reason for each in looks)
+    return {
+        "num": len(looks),
+        "measured": measured,
+        "left_out": {why: {"num": len(files), "files": files[:SHOWN]} for why, files in left_out.items()},
+        "notes": {what: {"num": len(files), "files": files[:SHOWN]} for what, files in notes.items()},
+    }
+
+
+def warnings_of(facts: Mapping[str, Any], metrics: Sequence[Metric], scored: Scored) -> list[str]:
+    """What a reader of the values must know: pictures left out or conspicuous, and metrics with too few pictures."""
+    told = []
+    for why, found in facts["left_out"].items():
+        told.append(f"left out, {why}: {named(found)}")
+    for what in ("black", "one colour"):
+        if what in facts["notes"]:
+            told.append(f"measured, but {what}: {named(facts['notes'][what])}")
+    for metric in metrics:
+        if (num := len(scored.numbers[metric.name])) < metric.min_pictures:
+            told.append(f"{metric.name}: unreliable from {num} pictures, take {metric.min_pictures} or more")
+    return told
+
+
+def named(found: Mapping[str, Any]) -> str:
+    """`3 pictures (a.png, b.png, c.png)`."""
+    names = ", ".join(found["files"][:5]) + (", ..." if found["num"] > 5 else "")
+    return f"{found['num']} picture{'' if found['num'] == 1 else 's'} ({names})"
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The document of a finished evaluation, from its folder or file; InputError if it is none."""
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(document, dict) or not isinstance(document.get("metrics"), dict):
+            raise ValueError("no metrics in it")
+        if document.get("schema", 0) > SCHEMA:
+            raise InputError(f"{file}: was written by a newer version", hint="update flashdmd")
+    except OSError as error:
+        raise InputError(
+            f"{file}: cannot be read: {error.strerror}", hint="name the folder that flashdmd eval wrote"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{file}: is no result of flashdmd eval: {error}") from None
+    return document
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The lines of `samples.jsonl` beside a result, up to the first that is not whole; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / SAMPLES
+    rows = []
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for line in lines:
+                rows.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    return rows

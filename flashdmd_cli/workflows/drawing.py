@@ -1,0 +1,173 @@
+"""The first phase of an evaluation: the pictures of a suite on disk, from any number of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.files import write_text_atomically, writing
+from flashdmd_cli.runs.reporter import Reporter, counted
+from flashdmd_cli.runs.workers import Stop, Tick, run_tasks
+from flashdmd_cli.workflows.inputs.drawer import Drawer
+
+if TYPE_CHECKING:
+    from flashdmd_cli.evaluation.metrics.metric import Row
+    from flashdmd_cli.evaluation.suites.suite import Suite
+
+PROMPTS, TIMES = "prompts.jsonl", "times.jsonl"
+
+
+@dataclass
+class DrawJob:
+    """Draws parts of a suite, in this process or in a worker process.
+
+    On a CPU each picture goes through the network alone: the last bits of a matrix product depend on its shape, so that
+    a picture is the same whatever the batch and the processes only if its shape never changes. On an accelerator that
+    would be several times slower; there the whole part is one batch.
+    """
+
+    load: Callable[[], Drawer]
+    suite: str
+    seed: int
+    parts: Sequence[Sequence[Row]]
+    folder: Path
+    threads: int
+
+    def start(self, number: int) -> None:
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.drawer = self.load()
+
+    def run(self, task: int, tick: Tick, stop: Stop) -> None:
+        import torch
+
+        from flashdmd_cli.evaluation.folder import write_part
+        from flashdmd_cli.evaluation.generate import NoiseKey
+        from flashdmd_cli.runs.device import peak_memory, seconds_of
+
+        part, device = self.parts[task], torch.device(self.drawer.place.device)
+        keys = [NoiseKey(self.seed + row.sample, purpose=f"{self.suite}/{row.prompt_id}") for row in part]
+        began = seconds_of(device)
+        pictures = self.drawer.draw_from(
+            self.seed,
+            [row.prompt for row in part],
+            part[0].index,
+            keys=keys,
+            batch=1 if device.type == "cpu" else len(part),
+        )
+        seconds = seconds_of(device) - began
+        write_part(part, pictures, self.folder)
+        note = {"pictures": len(part), "seconds": round(seconds, 6), "memory": peak_memory(device)}
+        with writing(self.folder), (self.folder / TIMES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
+        tick(len(part))
+
+
+def draw_suite(
+    suite: Suite,
+    drawer: Drawer,
+    load: Callable[[], Drawer],
+    folder: Path,
+    seed: int,
+    batch: int | None,
+    num_processes: int,
+    reporter: Reporter,
+) -> Path:
+    """Draw the pictures of a suite that are not there yet; returns their folder below `folder`.
+
+    `load` loads the same drawer in another process. Raises `UsageError` for several processes on an accelerator.
+    """
+    import torch
+
+    from flashdmd_cli.evaluation.folder import missing_parts
+
+    on_cpu = drawer.place.device == "cpu"
+    if num_processes > 1 and not on_cpu:
+        raise UsageError(
+            f"--nproc {num_processes}: the pictures are drawn on {drawer.place.device}, by one process",
+            hint="leave it out, or give --device cpu",
+        )
+    size = batch or drawer.batch
+    pictures = begin_pictures(folder, suite, drawer, seed, None if on_cpu else size)
+    parts = missing_parts(suite.rows, pictures, size)
+    kept = len(suite.rows) - sum(map(len, parts))
+    reporter.phase(
+        f"drawing {len(suite.rows)} pictures with {drawer.name}, {counted(drawer.steps, 'step')} each", "picture"
+    )
+    if kept:
+        reporter.say(f"{kept} of {len(suite.rows)} pictures are in {pictures} already")
+    done = kept
+    reporter.progress(done, len(suite.rows))
+
+    def tick(num: int) -> None:
+        nonlocal done
+        done += num
+        reporter.progress(done, len(suite.rows))
+
+    processes = min(num_processes, max(1, len(parts)))
+    job = DrawJob((lambda: drawer) if processes == 1 else load, suite.name, seed, parts, pictures,
+                  torch.get_num_threads())  # fmt: skip
+    run_tasks(job, range(len(parts)), processes, tick)
+    return pictures
+
+
+def begin_pictures(folder: Path, suite: Suite, drawer: Drawer, seed: int, batch: int | None) -> Path:
+    """The folder of the pictures of this suite, drawer and seed, named by all that decides them, with their prompts.
+
+    So pictures of another drawer are never taken for these, and those of a result stay until there is another.
+    """
+    import torch
+
+    from flashdmd_cli.evaluation.folder import picture_path
+
+    rows = [
+        {
+            "file": picture_path(Path(), row.index).name,
+            "prompt": row.prompt,
+            "id": row.prompt_id,
+            "seed": seed + row.sample,
+            "group": row.group,
+            "counts": row.counts,
+        }
+        for row in suite.rows
+    ]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    shape = {"threads": torch.get_num_threads()} if batch is None else {"batch": batch}
+    decides = {
+        "suite": suite.name,
+        "seed": seed,
+        **shape,
+        **drawer.identity(),
+        "prompts": hashlib.sha256(lines.encode()).hexdigest(),
+    }
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+    pictures = folder / "pictures" / digest
+    if not (pictures / PROMPTS).is_file():
+        write_text_atomically(pictures / PROMPTS, lines)
+    return pictures
+
+
+def cost(pictures: Path) -> dict[str, Any]:
+    """Seconds for each picture and peak memory while drawing, from the notes of all calls that drew them."""
+    found: list[dict[str, float]] = []
+    try:
+        for line in (pictures / TIMES).read_text(encoding="utf-8").splitlines():
+            found.append(json.loads(line))
+    except (OSError, ValueError):
+        pass
+    num = sum(each["pictures"] for each in found)
+    if not num:
+        return {}
+    return {
+        "pictures_timed": int(num),
+        "seconds_per_picture": sum(each["seconds"] for each in found) / num,
+        "peak_memory_bytes": int(max(each["memory"] for each in found)),
+        "cores": os.cpu_count() or 0,
+    }

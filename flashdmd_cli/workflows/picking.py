@@ -1,0 +1,175 @@
+"""What an evaluation is of: a suite, a file of prompts, or pictures that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.workflows.inputs.families import drawing_place
+
+if TYPE_CHECKING:
+    from flashdmd_cli.evaluation.collection import Collection
+    from flashdmd_cli.evaluation.metrics.instruments import Instruments
+    from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+    from flashdmd_cli.evaluation.suites.suite import Suite
+
+SUITE = "shapes1k"
+PLAIN_SUITE = "coco10k"
+"""Whose metrics are measured on pictures of no suite."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn and measured."""
+
+    suite: str | None
+    images: Path | None
+    prompts: Path | None
+    limit: int | None
+    seeds: int
+    metrics: Sequence[str] | None
+    weights_dir: Path | None
+    references: Path | None
+    device: str | None
+    measures: bool = True
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A suite, and the file of each of its rows."""
+
+    suite: Suite
+    paths: Sequence[Path | None] = ()
+    folder: Path = Path()
+    """Of the pictures; they are named by their paths below it."""
+    collection: Collection | None = None
+    """Where the pictures were there already."""
+
+    @property
+    def names(self) -> list[str | None]:
+        """Of the files, for people."""
+        return [None if path is None else name_below(path, self.folder) for path in self.paths]
+
+    def drawn(self, folder: Path) -> Picked:
+        """With the files that were drawn."""
+        from flashdmd_cli.evaluation.folder import picture_path
+
+        return replace(self, folder=folder, paths=[picture_path(folder, row.index) for row in self.suite.rows])
+
+
+def name_below(path: Path, folder: Path) -> str:
+    """A file's path below a folder, or its name if it lies elsewhere."""
+    try:
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return path.name
+
+
+def pick(request: Request, reporter: Reporter) -> Picked:
+    """The suite that is asked for, or one made of pictures or prompts; raises what `read_suite` raises."""
+    from flashdmd_cli.evaluation.metrics.instruments import Instruments
+    from flashdmd_cli.evaluation.suites.spec import read_suite
+
+    device = drawing_place(request.device).device
+    instruments = Instruments(request.weights_dir, device, reporter)
+    if request.images is None and request.prompts is None:
+        return Picked(
+            read_suite(
+                request.suite or SUITE,
+                request.limit,
+                instruments,
+                seeds=request.seeds,
+                only=request.metrics,
+                references=request.references,
+                measures=request.measures,
+            )
+        )
+    if request.suite is not None and request.images is None:
+        raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
+    if request.images is None:
+        return Picked(suite_of_prompts(request, instruments))
+    return picked_images(request, instruments)
+
+
+def picked_images(request: Request, instruments: Instruments) -> Picked:
+    """Pictures that are there already, with their prompts; those of a suite, if one is named."""
+    from flashdmd_cli.evaluation.collection import read_collection
+    from flashdmd_cli.evaluation.suites.prompts import Prompt
+    from flashdmd_cli.evaluation.suites.spec import read_suite
+
+    assert request.images is not None
+    if request.suite is None:
+        found = cut(read_collection(request.images, request.prompts), request.limit)
+        name = request.images.resolve().name
+        suite = plain_suite(name, found.rows, found.sha256, request, instruments)
+        return Picked(suite, found.paths, request.images, found)
+    chosen = read_suite(request.suite, request.limit, instruments, only=request.metrics, references=request.references)
+    texts = {row.prompt_id: row.prompt for row in chosen.rows}
+    # Ids that are numbers of lines do not name files: `1.png` may be the first or the second.
+    named = list(texts) != [str(number) for number in range(1, len(texts) + 1)]
+    prompts = [Prompt(name, text, {}, number, named) for number, (name, text) in enumerate(texts.items(), start=1)]
+    found = read_collection(request.images, request.prompts, prompts)
+    for row in found.rows:
+        if texts.get(row.prompt_id) != row.prompt:
+            raise InputError(
+                f"--images {request.images}: the prompt {row.prompt_id} is not that of the suite {chosen.name}",
+                hint="the ids of the pictures' prompts must be those of the suite; or leave --suite out",
+            )
+    absent = [name for name in texts if name not in {row.prompt_id for row in found.rows}]
+    rows, paths = list(found.rows), list(found.paths)
+    for name in absent:
+        rows.append(chosen.rows[0].__class__(len(rows), texts[name], prompt_id=name))
+        paths.append(None)
+    return Picked(replace(chosen, rows=rows), paths, request.images, found)
+
+
+def cut(found: Collection, limit: int | None) -> Collection:
+    """The first prompts alone."""
+    if limit is None:
+        return found
+    if not 1 <= limit <= len(found.rows):
+        raise UsageError(f"--limit {limit}: there are {len(found.rows)} pictures")
+    return replace(found, rows=found.rows[:limit], paths=found.paths[:limit])
+
+
+def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
+    """The prompts of a file as a suite of its name; UsageError for an entry that is no prompt."""
+    import hashlib
+    import json
+
+    from flashdmd_cli.evaluation.suites.prompts import read_prompt_file, refuse_twice
+    from flashdmd_cli.evaluation.suites.spec import rows_of
+
+    assert request.prompts is not None
+    prompts, refused = read_prompt_file(request.prompts, "--prompts")
+    if refused:
+        raise InputError(f"--prompts {refused[0].source}: {refused[0].reason}", hint="mend the line")
+    refuse_twice(prompts, f"--prompts {request.prompts}")
+    prompts = prompts[: request.limit]
+    if not prompts:
+        raise InputError(f"--prompts {request.prompts}: holds no prompt", hint="a prompt on each line, or JSONL")
+    digest = hashlib.sha256(json.dumps([(each.id, each.text) for each in prompts]).encode()).hexdigest()
+    return plain_suite(request.prompts.stem, rows_of(prompts, None, request.seeds), digest, request, instruments)
+
+
+def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, instruments: Instruments) -> Suite:
+    """A suite of any prompts, with the metrics that are asked for, else with those of COCO prompts."""
+    from flashdmd_cli.evaluation.suites.names import FOLDER
+    from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec, refuse_world
+    from flashdmd_cli.evaluation.suites.suite import PromptSuite
+
+    metrics: list[Metric] = []
+    skipped: dict[str, str] = {}
+    if request.measures:
+        spec = read_spec(FOLDER / f"{PLAIN_SUITE}.yaml", "--metrics")
+        metrics, skipped = make_metrics(spec, instruments, "--metrics", request.metrics, request.references is not None)
+        refuse_world(metrics, rows)
+        for metric in list(metrics):
+            if request.metrics is None and not any(metric.takes(row) for row in rows):
+                skipped[metric.name] = "needs several pictures of a prompt"
+                metrics.remove(metric)
+    return PromptSuite(name, 1, rows, metrics, digest, skipped, None, request.references)

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,9 +18,12 @@ from PIL import Image
 from flashdmd_cli.evaluation.suites.spec import read_suite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.manifest import damaged_files, read_manifest
+from flashdmd_cli.runs.reporter import SilentReporter
+from flashdmd_cli.workflows.inputs import suites
 from flashdmd_cli.workflows.prepare import prepare_suite, suite
 from flashdmd_cli.workflows.prepare.suite import check, draw
 
+from .fake_hub import FakeHub, serving
 from .test_cli import fails, run
 from .test_eval_pictures import brightness  # noqa: F401
 
@@ -120,8 +124,31 @@ def test_on_a_machine_with_nothing_the_answer_is_one_line(tmp_path: Path) -> Non
     words = [sys.executable, "-m", "flashdmd_cli", "eval", "--suite", "coco10k"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1), done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("loading torch")]
+    assert (done.returncode, done.stdout, len(lines)) == (3, "", 1), done.stderr
     assert "annotations_trainval2014.zip (253 MB)" in done.stderr and list(tmp_path.iterdir()) == []
+    assert "HF_HUB_OFFLINE forbids downloading it" in done.stderr
+
+
+def test_with_a_network_the_annotations_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(suite, "NUM", 20)
+    monkeypatch.setattr(suite.draw, "__defaults__", (20,))
+    (tmp_path / "at").mkdir()
+    with serving(FakeHub({"x/coco": tmp_path / "at"})) as hub:
+        monkeypatch.setattr(suites, "ANNOTATIONS", f"{hub.url}/x/coco/resolve/main/annotations_trainval2014.zip")
+        with pytest.raises(InputError, match="prompts are not prepared .*cannot be reached: Not Found"):
+            suites.find_suite("coco-mini", SilentReporter())
+        assert not (tmp_path / "runs").exists()
+        with zipfile.ZipFile(tmp_path / "at" / "annotations_trainval2014.zip", "w") as archive:
+            archive.writestr("annotations/captions_val2014.json", json.dumps(annotations()))
+        path = suites.find_suite("coco10k", SilentReporter())
+        hub.asked.clear()
+        assert suites.find_suite("coco-mini", SilentReporter()).parent == path.parent and hub.asked == []
+    rows = [json.loads(line)["image_id"] for line in (path.parent / "prompts.jsonl").read_text().splitlines()]
+    assert rows == [image for image, _ in by_hand(annotations(), 20)]
 
 
 def test_sources_that_are_none(small: Path) -> None:

@@ -106,10 +106,10 @@ def evaluate(
         UsageError: for an option that `source` or the suite does not take, or an `out` that holds something else.
         InputError: for what cannot be read, and where the weights of one of `metrics` are missing.
     """
-    from flashdmd_cli.evaluation.suites.names import suite_path
+    from flashdmd_cli.workflows.inputs.suites import find_suite
 
     if suite is not None:
-        suite_path(suite)  # a name that is wrong, or prompts that are missing, before anything heavy is loaded
+        find_suite(suite, reporter or SilentReporter())  # before anything heavy is loaded
     from flashdmd_cli.evaluation.report import check_thresholds, missed
 
     reporter, lowest, highest = reporter or SilentReporter(), dict(fail_below or {}), dict(fail_above or {})

@@ -25,6 +25,7 @@ from flashdmd_cli.cli.output import Output, Progress, error_line, exit_code
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs import errors
+from flashdmd_cli.runs.manifest import Collection, Manifest, write_manifest
 from flashdmd_cli.runs.recipe import list_recipes
 from flashdmd_cli.shapes import assets
 from flashdmd_cli.shapes.inspector import Inspector
@@ -32,7 +33,7 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["doctor"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["doctor"], ["bench"],
     ["eval"], ["eval", "compare"], ["eval", "read"],
     ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
     ["reward", "score"], ["shapes"], ["shapes", "build"],
@@ -283,3 +284,18 @@ def test_prepare_data_is_kept_or_replaced(world):
     assert (world / "d" / "manifest.json").stat().st_mtime_ns == before
     fails(run("prepare-data", "shapes", "--num", 5, "--out", "d"), 2, "--yes")
     assert run("prepare-data", "shapes", "--num", 5, "--out", "d", "--yes").exit_code == 0
+
+
+def test_text_of_foreign_manifests_cannot_control_the_terminal(tmp_path):
+    evil = "\x1b]0;owned\x07\x1b[2J \x9b31m\r gone"
+    folder = tmp_path / "data"
+    collection = Collection(seen=1, kept=1, pictures=False, source=f"folder {evil}", listing="0" * 64, content="0" * 64)
+    write_manifest(folder, Manifest(kind="data", collection=collection, warnings=[evil], license=evil))
+    for options in ((), ("--json",), ("--quiet",)):
+        result = run("inspect", folder, *options)
+        assert result.exit_code == 0
+        assert not set(result.output) & set("\x1b\x07\x9b\r"), options
+    assert "\\u001b[2J" in run("inspect", folder).output
+    assert json.loads(run("inspect", folder, "--json").stdout)
+    broken = run("inspect", tmp_path / "no\x1b[31mwhere")
+    assert broken.exit_code == 3 and "\x1b" not in broken.output

@@ -23,7 +23,7 @@ from flashdmd_cli.cli.loading import ImportNotice
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
-from flashdmd_cli.runs.files import plain, write_error
+from flashdmd_cli.runs.files import plain, visible, write_error
 from flashdmd_cli.runs.lock import last_locked, release
 from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -92,7 +92,7 @@ class Output:
         """Print a message to stderr, except under --quiet; a closed stderr is ignored, so that the work continues."""
         if not self.quiet:
             with suppress(OSError):
-                print(text, file=sys.stderr, flush=True)
+                print(visible(text), file=sys.stderr, flush=True)
 
     def result(self, document: Any, text: str | Sequence[str], names: str | Sequence[str] = ()) -> None:
         """Print the result once, in the requested form.
@@ -104,7 +104,7 @@ class Output:
             chosen = json.dumps(plain(document), indent=2, ensure_ascii=False)
         with to_stdout():
             for line in [chosen] if isinstance(chosen, str) else chosen:
-                print(line, flush=True)
+                print(visible(line), flush=True)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False, res
                 traceback.print_exc()
             reported = interruption(error, output.stop, resumes)
             with suppress(OSError):
-                print(error_line(reported), file=sys.stderr, flush=True)
+                print(visible(error_line(reported)), file=sys.stderr, flush=True)
             raise typer.Exit(exit_code(reported)) from None
         finally:
             loading.leave()

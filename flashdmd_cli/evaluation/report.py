@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.metric import Metric
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.files import visible
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
 """Which way a value should go, as headings show it."""
@@ -28,7 +30,7 @@ def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = 
     for metric in shown:
         drawn.add_column(heading(metric), justify="right")
     for name, measured in rows.items():
-        drawn.add_row(name, *(_cell(measured, metric.name, metric.digits) for metric in shown))
+        drawn.add_row(Text(visible(name)), *(_cell(measured, metric.name, metric.digits) for metric in shown))
     return drawn
 
 
@@ -43,7 +45,7 @@ def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
         for name in own:
             drawn.add_column(name.partition(".")[2], justify="right")
         for row, measured in rows.items():
-            drawn.add_row(row, *(_cell(measured, name) for name in own))
+            drawn.add_row(Text(visible(row)), *(_cell(measured, name) for name in own))
         tables.append(drawn)
     return tables
 

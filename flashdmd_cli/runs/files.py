@@ -27,6 +27,8 @@ _REASONS = {
     errno.ENOTDIR: ("a file stands where a folder is needed", "choose another {flag}"),
     errno.EEXIST: ("a file stands where a folder is needed", "choose another {flag}"),
 }
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters of C0 and C1 except line feed and tab."""
 
 
 @contextlib.contextmanager
@@ -99,6 +101,14 @@ def saving_weights(folder: Path) -> Iterator[None]:
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
             raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
+
+
+def visible(text: str) -> str:
+    """`text` with control characters other than line ends and tabs as escapes (ESC as `\\u001b`), which JSON allows.
+
+    Printed as they are, those in a file of somebody else could move the cursor or change the terminal's settings.
+    """
+    return CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def plain(value: Any) -> Any:

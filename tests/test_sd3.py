@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,15 @@ from flashdmd_cli.building.text import write_tokenizer
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, v_from_x0, x0_from_v
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
+
+from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.steps import Objective
 
 from .conftest import tiny_text
 
@@ -139,6 +146,67 @@ def test_training_times_are_drawn_before_the_shift(family: SD3Family) -> None:
     found = family.schedule.sample(u, 20, 980)
     torch.testing.assert_close(found, 1000 * SHIFT * (w := 0.02 + 0.96 * u) / (1 + (SHIFT - 1) * w))
     assert float(even.timesteps[-20]) == pytest.approx(float(found[0]), rel=1e-4)
+
+
+@dataclass
+class Seen:
+    """A denoiser that predicts the velocity 0 and remembers its times."""
+
+    t: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.t = t
+        return torch.zeros_like(x_t)
+
+
+def test_the_fake_score_is_trained_at_sd3s_times(family: SD3Family) -> None:
+    flags = {"gan.kind": "none", "dm.steps": "all"}
+    seen, x, cond = Seen(), noise(family, 256), Conditioning({})
+    draws = Draws(0, 0, range(256), torch.device("cpu"))
+    objective = Objective(load_recipe("sd3-4step", flags=flags), family, family.grid(4))
+    loss = objective.fake_loss(seen, x, cond, draws)  # type: ignore[arg-type]
+    tau = torch.distributions.Normal(0, 1).icdf(draws.uniform("fake/t")).sigmoid() * 0.999
+    torch.testing.assert_close(seen.t, 1000 * SHIFT * tau / (1 + (SHIFT - 1) * tau), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(loss, (draws.normal("fake/noise", x.shape[1:]) - x).square().mean())
+    medium = ((seen.t > 400) & (seen.t < 900)).float().mean()
+    Objective(load_recipe("sd3-4step", ["fake.times=uniform"], flags), family, family.grid(4)).fake_loss(
+        seen, x, cond, draws  # type: ignore[arg-type]
+    )
+    assert medium > ((seen.t > 400) & (seen.t < 900)).float().mean() + 0.1
+
+
+def test_losses_are_those_of_the_velocity_form(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    """Distribution matching and the fake score's loss, written with velocities of the stock network alone."""
+    flags = {"gan.kind": "none", "dm.steps": "all"}
+    objective = Objective(load_recipe("sd3-4step", flags=flags), family, family.grid(4))
+    draws, shape = Draws(3, 5, range(2), torch.device("cpu")), family.latent_shape
+    x, cond = noise(family, seed=2).requires_grad_(), family.encode(CAPTIONS)
+    fake = family.base.copy(trainable=False)
+    with torch.no_grad():
+        for parameter in fake.net.parameters():
+            parameter.mul_(1.05)
+    other = copy.deepcopy(stock.transformer)
+    other.load_state_dict(fake.net.state_dict())
+    objective.dm_loss(x, family.teacher, fake.view(), cond, draws).backward()
+
+    def noised(role: str, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sigma = (SHIFT * tau / (1 + (SHIFT - 1) * tau)).view(-1, 1, 1, 1)
+        eps = draws.normal(f"{role}/noise", shape)
+        return (1 - sigma) * x.detach() + sigma * eps, sigma, eps
+
+    texts, nothing = full_context(stock, CAPTIONS), full_context(stock, ["", ""])
+    with torch.no_grad():
+        x_t, sigma, _ = noised("dm", 0.02 + 0.96 * draws.uniform("dm/t"))
+        times = 1000 * sigma.flatten()
+        v, u = (stock.transformer(x_t, *text, times).sample for text in (texts, nothing))
+        v_real, v_fake = u + 7 * (v - u), other(x_t, *texts, times).sample
+        scale = (x.detach() - x_t + sigma * v_real).abs().mean((1, 2, 3), keepdim=True)
+        expected = sigma * (v_real - v_fake) / scale / x.numel()
+        torch.testing.assert_close(x.grad, expected, rtol=1e-3, atol=1e-7)
+        tau = torch.special.ndtri(draws.uniform("fake/t")).sigmoid() * 0.999
+        x_t, sigma, eps = noised("fake", tau)
+        loss = (other(x_t, *texts, 1000 * sigma.flatten()).sample - (eps - x)).square().mean()
+        torch.testing.assert_close(objective.fake_loss(fake.view(), x, cond, draws), loss, rtol=1e-5, atol=1e-5)
 
 
 def test_the_teachers_sampler_is_the_stock_pipeline(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:

@@ -22,7 +22,7 @@ PACKAGES = (
     "webdataset",
     "tensorboard",
 )
-ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
+ASSETS = ("shapes-sdxl", "shapes-sd3", "shapes-sam", "inspector")
 
 
 def check_packages() -> list[tuple[str, bool, str]]:

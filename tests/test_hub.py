@@ -183,7 +183,9 @@ def test_gated_sd3_names_the_page_with_its_terms(
     medium, newer = SD3.hub_id, "stabilityai/stable-diffusion-3.5-medium"
     hub.repos[medium] = hub.repos[newer] = asset("shapes-sd3")
     hub.gated |= {medium, newer}
-    refused("sd3", medium, "6.0 GB in float16, without T5", f"terms are accepted on {hub.url}/{medium}", "hf auth login")
+    refused(
+        "sd3", medium, "6.0 GB in float16, without T5", f"terms are accepted on {hub.url}/{medium}", "hf auth login"
+    )
     refused(newer, f"terms are accepted on {hub.url}/{newer}", "hf auth login")
     hub.gated.clear()
     folder = find_teacher(newer)

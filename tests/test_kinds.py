@@ -213,9 +213,12 @@ def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
     unet(pastel, sample_size=128)
     copied = shutil.copytree(shipped / "shapes-sdxl", world / "mine")
     assert (is_shapes("shapes-sdxl"), is_shapes(str(pastel)), is_shapes("mine")) == (True, False, True)
-    flow = shutil.copytree(assets.asset("shapes-sd3"), world / "flow")
+    flow = shutil.copytree(shipped / "shapes-sd3", world / "flow")
     assert (embedded_teacher("flow"), embedded_teacher("shapes-sd3"), embedded_teacher("mine")) == (
-        "shapes-sd3", "shapes-sd3", "shapes-sdxl")
+        "shapes-sd3",
+        "shapes-sd3",
+        "shapes-sdxl",
+    )
     assert default_distill_recipe("flow") == "shapes-sd3-4step"
     assert (
         default_distill_recipe("my-pastel-shapes-xl") == "sdxl-4step"

@@ -12,16 +12,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection
 
-from flashdmd_cli.building.text import write_tokenizer
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, v_from_x0, x0_from_v
 from flashdmd_cli.core.unfit import Unfit
@@ -30,51 +26,24 @@ from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
-
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
 
-from .conftest import tiny_text
+from .conftest import SD3_SHIFT as SHIFT
 
 CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
-SHIFT = 2.5
 NO_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels, a shift of its own."""
-    folder = tmp_path_factory.mktemp("sd3") / "teacher"
-    torch.manual_seed(0)
-    tokenizer = write_tokenizer(folder / "tokenizer")
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
-        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
-        pos_embed_max_size=4, qk_norm="rms_norm", dual_attention_layers=(0,),
-    )  # fmt: skip
-    StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae=vae,
-        text_encoder=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+def family(tiny_sd3_folder: Path) -> SD3Family:
+    return SD3Family.load(tiny_sd3_folder)
 
 
 @pytest.fixture(scope="module")
-def family(folder: Path) -> SD3Family:
-    return SD3Family.load(folder)
-
-
-@pytest.fixture(scope="module")
-def stock(folder: Path) -> StableDiffusion3Pipeline:
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **NO_T5)
+def stock(tiny_sd3_folder: Path) -> StableDiffusion3Pipeline:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **NO_T5)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -170,7 +139,10 @@ def test_the_fake_score_is_trained_at_sd3s_times(family: SD3Family) -> None:
     torch.testing.assert_close(loss, (draws.normal("fake/noise", x.shape[1:]) - x).square().mean())
     medium = ((seen.t > 400) & (seen.t < 900)).float().mean()
     Objective(load_recipe("sd3-4step", ["fake.times=uniform"], flags), family, family.grid(4)).fake_loss(
-        seen, x, cond, draws  # type: ignore[arg-type]
+        seen,
+        x,
+        cond,
+        draws,  # type: ignore[arg-type]
     )
     assert medium > ((seen.t > 400) & (seen.t < 900)).float().mean() + 0.1
 
@@ -272,12 +244,12 @@ def test_an_exported_student_draws_as_its_rollout(family: SD3Family, tmp_path: P
         torch.testing.assert_close(loaded.x0(x, at(900, x), cond), net.view().x0(x, at(900, x), cond))
 
 
-def test_what_is_no_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
-    refuse_folder(folder)
-    assert family_at(folder).name == "sd3"
+def test_what_is_no_teacher_is_refused(tiny_sd3_folder: Path, tmp_path: Path) -> None:
+    refuse_folder(tiny_sd3_folder)
+    assert family_at(tiny_sd3_folder).name == "sd3"
     with pytest.raises(Unfit, match="no model_index.json"):
         refuse_folder(tmp_path)
-    copy = shutil.copytree(folder, tmp_path / "copy")
+    copy = shutil.copytree(tiny_sd3_folder, tmp_path / "copy")
     config = json.loads((copy / "vae" / "config.json").read_text())
     (copy / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
     with pytest.raises(ValueError, match="shift_factor is null"):

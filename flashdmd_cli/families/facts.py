@@ -38,7 +38,10 @@ class FamilyModule(Protocol):
     """The top-level functions of a family's module."""
 
     def load(self, source: Source, precision: str, weights: str) -> Family:
-        """Load a teacher, on the CPU; its denoiser is stored in the format `weights` (fp32, bf16). Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights."""
+        """Load a teacher, on the CPU; its denoiser is stored in the format `weights` (fp32, bf16).
+
+        Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
+        """
 
     def refuse(self, place: Path) -> None:
         """Raise `Unfit`, describing what was found, unless `place` is a complete teacher of this family."""

@@ -1,7 +1,7 @@
 """Finds the files of a teacher: its weights, the configurations for a single file, and a replacement VAE.
 
-A teacher is named by `shapes-sdxl` or `shapes-sd3`, the name of a family, a path or a hub id; files that are only on the hub are
-downloaded.
+A teacher is named by `shapes-sdxl` or `shapes-sd3`, the name of a family, a path or a hub id; files that are only on
+the hub are downloaded.
 """
 
 from __future__ import annotations
@@ -194,10 +194,11 @@ def hub_id(teacher: str) -> tuple[str, str | None] | None:
 
 
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
-    """The pipeline folder or checkpoint file of an embedded teacher, a family's name, a hub id or a path; downloaded if necessary.
+    """The pipeline folder or checkpoint file of a teacher, downloaded if necessary.
 
-    Raises `InputError` if it cannot be found or downloaded, or is not a teacher; `hint` replaces the error's default
-    hint, which is to name another teacher with `flag`.
+    `name` is that of an embedded teacher or of a family, a hub id or a path. Raises `InputError` if it cannot be found
+    or downloaded, or is not a teacher; `hint` replaces the error's default hint, which is to name another teacher with
+    `flag`.
     """
     if name in EMBEDDED:
         from flashdmd_cli.shapes.assets import asset

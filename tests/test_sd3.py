@@ -18,13 +18,13 @@ from diffusers import (
 )
 from torch import Tensor
 
+from flashdmd_cli.core.grid import flow_grid, teacher_shift
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, v_from_x0, x0_from_v
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
-from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.training.draws import Draws
@@ -104,9 +104,10 @@ def test_velocity_x0_and_score_are_one_another(family: SD3Family) -> None:
 def test_the_grid_is_even_before_the_shift(family: SD3Family, steps: int, sigmas: list[float]) -> None:
     own = family.grid(steps)
     scheduler = FlowMatchLCMScheduler.from_config(own.config)
-    scheduler.set_timesteps(**own.call)
+    scheduler.set_timesteps(steps)
     assert scheduler.timesteps.tolist() == pytest.approx(list(own.timesteps), abs=1e-3)
-    assert len(own) == steps and [t / 1000 for t in flow_grid(steps).timesteps[:4]] == pytest.approx(sigmas)
+    assert teacher_shift(scheduler.config) == SHIFT
+    assert len(own) == steps and [t / 1000 for t in flow_grid(steps, 3.0).timesteps[:4]] == pytest.approx(sigmas)
 
 
 def test_training_times_are_drawn_before_the_shift(family: SD3Family) -> None:
@@ -235,10 +236,9 @@ def test_an_exported_student_draws_as_its_rollout(family: SD3Family, tmp_path: P
             lambda x, t: net.view().x0(x, t, cond), family.schedule, grid.timesteps, x, lambda i: fresh[i - 1]
         )
     torch.manual_seed(1)
-    drawn = pipeline(
-        CAPTIONS[:1], num_inference_steps=4, **grid.call, guidance_scale=0.0, latents=x, output_type="latent"
-    ).images
+    drawn = pipeline(CAPTIONS[:1], num_inference_steps=4, guidance_scale=0.0, latents=x, output_type="latent").images
     torch.testing.assert_close(drawn, found, rtol=1e-3, atol=1e-4)
+    assert SD3Family.load(tmp_path).grid(4) == grid
     loaded = family.load_student(tmp_path / "transformer")
     with torch.no_grad():
         torch.testing.assert_close(loaded.x0(x, at(900, x), cond), net.view().x0(x, at(900, x), cond))

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid
+from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid, flow_grid, teacher_shift
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import FlowSchedule, Prediction
 from flashdmd_cli.core.unfit import Unfit
@@ -28,7 +28,6 @@ from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
-from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
 from flashdmd_cli.families.sd3.reading import read_pipeline
 from flashdmd_cli.families.storage import store_in_bf16
@@ -54,7 +53,7 @@ class SD3Family:
     def __init__(self, pipeline: StableDiffusion3Pipeline, source: str, precision: str = "fp32") -> None:
         """`precision="bf16"` runs the denoiser under autocast; conversions to x0 stay in float32."""
         check_parts(pipeline)
-        self.shift = float(pipeline.scheduler.config.shift)
+        self.shift = teacher_shift(pipeline.scheduler.config)
         self.schedule = FlowSchedule(self.shift)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline

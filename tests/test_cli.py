@@ -39,7 +39,7 @@ COMMANDS = [
 SURFACE = [
     "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
     " --stop-on-collapse",
-    "demo: --device --iterations --out --seed",
+    "demo: --device --family --iterations --out --seed",
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",
     "doctor:",

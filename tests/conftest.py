@@ -12,7 +12,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no 
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flashdmd_cli.building.text import MAX_LENGTH, write_tokenizer
@@ -54,6 +62,34 @@ def tiny_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         num_attention_heads=2, max_position_embeddings=MAX_LENGTH, eos_token_id=tokenizer.eos_token_id,
         bos_token_id=tokenizer.bos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
+
+
+SD3_SHIFT = 2.5
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SD3 folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels, a shift of its own."""
+    folder = tmp_path_factory.mktemp("sd3") / "teacher"
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
+        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
+        pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=SD3_SHIFT), vae=vae,
+        text_encoder=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer=tokenizer,
+        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer_2=tokenizer,
+        text_encoder_3=None, tokenizer_3=None,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ class FakeHub:
     repos: dict[str, Path] = field(default_factory=dict)
     """`owner/name` -> folder."""
     gated: set[str] = field(default_factory=set)
+    """Repositories whose files are refused: with 401 without a token, with 403 to an account that has no access."""
     cut: set[str] = field(default_factory=set)
     """Ends of paths whose first transfer breaks off in the middle."""
     stall: set[str] = field(default_factory=set)
@@ -90,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
             rows = [{"rfilename": name, "size": len(data), "blobId": "0"} for name, data in files.items()]
             return self.send(json.dumps({"id": repo, "sha": commit, "siblings": rows}).encode(), {}, body)
         if repo in self.hub.gated:
-            return self.refuse(403, "GatedRepo")
+            return self.refuse(403 if self.headers.get("Authorization") else 401, "GatedRepo")
         if file[3] not in files:
             return self.refuse(404, "EntryNotFound")
         data = files[file[3]]

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchLCMScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
-from flashdmd_cli.core.grid import Grid
+from flashdmd_cli.core.grid import Grid, flow_grid
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import FlowSchedule, shifted
 from flashdmd_cli.core.unfit import Unfit
@@ -108,13 +108,7 @@ class FlowFamily:
         return (mean - self.vae.config.shift_factor) * self.vae.config.scaling_factor
 
     def grid(self, steps: int) -> Grid:
-        times = shifted(1 - torch.arange(steps) / steps, SHIFT) * 1000
-        return Grid(
-            tuple(times.tolist()),
-            "FlowMatchLCMScheduler",
-            {"shift": SHIFT},
-            {"sigmas": [1 - i / steps for i in range(steps)]},
-        )
+        return flow_grid(steps, SHIFT)
 
     def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"):
         sigmas = shifted(torch.linspace(1, 0, steps + 1), SHIFT).tolist()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from torchvision.transforms.functional import pil_to_tensor
 
 from flashdmd_cli.families.sdxl.family import SDXLFamily
@@ -33,7 +33,8 @@ def held_out() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_assets_are_whole_and_small():
     assert verify(ASSETS) == []
-    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 40e6
+    # 60 MiB; deflated in a wheel less than 60 MB.
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) < 60 * 2**20
 
 
 def test_inspector_may_judge(inspector, held_out):
@@ -51,9 +52,13 @@ def test_autoencoder_keeps_every_attribute(inspector, held_out):
     assert accuracy.min() >= 0.97, accuracy
 
 
-def test_the_stock_pipeline_draws_what_the_caption_says(inspector):
-    """`StableDiffusionXLPipeline.from_pretrained` and nothing of ours draws far better than chance (0.32)."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(asset("shapes-sdxl"), add_watermarker=False)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("shapes-sdxl", {"add_watermarker": False}), ("shapes-sd3", {"text_encoder_3": None, "tokenizer_3": None})],
+)
+def test_the_stock_pipeline_draws_what_the_caption_says(name, options, inspector):
+    """A stock pipeline, without code of this package, draws far better than chance (0.32)."""
+    pipeline = DiffusionPipeline.from_pretrained(asset(name), **options)
     pipeline.set_progress_bar_config(disable=True)
     truth = sample_attributes(24, torch.Generator().manual_seed(32), held_out=True)
     images = pipeline(

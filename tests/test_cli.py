@@ -42,7 +42,7 @@ SURFACE = [
     "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
     " --stop-on-collapse",
     "bench: --against --batch --cycles --device --recipe --resolution --set --size",
-    "demo: --device --iterations --out --seed",
+    "demo: --device --family --iterations --out --seed",
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",
     "doctor:",
@@ -90,12 +90,20 @@ def fails(result: Result, code: int, *said: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def shipped(tiny_folder: Path, sam_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def shipped(
+    tiny_folder: Path,
+    tiny_sd3_folder: Path,
+    sam_folder: Path,  # noqa: F811
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """A folder of assets with random weights, of the size of the embedded world."""
     root = tmp_path_factory.mktemp("assets")
-    teacher = shutil.copytree(tiny_folder, root / "shapes-sdxl")
-    config = json.loads((teacher / "unet" / "config.json").read_text())
-    (teacher / "unet" / "config.json").write_text(json.dumps(config | {"sample_size": 16}))
+    for source, name, denoiser in (
+        (tiny_folder, "shapes-sdxl", "unet"),
+        (tiny_sd3_folder, "shapes-sd3", "transformer"),
+    ):
+        path = shutil.copytree(source, root / name) / denoiser / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 16}))
     shutil.copytree(sam_folder, root / "shapes-sam")
     torch.manual_seed(0)
     (root / "inspector").mkdir()
@@ -230,7 +238,8 @@ def test_doctor(world):
 def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(assets, "ASSETS", tmp_path)
     result = run("doctor", "--quiet")
-    assert (result.exit_code, result.stdout.split()) == (1, ["shapes-sdxl", "shapes-sam", "inspector", "picture"])
+    assert result.exit_code == 1
+    assert result.stdout.split() == ["shapes-sdxl", "shapes-sd3", "shapes-sam", "inspector", "picture"]
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,19 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
+from flashdmd_cli.families.registry import family_at
+from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.hub import files_below, parse_id
 from flashdmd_cli.runs.hub import pipeline_files as files_of_pipeline
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.workflows.inputs import sam
 from flashdmd_cli.workflows.inputs.reward_models import LRM, find_reward, reward_files
 from flashdmd_cli.workflows.inputs.teachers import _autoencoder, _configurations, find_teacher
+from flashdmd_cli.workflows.recipes import default_recipes
 
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -168,6 +172,28 @@ def test_what_the_hub_refuses_is_one_line(hub: FakeHub, repo: Path) -> None:
     (repo / "sd_xl_base_1.0.safetensors").unlink()
     refused("sdxl", "has no unet/ in safetensors, but unet/diffusion_pytorch_model.bin, a pickle")
     assert hub.sent() == []
+
+
+@pytest.mark.parametrize("token", [None, "hf_of_an_account_without_access"])
+def test_gated_sd3_names_the_page_with_its_terms(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    """The hub answers 401 to strangers and 403 to accounts that have not accepted the terms."""
+    monkeypatch.setattr("huggingface_hub.utils._headers.get_token", lambda: token)
+    medium, newer = SD3.hub_id, "stabilityai/stable-diffusion-3.5-medium"
+    hub.repos[medium] = hub.repos[newer] = asset("shapes-sd3")
+    hub.gated |= {medium, newer}
+    refused(
+        "sd3", medium, "6.0 GB in float16, without T5", f"terms are accepted on {hub.url}/{medium}", "hf auth login"
+    )
+    refused(newer, f"terms are accepted on {hub.url}/{newer}", "hf auth login")
+    hub.gated.clear()
+    folder = find_teacher(newer)
+    assert family_at(folder).name == "sd3" and default_recipes("sd3") == SD3.recipes
+    hub.repos["owner/tuned"] = asset("shapes-sd3")
+    assert default_recipes("owner/tuned") is SDXL.recipes  # unknown before it is here
+    find_teacher("owner/tuned")
+    assert default_recipes("owner/tuned") is SD3.recipes
 
 
 def test_offline_is_one_line_at_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

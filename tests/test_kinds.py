@@ -14,11 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes import assets
 from flashdmd_cli.workflows import known_picture
-from flashdmd_cli.workflows.inputs.kinds import is_exported, is_shapes
+from flashdmd_cli.workflows.inputs.kinds import embedded_teacher, is_exported, is_shapes
 from flashdmd_cli.workflows.recipes import default_align_recipe, default_distill_recipe
 from tests.original import original, write_original
 from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
@@ -79,6 +80,11 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "editing": (lambda f: unet(f, in_channels=8), ("edits pictures",)),
     "sd15": (lambda f: unet(f, addition_embed_type=None), ("is not SDXL", "Stable Diffusion 1 and 2")),
     "lcm": (lambda f: unet(f, time_cond_proj_dim=8), ("distilled already", "time_cond_proj_dim")),
+    "sd3": (
+        lambda f: (index(f, _class_name="StableDiffusion3Pipeline"), (f / "unet").rename(f / "transformer"),
+                   edit(f / "transformer" / "config.json", in_channels=33, out_channels=16)),
+        ("takes 33 channels and gives 16: it edits pictures",),
+    ),
     "flux": (lambda f: (index(f, _class_name="FluxPipeline"), shutil.rmtree(f / "unet")), ("is a FluxPipeline",)),
     "tiny vae": (lambda f: index(f, vae=["diffusers", "AutoencoderTiny"]), ("AutoencoderTiny",)),
     "student": (flashdmd("distill"), ("is a student that flashdmd distill made", "flashdmd align")),
@@ -130,8 +136,8 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     ),
     "lcm": (lambda h: h | {UNET + "time_embed.cond_proj.weight": torch.zeros(2, 2)}, "distilled already"),
     "edm": (lambda h: h | {"edm_mean": torch.zeros(4)}, "EDM"),
+    "sd3": (lambda h: {UNET + "joint_blocks.0.x": torch.zeros(2)}, "is an SD3 model in one file"),
     "flux": (lambda h: {"double_blocks.0.img_attn.norm.key_norm.scale": torch.zeros(2)}, "Flux"),
-    "sd3": (lambda h: {UNET + "joint_blocks.0.x": torch.zeros(2)}, "SD3"),
     "lora": (lambda h: {"lora_unet_input_blocks_4_1.lora_down.weight": torch.zeros(2, 2)}, "is a LoRA"),
     "no text": (lambda h: without(h, "conditioner."), "has no first text encoder"),
     "denoiser": (lambda h: {"down_blocks.0.resnets.0.conv1.weight": torch.zeros(2)}, "denoiser alone"),
@@ -207,6 +213,13 @@ def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
     unet(pastel, sample_size=128)
     copied = shutil.copytree(shipped / "shapes-sdxl", world / "mine")
     assert (is_shapes("shapes-sdxl"), is_shapes(str(pastel)), is_shapes("mine")) == (True, False, True)
+    flow = shutil.copytree(shipped / "shapes-sd3", world / "flow")
+    assert (embedded_teacher("flow"), embedded_teacher("shapes-sd3"), embedded_teacher("mine")) == (
+        "shapes-sd3",
+        "shapes-sd3",
+        "shapes-sdxl",
+    )
+    assert default_distill_recipe("flow") == "shapes-sd3-4step"
     assert (
         default_distill_recipe("my-pastel-shapes-xl") == "sdxl-4step"
         and default_distill_recipe("mine", 4) == "shapes-4step"
@@ -216,6 +229,8 @@ def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
         default_align_recipe(stage1, copied / "unet") == "align/shapes"
         and default_align_recipe(stage1, pastel / "unet") == "align/sdxl"
     )
+    with pytest.raises(UsageError, match="is of the family sd3, which `align` does not support yet"):
+        default_align_recipe(load_recipe("shapes-sd3-4step"), flow / "transformer")
     edit(copied / "tokenizer" / "vocab.json", cat=594)
     assert not is_shapes("mine")
 

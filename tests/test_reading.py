@@ -17,9 +17,10 @@ from torch import Tensor
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
+from flashdmd_cli.families.sdxl.reading import KINDS
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
 from flashdmd_cli.networks.sam import load_sam_encoder

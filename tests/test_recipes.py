@@ -24,7 +24,7 @@ from flashdmd_cli.runs.tables import Config
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(list_recipes()) == 12 + 18 + 2
+    assert len(list_recipes()) == 15 + 18 + 2
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
@@ -38,8 +38,8 @@ def test_each_recipe_loads_has_its_name_and_a_comment(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_names_of_stage_1_say_steps_and_teacher(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.grid.steps == int(path.stem.split("-")[1].removesuffix("step"))
-    assert path.stem.startswith(recipe.teacher.removesuffix("-sdxl"))
+    assert f"{recipe.teacher.removesuffix('-sdxl')}-{recipe.grid.steps}step" in path.stem
+    assert recipe.family == recipe.teacher.removeprefix("shapes-")
 
 
 def test_paper_values_of_sdxl_4step() -> None:
@@ -48,6 +48,14 @@ def test_paper_values_of_sdxl_4step() -> None:
     assert (recipe.dm_step_indices, recipe.gan_step_indices) == ((0, 1, 2), (3,))
     assert recipe.dm.guidance == 8.0
     assert recipe.fake.ema == 0.97
+
+
+def test_values_of_sd3() -> None:
+    four, eight = load_recipe("sd3-4step"), load_recipe("sd3-8step")
+    assert (four.train.batch, four.train.iterations, four.fake.ttur, four.model.form) == (32, 4000, 2, "lora")
+    assert (four.dm.guidance, four.fake.times, four.grid.steps) == (7.0, "logit_normal", 4)
+    assert (eight.grid.steps, eight.train.iterations, eight.dm) == (8, 7000, four.dm)
+    assert load_recipe("sdxl-4step").fake.times == "uniform"
 
 
 def test_ablation_rows_differ_only_where_they_say() -> None:

@@ -2,72 +2,48 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
-    SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
-from transformers import CLIPTextModelWithProjection
 
-from flashdmd_cli.building.text import write_tokenizer
+from flashdmd_cli.core.grid import flow_grid, teacher_shift
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import add_noise, output_of, v_from_x0, x0_from_v
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
-from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
+from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.steps import Objective
 
-from .conftest import tiny_text
+from .conftest import SD3_SHIFT as SHIFT
 
 CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
-SHIFT = 2.5
 NO_T5: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pipeline folder with random weights: 32-pixel pictures, 8 x 8 latents in 4 channels, a shift of its own."""
-    folder = tmp_path_factory.mktemp("sd3") / "teacher"
-    torch.manual_seed(0)
-    tokenizer = write_tokenizer(folder / "tokenizer")
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
-        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
-    transformer = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
-        joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
-        pos_embed_max_size=4, qk_norm="rms_norm", dual_attention_layers=(0,),
-    )  # fmt: skip
-    StableDiffusion3Pipeline(
-        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT), vae=vae,
-        text_encoder=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer=tokenizer,
-        text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)), tokenizer_2=tokenizer,
-        text_encoder_3=None, tokenizer_3=None,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
+def family(tiny_sd3_folder: Path) -> SD3Family:
+    return SD3Family.load(tiny_sd3_folder)
 
 
 @pytest.fixture(scope="module")
-def family(folder: Path) -> SD3Family:
-    return SD3Family.load(folder)
-
-
-@pytest.fixture(scope="module")
-def stock(folder: Path) -> StableDiffusion3Pipeline:
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, **NO_T5)
+def stock(tiny_sd3_folder: Path) -> StableDiffusion3Pipeline:
+    pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **NO_T5)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -128,9 +104,10 @@ def test_velocity_x0_and_score_are_one_another(family: SD3Family) -> None:
 def test_the_grid_is_even_before_the_shift(family: SD3Family, steps: int, sigmas: list[float]) -> None:
     own = family.grid(steps)
     scheduler = FlowMatchLCMScheduler.from_config(own.config)
-    scheduler.set_timesteps(**own.call)
+    scheduler.set_timesteps(steps)
     assert scheduler.timesteps.tolist() == pytest.approx(list(own.timesteps), abs=1e-3)
-    assert len(own) == steps and [t / 1000 for t in flow_grid(steps).timesteps[:4]] == pytest.approx(sigmas)
+    assert teacher_shift(scheduler.config) == SHIFT
+    assert len(own) == steps and [t / 1000 for t in flow_grid(steps, 3.0).timesteps[:4]] == pytest.approx(sigmas)
 
 
 def test_training_times_are_drawn_before_the_shift(family: SD3Family) -> None:
@@ -139,6 +116,70 @@ def test_training_times_are_drawn_before_the_shift(family: SD3Family) -> None:
     found = family.schedule.sample(u, 20, 980)
     torch.testing.assert_close(found, 1000 * SHIFT * (w := 0.02 + 0.96 * u) / (1 + (SHIFT - 1) * w))
     assert float(even.timesteps[-20]) == pytest.approx(float(found[0]), rel=1e-4)
+
+
+@dataclass
+class Seen:
+    """A denoiser that predicts the velocity 0 and remembers its times."""
+
+    t: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def output(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        self.t = t
+        return torch.zeros_like(x_t)
+
+
+def test_the_fake_score_is_trained_at_sd3s_times(family: SD3Family) -> None:
+    flags = {"gan.kind": "none", "dm.steps": "all"}
+    seen, x, cond = Seen(), noise(family, 256), Conditioning({})
+    draws = Draws(0, 0, range(256), torch.device("cpu"))
+    objective = Objective(load_recipe("sd3-4step", flags=flags), family, family.grid(4))
+    loss = objective.fake_loss(seen, x, cond, draws)  # type: ignore[arg-type]
+    tau = torch.distributions.Normal(0, 1).icdf(draws.uniform("fake/t")).sigmoid() * 0.999
+    torch.testing.assert_close(seen.t, 1000 * SHIFT * tau / (1 + (SHIFT - 1) * tau), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(loss, (draws.normal("fake/noise", x.shape[1:]) - x).square().mean())
+    medium = ((seen.t > 400) & (seen.t < 900)).float().mean()
+    Objective(load_recipe("sd3-4step", ["fake.times=uniform"], flags), family, family.grid(4)).fake_loss(
+        seen,
+        x,
+        cond,
+        draws,  # type: ignore[arg-type]
+    )
+    assert medium > ((seen.t > 400) & (seen.t < 900)).float().mean() + 0.1
+
+
+def test_losses_are_those_of_the_velocity_form(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
+    """Distribution matching and the fake score's loss, written with velocities of the stock network alone."""
+    flags = {"gan.kind": "none", "dm.steps": "all"}
+    objective = Objective(load_recipe("sd3-4step", flags=flags), family, family.grid(4))
+    draws, shape = Draws(3, 5, range(2), torch.device("cpu")), family.latent_shape
+    x, cond = noise(family, seed=2).requires_grad_(), family.encode(CAPTIONS)
+    fake = family.base.copy(trainable=False)
+    with torch.no_grad():
+        for parameter in fake.net.parameters():
+            parameter.mul_(1.05)
+    other = copy.deepcopy(stock.transformer)
+    other.load_state_dict(fake.net.state_dict())
+    objective.dm_loss(x, family.teacher, fake.view(), cond, draws).backward()
+
+    def noised(role: str, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sigma = (SHIFT * tau / (1 + (SHIFT - 1) * tau)).view(-1, 1, 1, 1)
+        eps = draws.normal(f"{role}/noise", shape)
+        return (1 - sigma) * x.detach() + sigma * eps, sigma, eps
+
+    texts, nothing = full_context(stock, CAPTIONS), full_context(stock, ["", ""])
+    with torch.no_grad():
+        x_t, sigma, _ = noised("dm", 0.02 + 0.96 * draws.uniform("dm/t"))
+        times = 1000 * sigma.flatten()
+        v, u = (stock.transformer(x_t, *text, times).sample for text in (texts, nothing))
+        v_real, v_fake = u + 7 * (v - u), other(x_t, *texts, times).sample
+        scale = (x.detach() - x_t + sigma * v_real).abs().mean((1, 2, 3), keepdim=True)
+        expected = sigma * (v_real - v_fake) / scale / x.numel()
+        torch.testing.assert_close(x.grad, expected, rtol=1e-3, atol=1e-7)
+        tau = torch.special.ndtri(draws.uniform("fake/t")).sigmoid() * 0.999
+        x_t, sigma, eps = noised("fake", tau)
+        loss = (other(x_t, *texts, 1000 * sigma.flatten()).sample - (eps - x)).square().mean()
+        torch.testing.assert_close(objective.fake_loss(fake.view(), x, cond, draws), loss, rtol=1e-5, atol=1e-5)
 
 
 def test_the_teachers_sampler_is_the_stock_pipeline(family: SD3Family, stock: StableDiffusion3Pipeline) -> None:
@@ -195,21 +236,20 @@ def test_an_exported_student_draws_as_its_rollout(family: SD3Family, tmp_path: P
             lambda x, t: net.view().x0(x, t, cond), family.schedule, grid.timesteps, x, lambda i: fresh[i - 1]
         )
     torch.manual_seed(1)
-    drawn = pipeline(
-        CAPTIONS[:1], num_inference_steps=4, **grid.call, guidance_scale=0.0, latents=x, output_type="latent"
-    ).images
+    drawn = pipeline(CAPTIONS[:1], num_inference_steps=4, guidance_scale=0.0, latents=x, output_type="latent").images
     torch.testing.assert_close(drawn, found, rtol=1e-3, atol=1e-4)
+    assert SD3Family.load(tmp_path).grid(4) == grid
     loaded = family.load_student(tmp_path / "transformer")
     with torch.no_grad():
         torch.testing.assert_close(loaded.x0(x, at(900, x), cond), net.view().x0(x, at(900, x), cond))
 
 
-def test_what_is_no_teacher_is_refused(folder: Path, tmp_path: Path) -> None:
-    refuse_folder(folder)
-    assert family_at(folder).name == "sd3"
+def test_what_is_no_teacher_is_refused(tiny_sd3_folder: Path, tmp_path: Path) -> None:
+    refuse_folder(tiny_sd3_folder)
+    assert family_at(tiny_sd3_folder).name == "sd3"
     with pytest.raises(Unfit, match="no model_index.json"):
         refuse_folder(tmp_path)
-    copy = shutil.copytree(folder, tmp_path / "copy")
+    copy = shutil.copytree(tiny_sd3_folder, tmp_path / "copy")
     config = json.loads((copy / "vae" / "config.json").read_text())
     (copy / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
     with pytest.raises(ValueError, match="shift_factor is null"):

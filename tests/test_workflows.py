@@ -108,3 +108,11 @@ def test_default_recipes(world: Path) -> None:
     assert distill_recipe(teacher="shapes-sdxl", steps=2) == distill_recipe("shapes-4step", ["grid.steps=2"])
     assert reward_recipe(teacher="shapes-sdxl") == reward_recipe("reward/shapes")
     assert reward_recipe() == reward_recipe("reward/sdxl")
+    assert (
+        distill_recipe(teacher="sd3").name == "sd3-4step" and distill_recipe(teacher="sd3", steps=8).name == "sd3-8step"
+    )
+    medium = distill_recipe(teacher="stabilityai/stable-diffusion-3.5-medium", steps=1)
+    assert (medium.name, medium.family, medium.grid.steps) == ("sd3-4step", "sd3", 1)
+    assert distill_recipe(teacher="shapes-sd3", steps=2) == distill_recipe("shapes-sd3-4step", ["grid.steps=2"])
+    with pytest.raises(UsageError, match="--teacher shapes-sd3: `reward train` does not support"):
+        reward_recipe(teacher="shapes-sd3")

@@ -18,11 +18,11 @@ from flashdmd_cli.core.schedules import FlowSchedule, add_noise, shifted, veloci
 from flashdmd_cli.core.weights import fit
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import read_json
+from flashdmd_cli.families.reading import read_network, renamed, save_pipeline
 from flashdmd_cli.families.sd3.family import SD3Family
-from flashdmd_cli.families.sd3.grid import SHIFT
-from flashdmd_cli.families.sd3.reading import KINDS, save_pipeline
+from flashdmd_cli.families.sd3.layout import SHIFT
+from flashdmd_cli.families.sd3.reading import KINDS
 from flashdmd_cli.families.sdxl.reading import KINDS as SDXL_KINDS
-from flashdmd_cli.families.sdxl.reading import read_network, renamed
 from flashdmd_cli.runs.device import Place
 
 STEPS = 20_000

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from flashdmd_cli.building.loop import train
-from flashdmd_cli.families.sdxl.reading import save_text_encoder
+from flashdmd_cli.families.reading import save_text_encoder
 from flashdmd_cli.shapes.captions import WORDINGS, captions
 from flashdmd_cli.shapes.world import ATTRIBUTES, COLORS, SHAPES, SURFACES, sample_attributes
 

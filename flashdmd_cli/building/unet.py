@@ -13,7 +13,8 @@ from transformers import CLIPTokenizer
 from flashdmd_cli.building.loop import train
 from flashdmd_cli.building.pool import load_pool
 from flashdmd_cli.building.vae import load_code
-from flashdmd_cli.families.sdxl.reading import KINDS, read_network, save_pipeline
+from flashdmd_cli.families.reading import read_network, save_pipeline
+from flashdmd_cli.families.sdxl.reading import KINDS
 from flashdmd_cli.shapes.captions import captions
 from flashdmd_cli.shapes.world import IMAGE_SIZE
 

@@ -14,6 +14,7 @@ from flashdmd_cli.runs.reporter import duration
 
 def demo(
     out: Out = None,
+    family: Annotated[str, typer.Option(help="Kind of the embedded teacher: sdxl or sd3.")] = "sdxl",
     seed: Seed = 0,
     iterations: Annotated[
         int | None, typer.Option(help="Number of training iterations (default: the recipe's).", show_default=False)
@@ -30,7 +31,14 @@ def demo(
     with command(as_json, quiet, debug, resumes=True) as output, Progress(output) as observer:
         from flashdmd_cli.workflows.demo import demo as run_demo
 
-        document = run_demo(out or RUNS / "demo", seed=seed, iterations=iterations, device=device, reporter=observer)
+        document = run_demo(
+            out or RUNS / ("demo" if family == "sdxl" else f"demo-{family}"),
+            family=family,
+            seed=seed,
+            iterations=iterations,
+            device=device,
+            reporter=observer,
+        )
         output.result(document, table(document), document["page"])
 
 

@@ -33,7 +33,8 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder or file.",
+            help="`sdxl`, `sd3`, `shapes-sdxl`, `shapes-sd3`, a hub id (owner/name[@revision]), or a pipeline folder "
+            "or file.",
             show_default=False,
         ),
     ] = None,

@@ -25,11 +25,12 @@ def export(
 ) -> None:
     """Write a student as a stock pipeline folder, which can be used with diffusers alone."""
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
+        from flashdmd_cli.export.diffusers import absent_parts
         from flashdmd_cli.workflows.export import export as run_export
 
         made = run_export(source, out, form=form, replace=yes, reporter=observer)
         folder, steps = made.out, made.steps
         document = {"out": folder, "manifest": folder / "manifest.json", "format": form, "steps": steps}
-        how = f'DiffusionPipeline.from_pretrained("{folder}")'
+        how = f'DiffusionPipeline.from_pretrained("{folder}"{absent_parts(folder)})'
         use = f"num_inference_steps={steps}, guidance_scale=1"
         output.result(document, f"{folder}: {how}, then {use}", str(folder))

@@ -48,7 +48,8 @@ From = Annotated[
     str | None,
     typer.Option(
         "--from",
-        help="A distilled checkpoint, a pipeline folder or file, or `shapes-sdxl` (default: the newest under ./runs).",
+        help="A distilled checkpoint, a pipeline folder or file, `shapes-sdxl` or `shapes-sd3` (default: the newest "
+        "under ./runs).",
         show_default=False,
     ),
 ]

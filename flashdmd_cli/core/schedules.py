@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, Protocol, get_args
 
+import torch
 from torch import Tensor
 
 from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS
@@ -76,6 +77,11 @@ class FlowSchedule:
 def shifted(sigma: Tensor, shift: float) -> Tensor:
     """`s sigma / (1 + (s - 1) sigma)`: noise levels on [0, 1] raised for `s > 1` (Esser et al. 2024, Eq. 23)."""
     return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def logit_normal(u: Tensor) -> Tensor:
+    """Numbers (B,) of the logit-normal(0, 1) distribution on (0, 1), from uniform `u` (Esser et al. 2024, Eq. 19)."""
+    return torch.special.ndtri(u.float()).sigmoid()
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from flashdmd_cli.core.grid import Grid
+import diffusers
+
 from flashdmd_cli.families.base import View
 from flashdmd_cli.families.family import Family
 
@@ -12,25 +14,32 @@ from flashdmd_cli.families.family import Family
 def export_diffusers(family: Family, student: View, steps: int, out: Path) -> None:
     """Write the student, the teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
 
-    Use: `DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`, for a flow with
-    the grid's `sigmas` in place of the number of steps.
+    Use: `DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
     """
-    grid = family.grid(steps)
-    family.save_pipeline(student.merged(), out, grid)
-    (out / "README.md").write_text(model_card(steps, Path(family.source).name, grid), encoding="utf-8")
+    family.save_pipeline(student.merged(), out, family.grid(steps))
+    card = model_card(steps, Path(family.source).name, absent_parts(out))
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(steps: int, teacher: str, grid: Grid) -> str:
-    """README with instructions for using the folder."""
-    call = grid.call or {"num_inference_steps": steps}
-    words = ", ".join(f"{name}={value}" for name, value in call.items())
+def absent_parts(folder: Path) -> str:
+    """Arguments of `from_pretrained` for the parts that a pipeline has not: ", text_encoder_3=None, tokenizer_3=None".
+
+    Without them, stock pipelines refuse to load a folder without a part that their class does not call optional.
+    """
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    optional = getattr(diffusers, index["_class_name"])._optional_components
+    return "".join(f", {name}=None" for name, kind in index.items() if kind == [None, None] and name not in optional)
+
+
+def model_card(steps: int, teacher: str, absent: str) -> str:
+    """README with instructions for using the folder; `absent` are further arguments for loading it."""
     return f"""# A student of {steps} {"step" if steps == 1 else "steps"}, distilled from {teacher}
 
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("this folder")
-picture = pipeline("a prompt", {words}, guidance_scale=1.0).images[0]
+pipeline = DiffusionPipeline.from_pretrained("this folder"{absent})
+picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale=1.0).images[0]
 ```
 
 Called so, the scheduler in this folder returns exactly the timesteps that the student was trained on. Guidance is part

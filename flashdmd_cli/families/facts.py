@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DefaultRecipes:
-    """Names of the shipped recipes for one kind of teacher."""
+    """Names of the shipped recipes for one kind of teacher; None where a command does not support it."""
 
     distill: str
-    align: str
-    align_adapters: str
+    align: str | None
+    align_adapters: str | None
     """For students with adapters."""
-    reward: str
+    reward: str | None
     distill_steps: Mapping[int, str] = field(default_factory=dict)
     """Number of steps -> recipe, where it is not `distill`."""
     align_steps: Mapping[int, str] = field(default_factory=dict)

@@ -85,6 +85,23 @@ def same_denoiser(one: Path, other: Path) -> bool:
     return all(config.get(key) == value for key, value in other_config.items() if not key.startswith("_"))
 
 
+def same_model(one: Path, other: Path, denoiser: str) -> bool:
+    """Whether two pipeline folders belong to the same model: equal vocabularies and configurations of `denoiser`/."""
+    try:
+        same_vocabulary = _vocabulary(one / "tokenizer") == _vocabulary(other / "tokenizer")
+        return same_vocabulary and same_denoiser(one / denoiser, other / denoiser)
+    except (OSError, ValueError):
+        return False
+
+
+def _vocabulary(tokenizer: Path) -> dict[str, Any]:
+    """The vocabulary in a tokenizer folder, written by an old or new version of transformers."""
+    if (tokenizer / "vocab.json").is_file():
+        return read_json(tokenizer / "vocab.json")
+    words: dict[str, Any] = read_json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", {})
+    return words
+
+
 def read_shapes(path: Path) -> dict[str, list[int]]:
     """Name and shape of every tensor of a safetensors file, from its header; Unfit if it cannot be read."""
     from safetensors import SafetensorError, safe_open

@@ -185,10 +185,13 @@ def _example(schema: type[Config], name: str, values: Mapping[str, Any], key: st
     aligns = key.partition(".")[0] in ("align", "probe", "bands")
     if name in list_recipes() and (values.get("align") is not None or not aligns):
         return name
-    world = "shapes" if values.get("teacher") == "shapes-sdxl" else "sdxl"
+    teacher = str(values.get("teacher"))
+    world = "shapes" if teacher.startswith("shapes-") else "sdxl"
     if schema is RewardRecipe:
         return f"reward/{world}"
-    return f"align/{world}" if aligns or values.get("align") is not None else f"{world}-4step"
+    if aligns or values.get("align") is not None:
+        return f"align/{world}"
+    return next(name for name in (f"{teacher}-4step", f"{world}-4step") if name in list_recipes())
 
 
 def _unknown(key: str, schema: type[Config], example: str) -> UsageError:

@@ -130,6 +130,9 @@ class FakeScore(Config):
     or in an alignment `align.rl_ratio`, so that they are updated in every iteration."""
     ema: Decay | None = 0.97
     """lambda_ema of Eq. 11, fake <- lambda fake + (1 - lambda) student after a student update; null: never."""
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    """Distribution of the times at which the fake score is trained, before the shift of a flow schedule: `uniform`, as
+    in SDXL's training, or `logit_normal` (0, 1), as in SD3's, which favours medium noise."""
 
 
 class Optimizer(AdamW):
@@ -193,8 +196,8 @@ class Recipe(Config):
     family: str = "sdxl"
     """Model family."""
     teacher: str = "sdxl"
-    """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `shapes-sdxl` (embedded), a hub id, a pipeline folder or a
-    checkpoint file."""
+    """`sdxl` (stabilityai/stable-diffusion-xl-base-1.0), `sd3` (stabilityai/stable-diffusion-3-medium-diffusers),
+    `shapes-sdxl` or `shapes-sd3` (embedded), a hub id, a pipeline folder or a checkpoint file."""
     model: Model = Model()
     grid: StepGrid = StepGrid()
     dm: DistributionMatching = DistributionMatching()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from flashdmd_cli.core import losses
 from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid
 from flashdmd_cli.core.rollout import at, rollout
-from flashdmd_cli.core.schedules import add_noise, output_of, signal_weight
+from flashdmd_cli.core.schedules import add_noise, logit_normal, output_of, signal_weight
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Denoiser
@@ -129,7 +129,9 @@ class Objective:
         DMD2. A noise target would give a velocity model no loss at zero terminal SNR, where sampling starts.
         """
         x, schedule = x.detach(), self.family.schedule
-        t, noise = schedule.sample(draws.uniform("fake/t"), *ALL_TIMES), draws.normal("fake/noise", x.shape[1:])
+        u = draws.uniform("fake/t")
+        u = logit_normal(u) if self.recipe.fake.times == "logit_normal" else u
+        t, noise = schedule.sample(u, *ALL_TIMES), draws.normal("fake/noise", x.shape[1:])
         output = fake.output(add_noise(schedule, x, noise, t), t, cond)
         return losses.denoising_loss(output, output_of(schedule, self.family.prediction, x, noise, t))
 

@@ -24,7 +24,7 @@ PACKAGES = (
     "open_clip_torch",
     "clean-fid",
 )
-ASSETS = ("shapes-sdxl", "shapes-sam", "inspector")
+ASSETS = ("shapes-sdxl", "shapes-sd3", "shapes-sam", "inspector")
 
 
 def check_packages() -> list[tuple[str, bool, str]]:

@@ -13,13 +13,18 @@ from flashdmd_cli.families.registry import FAMILIES, family_at, family_named
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.hub import cached
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe, load_recipe, load_reward_recipe
 from flashdmd_cli.runs.results import Checkpoint
 from flashdmd_cli.runs.resume import flat
-from flashdmd_cli.workflows.inputs.kinds import is_shapes, is_shapes_student
-from flashdmd_cli.workflows.inputs.teachers import absolute
+from flashdmd_cli.workflows.inputs.kinds import embedded_teacher, teacher_of_student
+from flashdmd_cli.workflows.inputs.teachers import absolute, hub_id
 
-SHAPES_RECIPES = DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes")
+EMBEDDED_RECIPES = {
+    "shapes-sdxl": DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes"),
+    "shapes-sd3": DefaultRecipes("shapes-sd3-4step", None, None, None),
+}
+"""Name of an embedded teacher -> its recipes."""
 FIXED = ("family", "teacher", "grid.steps")
 """Keys that an alignment takes from the student's recipe and that cannot be changed."""
 
@@ -28,11 +33,17 @@ def default_recipes(teacher: str | Path | None) -> DefaultRecipes:
     """The default recipes for a teacher (None: SDXL): those of the embedded world, or of the teacher's family."""
     if teacher is None:
         return SDXL.recipes
-    if is_shapes(teacher):
-        return SHAPES_RECIPES
+    if (embedded := embedded_teacher(teacher)) is not None:
+        return EMBEDDED_RECIPES[embedded]
     named = str(teacher).partition("@")[0]
-    known = next((facts for facts in FAMILIES.values() if named in (facts.name, facts.hub_id)), None)
-    return (known or family_at(expanded(teacher))).recipes
+    known = next((facts for facts in FAMILIES.values() if named in (facts.name, *facts.licenses)), None)
+    return (known or family_at(_place(str(teacher)))).recipes
+
+
+def _place(teacher: str) -> Path:
+    """The folder of a teacher given by its path, or by a hub id that has been downloaded before."""
+    asked = hub_id(teacher)
+    return (cached(*asked) if asked is not None else None) or expanded(teacher)
 
 
 def default_distill_recipe(teacher: str | Path | None, steps: int | None = None) -> str:
@@ -44,10 +55,16 @@ def default_distill_recipe(teacher: str | Path | None, steps: int | None = None)
 def default_align_recipe(stage1: Recipe, student: Path) -> str:
     """The name of the recipe that fits a student: its stage-1 recipe, and the folder of its network."""
     # Determined from the student's network, since the teacher may not exist any more.
-    defaults = SHAPES_RECIPES if is_shapes_student(student) else family_named(stage1.family).recipes
-    if stage1.model.form == "lora":
-        return defaults.align_adapters
-    return defaults.align_steps.get(stage1.grid.steps, defaults.align)
+    embedded = teacher_of_student(student)
+    defaults = EMBEDDED_RECIPES[embedded] if embedded is not None else family_named(stage1.family).recipes
+    adapters = stage1.model.form == "lora"
+    recipe = defaults.align_adapters if adapters else defaults.align_steps.get(stage1.grid.steps, defaults.align)
+    if recipe is None:
+        raise UsageError(
+            f"--from {student.parent}: is of the family {stage1.family}, which `align` does not support yet",
+            hint="there are no latent reward models for it; align students of SDXL",
+        )
+    return recipe
 
 
 def distill_recipe(
@@ -128,4 +145,9 @@ def reward_recipe(
 ) -> RewardRecipe:
     """The recipe of a reward model (default: what fits the teacher). Raises as `distill_recipe` does."""
     changes = {"teacher": teacher, "train.iterations": iterations, "train.seed": seed, "model.device": device}
-    return load_reward_recipe(name or default_recipes(teacher).reward, sets, changes)
+    name = name or default_recipes(teacher).reward
+    if name is None:
+        raise UsageError(
+            f"--teacher {teacher}: `reward train` does not support its family yet", hint="choose a teacher of SDXL"
+        )
+    return load_reward_recipe(name, sets, changes)

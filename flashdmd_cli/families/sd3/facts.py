@@ -8,7 +8,7 @@ SD3 = Facts(
     name="sd3",
     pipeline="StableDiffusion3",
     hub_id="stabilityai/stable-diffusion-3-medium-diffusers",
-    size="5.5 GB in float16, without T5",
+    size="6.0 GB in float16, without T5",
     licenses={
         "stabilityai/stable-diffusion-3-medium-diffusers": "stabilityai-ai-community",
         "stabilityai/stable-diffusion-3.5-medium": "stabilityai-ai-community",
@@ -17,7 +17,7 @@ SD3 = Facts(
     settings=("tokenizer", "tokenizer_2", "scheduler"),
     encoders=("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
     resolution=1024,
-    recipes=DefaultRecipes("sd3-4step", "align/sd3", "align/sd3", "reward/sd3", distill_steps={8: "sd3-8step"}),
+    recipes=DefaultRecipes("sd3-4step", None, None, None, distill_steps={8: "sd3-8step"}),
     module_name="flashdmd_cli.families.sd3.module",
 )
 """The third text encoder, T5, is optional, as in the stock pipeline."""

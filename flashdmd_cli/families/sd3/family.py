@@ -18,19 +18,18 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid
+from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid, flow_grid, teacher_shift
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import FlowSchedule, Prediction
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
-from flashdmd_cli.families.sd3.grid import flow_grid
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
-from flashdmd_cli.families.sd3.reading import read_pipeline, save_pipeline
-from flashdmd_cli.families.sdxl.reading import read_network
+from flashdmd_cli.families.sd3.reading import read_pipeline
 from flashdmd_cli.families.storage import store_in_bf16
 
 LORA_TARGETS = (
@@ -55,7 +54,7 @@ class SD3Family:
     def __init__(self, pipeline: StableDiffusion3Pipeline, source: str, precision: str = "fp32") -> None:
         """`precision="bf16"` runs the denoiser under autocast; conversions to x0 stay in float32."""
         check_parts(pipeline)
-        self.shift = float(pipeline.scheduler.config.shift)
+        self.shift = teacher_shift(pipeline.scheduler.config)
         self.schedule = FlowSchedule(self.shift)
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
@@ -83,7 +82,7 @@ class SD3Family:
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
-        pipeline = read_pipeline(source)
+        pipeline = read_pipeline(source, torch.bfloat16 if weights == "bf16" else torch.float32)
         if weights == "bf16":
             store_in_bf16(pipeline.transformer)
         return cls(pipeline, str(source.weights), precision)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.grid import FLOW_SCHEDULER
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.dimensions import Dimensions
 from flashdmd_cli.families.files import read_json, vae_folder, weight_files
@@ -12,7 +13,8 @@ from flashdmd_cli.families.sd3.facts import SD3
 
 T5_TOKENS = 256
 """Tokens of the third text encoder; the default of the stock pipeline."""
-STUDENT_SCHEDULER = "FlowMatchLCMScheduler"
+SHIFT = 3.0
+"""SD3's own shift (Esser et al. 2024, section 5.3.2)."""
 
 
 def has_t5(folder: Path) -> bool:
@@ -76,4 +78,4 @@ def is_student(folder: Path) -> bool:
         config = read_json(folder / "scheduler" / "scheduler_config.json")
     except (OSError, Unfit):
         return False
-    return config.get("_class_name") == STUDENT_SCHEDULER
+    return config.get("_class_name") == FLOW_SCHEDULER

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashdmd_cli.core.grid import Grid
+from flashdmd_cli.core.grid import Grid, flow_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
-from flashdmd_cli.families.sd3.grid import flow_grid
-from flashdmd_cli.families.sd3.layout import dimensions, is_student, refuse_folder, refuse_vae
+from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse_folder, refuse_vae
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +28,7 @@ def refuse(place: Path) -> None:
 
 def grid(steps: int) -> Grid:
     """The few-step grid with SD3's own shift."""
-    return flow_grid(steps)
+    return flow_grid(steps, SHIFT)
 
 
 def load(source: Source, precision: str, weights: str) -> SD3Family:

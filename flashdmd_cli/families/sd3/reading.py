@@ -1,8 +1,7 @@
-"""Strict loading and saving of SD3 pipelines."""
+"""Strict loading of SD3 pipelines."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from flashdmd_cli.families.files import Source, vae_folder
+from flashdmd_cli.families.reading import read_network
 from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sd3.layout import has_t5
-from flashdmd_cli.families.sdxl.reading import read_network
 
 KINDS: dict[str, Any] = {
     "transformer": SD3Transformer2DModel,
@@ -22,14 +21,20 @@ KINDS: dict[str, Any] = {
 }
 
 
-def read_pipeline(source: Source) -> StableDiffusion3Pipeline:
-    """Load the pipeline of a teacher in float32: networks strictly, scheduler and tokenizers with `from_pretrained`.
+def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
+    """Load the pipeline of a teacher in float32, its denoiser in the given format.
+
+    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`.
 
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
     folder = source.weights
     parts: dict[str, Any] = {
-        part: read_network(KINDS[part], vae_folder(source.vae) if part == "vae" and source.vae else folder / part)
+        part: read_network(
+            KINDS[part],
+            vae_folder(source.vae) if part == "vae" and source.vae else folder / part,
+            denoiser if part == "transformer" else torch.float32,
+        )
         for part in SD3.networks
     }
     if has_t5(folder):
@@ -38,11 +43,3 @@ def read_pipeline(source: Source) -> StableDiffusion3Pipeline:
     else:
         parts |= {"text_encoder_3": None, "tokenizer_3": None}
     return StableDiffusion3Pipeline.from_pretrained(folder, **parts, local_files_only=True)
-
-
-def save_pipeline(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
-    """Save a pipeline with the vocabularies of its tokenizers in the files that old library versions read."""
-    pipeline.save_pretrained(folder)
-    for name in ("tokenizer", "tokenizer_2"):
-        if not (folder / name / "vocab.json").is_file():
-            getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))

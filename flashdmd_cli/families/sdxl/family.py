@@ -18,8 +18,9 @@ from flashdmd_cli.core.rollout import at
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sdxl.facts import SDXL
-from flashdmd_cli.families.sdxl.reading import read_network, read_pipeline, save_pipeline
+from flashdmd_cli.families.sdxl.reading import read_pipeline
 from flashdmd_cli.families.sdxl.settings import (
     LatentScale,
     check_parts,

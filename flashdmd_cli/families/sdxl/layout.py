@@ -15,7 +15,7 @@ from typing import Any
 from flashdmd_cli.core.grid import vp_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.dimensions import Dimensions
-from flashdmd_cli.families.files import is_lora, read_json, read_shapes, same_denoiser, vae_folder, weight_files
+from flashdmd_cli.families.files import is_lora, read_json, read_shapes, vae_folder, weight_files
 from flashdmd_cli.families.sdxl.facts import SDXL
 
 UNET = "model.diffusion_model."
@@ -76,7 +76,7 @@ def refuse_file(path: Path) -> None:
     if has("double_blocks.", UNET + "double_blocks."):
         raise Unfit("is a Flux model, which is not SDXL")
     if has("joint_blocks.", UNET + "joint_blocks."):
-        raise Unfit("is an SD3 model, which is not SDXL")
+        raise Unfit("is an SD3 model in one file", "name the folder or hub id of a StableDiffusion3Pipeline")
     if has("down_blocks.", "up_blocks."):
         raise Unfit("is a denoiser alone, in the layout of diffusers", "name the folder of its pipeline")
     if not has(UNET + "input_blocks."):
@@ -114,23 +114,6 @@ def refuse_vae(place: Path) -> None:
 
 MERGE = "merge it into its model first"
 REFINER = "is the SDXL refiner, which starts from pictures that another model drew"
-
-
-def same_world(one: Path, other: Path) -> bool:
-    """Whether two pipeline folders belong to the same model: equal denoiser configurations and vocabularies."""
-    try:
-        same_vocabulary = _vocabulary(one / "tokenizer") == _vocabulary(other / "tokenizer")
-        return same_vocabulary and same_denoiser(one / "unet", other / "unet")
-    except (OSError, ValueError):
-        return False
-
-
-def _vocabulary(tokenizer: Path) -> dict[str, Any]:
-    """The vocabulary in a tokenizer folder, written by an old or new version of transformers."""
-    if (tokenizer / "vocab.json").is_file():
-        return read_json(tokenizer / "vocab.json")
-    words: dict[str, Any] = read_json(tokenizer / "tokenizer.json").get("model", {}).get("vocab", {})
-    return words
 
 
 def _other_unet(unet: Mapping[str, Any], folder: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.families.registry import family_named
 from flashdmd_cli.runs.reporter import duration
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def demo_page(
             ),
             page.Section("What was done, and why", done(recipe)),
             page.Section("The training", TRAINING, page.curves(panels, "Each point is one iteration.")),
-            page.Section("Next", NEXT),
+            page.Section("Next", following(recipe)),
         ],
     )
 
@@ -92,20 +93,24 @@ TRAINING = (
     "The losses do not measure quality: student, fake score and discriminator are trained against each other, so what "
     "matters is that none of the losses diverges.",
 )
-NEXT = (
-    "The student is in `student/`; `flashdmd inspect` shows where it comes from, `flashdmd export --format diffusers` "
-    "writes it as a stock `StableDiffusionXLPipeline`.",
-    "The same commands distil SDXL: `flashdmd distill --teacher sdxl --steps 4 --ttur 1 --dry-run` shows the recipe.",
-)
+
+
+def following(recipe: Recipe) -> list[str]:
+    """What to do with the student."""
+    facts = family_named(recipe.family)
+    return [
+        "The student is in `student/`; `flashdmd inspect` shows where it comes from, `flashdmd export --format "
+        f"diffusers` writes it as a stock `{facts.pipeline}Pipeline`.",
+        f"The same commands distil {facts.hub_id}: `flashdmd distill --teacher {facts.name} --steps 4 --dry-run` shows "
+        "the recipe.",
+    ]
 
 
 def done(recipe: Recipe) -> list[str]:
     """The method in three or four paragraphs, with the settings of this run."""
-    from flashdmd_cli.core.grid import vp_grid
-
-    grid = ", ".join(map(str, vp_grid(recipe.grid.steps).timesteps))
+    timesteps = family_named(recipe.family).module.grid(recipe.grid.steps).timesteps
+    grid = ", ".join(f"{t:g}" for t in timesteps)
     ttur = "every iteration" if recipe.ttur == 1 else f"one iteration in {recipe.ttur}"
-    last = vp_grid(recipe.grid.steps).timesteps[-1]
     where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels except the last"
     texts = [
         f"The student starts as a copy of the teacher and is trained at {recipe.grid.steps} noise levels only "
@@ -121,7 +126,8 @@ def done(recipe: Recipe) -> list[str]:
         texts.insert(
             2,
             "Distribution matching alone favours the most likely pictures and loses fine texture and variety. "
-            f"Therefore, at the last level ({last}), a discriminator compares the student's finished pictures with "
-            f"real ones, using features of a frozen segmentation network (loss weight {recipe.gan.weight:g}).",
+            f"Therefore, at the last level ({timesteps[-1]:g}), a discriminator compares the student's finished "
+            "pictures with real ones, using features of a frozen segmentation network (loss weight "
+            f"{recipe.gan.weight:g}).",
         )
     return texts

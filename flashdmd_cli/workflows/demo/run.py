@@ -33,15 +33,16 @@ from flashdmd_cli.workflows.inputs.teachers import find_teacher
 from flashdmd_cli.workflows.prepare.world import prepare_shapes
 from flashdmd_cli.workflows.recipes import distill_recipe
 
-RECIPE = "shapes-4step-demo"
+RECIPES = {"sdxl": "shapes-4step-demo", "sd3": "shapes-sd3-4step"}
+"""Family of the teacher -> recipe of the demo."""
 NUM_PICTURES = 2000
 """Size of the training data."""
 METRICS = ("composition", "frechet", "high_frequency", "coverage", "diversity")
 INTRODUCTION = """\
 A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
 a student to draw in four. This demo does it with a small model that comes with the package: a teacher of the same kind
-as SDXL that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves the state, and the
-same command resumes."""
+as {family} that draws two coloured shapes on a patterned background. Nothing is downloaded. Ctrl-C saves the state, and
+the same command resumes."""
 WHY_DATA = """
 [1/4] Pictures. The student learns mostly from its teacher; a discriminator also compares it with real pictures, so some
 real pictures are needed. They are rendered now, each with its caption."""
@@ -75,7 +76,7 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     """
     path = out / "request.json"
     if path.is_file():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = {"family": "sdxl", **json.loads(path.read_text(encoding="utf-8"))}
         for key, value in request.items():
             if saved.get(key) != value and not (key == "iterations" and untrained(out)):
                 hint = f"choose another --out, or leave --{key} at {saved.get(key)} to resume"
@@ -89,6 +90,7 @@ def remember(out: Path, request: dict[str, Any]) -> float:
 def demo(
     out: Path | str,
     *,
+    family: str = "sdxl",
     seed: int = 0,
     iterations: int | None = None,
     device: str | None = None,
@@ -96,21 +98,23 @@ def demo(
 ) -> dict[str, Any]:
     """Prepare data, distil, sample, measure and write a page, all in `out`; returns the contents of `demo.json`.
 
-    `iterations` is the number of training iterations (None: the recipe's). The same call again resumes, or returns the
-    finished result. Raises `Interrupted` or `StopSignal` if a stop was requested, `UsageError` if `out` contains
-    something else.
+    `family` is one of `RECIPES`, and `iterations` the number of training iterations (None: the recipe's). The same call
+    again resumes, or returns the finished result. Raises `Interrupted` or `StopSignal` if a stop was requested,
+    `UsageError` if `out` contains something else.
     """
     reporter = reporter or SilentReporter()
     began = time.monotonic()
-    recipe = distill_recipe(RECIPE, iterations=iterations, seed=seed, device=device)
+    if family not in RECIPES:
+        raise UsageError(f"--family {family}: unknown", hint=f"one of {', '.join(RECIPES)}")
+    recipe = distill_recipe(RECIPES[family], iterations=iterations, seed=seed, device=device)
     find_teacher(recipe.teacher, reporter=reporter)
     find_sam(recipe, reporter)
     at = Stages(claim(Path(out), "demo"))
-    earlier = remember(at.out, {"seed": seed, "iterations": recipe.train.iterations})
+    earlier = remember(at.out, {"family": family, "seed": seed, "iterations": recipe.train.iterations})
     if (at.out / "manifest.json").is_file():
         reporter.say(f"{at.out} contains this demo already; to run it again, choose another --out")
         return read_result(at)
-    reporter.say(INTRODUCTION)
+    reporter.say(INTRODUCTION.format(family=family.upper()))
     for line in expect(recipe, at):
         reporter.say(line)
     try:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.families.files import Source, same_denoiser
+from flashdmd_cli.families.files import Source, same_denoiser, same_model
 from flashdmd_cli.families.registry import FAMILIES, family_at
-from flashdmd_cli.families.sdxl.layout import same_world
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run
@@ -15,25 +15,40 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.shapes.assets import asset
 
 SHAPES = "shapes-sdxl"
-"""Name of the embedded world's teacher on the command line."""
+"""Name of the embedded world's first teacher on the command line."""
+EMBEDDED = (SHAPES, "shapes-sd3")
+"""Names of the embedded world's teachers, one per family."""
+
+
+def embedded_teacher(teacher: str | Path) -> str | None:
+    """Name of the embedded teacher that `teacher` is: a shipped one, or one with the same layer sizes and vocabulary.
+
+    None for any other teacher.
+    """
+    if teacher in EMBEDDED:
+        return str(teacher)
+    place = expanded(teacher)
+    return next((name for name, folder, net in _shipped() if same_model(place, folder, net)), None)
 
 
 def is_shapes(teacher: str | Path) -> bool:
-    """Whether a teacher is of the embedded world: the shipped one, or one with the same layer sizes and vocabulary."""
-    if teacher == SHAPES:
-        return True
-    try:
-        return same_world(expanded(teacher), asset(SHAPES))
-    except FileNotFoundError:
-        return False
+    """Whether a teacher is of the embedded world."""
+    return embedded_teacher(teacher) is not None
 
 
-def is_shapes_student(student: Path) -> bool:
-    """Whether a student has the architecture of the embedded teacher; its own teacher need not exist any more."""
-    try:
-        return same_denoiser(student, asset(SHAPES) / "unet")
-    except FileNotFoundError:
-        return False
+def teacher_of_student(student: Path) -> str | None:
+    """Name of the embedded teacher whose architecture a student's network has; its own teacher need not exist."""
+    return next((name for name, folder, net in _shipped() if same_denoiser(student, folder / net)), None)
+
+
+def _shipped() -> Iterator[tuple[str, Path, str]]:
+    """Name, folder and denoiser's subfolder of each embedded teacher that is installed."""
+    for name in EMBEDDED:
+        try:
+            folder = asset(name)
+        except FileNotFoundError:
+            continue
+        yield name, folder, family_at(folder).networks[0]
 
 
 def is_exported(folder: Path) -> bool:
@@ -59,7 +74,7 @@ def _is_teacher(name: str) -> bool:
     place = expanded(name)
     if place.exists():
         return (place / "model_index.json").is_file() and not is_exported(place)
-    return name == SHAPES or any(name in (facts.name, facts.hub_id) for facts in FAMILIES.values())
+    return name in EMBEDDED or any(name in (facts.name, *facts.licenses) for facts in FAMILIES.values())
 
 
 def check_teacher(place: Path, option: str, hint: str = "") -> None:

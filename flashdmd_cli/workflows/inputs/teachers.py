@@ -1,7 +1,7 @@
 """Finds the files of a teacher: its weights, the configurations for a single file, and a replacement VAE.
 
-A teacher is named by `shapes-sdxl`, the name of a family, a path or a hub id; files that are only on the hub are
-downloaded.
+A teacher is named by `shapes-sdxl` or `shapes-sd3`, the name of a family, a path or a hub id; files that are only on
+the hub are downloaded.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
-from flashdmd_cli.workflows.inputs.kinds import SHAPES, check_teacher, is_exported
+from flashdmd_cli.workflows.inputs.kinds import EMBEDDED, SHAPES, check_teacher, is_exported
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe_schema import Model
@@ -117,7 +117,7 @@ def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = No
 def find_config(name: str, reporter: Reporter | None = None) -> Path:
     """The folder with configurations and tokenizers for a single-file teacher; weights are not downloaded."""
     option = f"--teacher-config {name}"
-    if name == SHAPES:
+    if name in EMBEDDED:
         return find_teacher(name, "--teacher-config")
     folder = expanded(name)
     if not folder.exists() and (asked := parse_id(name)) is not None:
@@ -146,7 +146,7 @@ def find_vae(name: str, facts: Facts, reporter: Reporter | None = None) -> Path:
 
 def license_of(teacher: TeacherRecord) -> str | None:
     """The licence of a teacher, which also applies to its students; None if it is unknown."""
-    known = {SHAPES: "Apache-2.0"}
+    known = dict.fromkeys(EMBEDDED, "Apache-2.0")
     for facts in FAMILIES.values():
         known |= facts.licenses
     return known.get(teacher.hub or teacher.id)
@@ -186,26 +186,27 @@ def _fetch(option: str, asked: tuple[str, str | None], choose: Choose, hint: str
 
 
 def hub_id(teacher: str) -> tuple[str, str | None] | None:
-    """(`owner/name`, revision) of a teacher on the hub; None for the embedded one, or for an existing path."""
+    """(`owner/name`, revision) of a teacher on the hub; None for an embedded one, or for an existing path."""
     name, _, revision = teacher.partition("@")
     if name in FAMILIES and (revision or name == teacher):
         return parse_id(FAMILIES[name].hub_id + teacher.removeprefix(name))
-    return None if teacher == SHAPES or expanded(teacher).exists() else parse_id(teacher)
+    return None if teacher in EMBEDDED or expanded(teacher).exists() else parse_id(teacher)
 
 
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
-    """The pipeline folder or checkpoint file of `shapes-sdxl`, `sdxl`, a hub id or a path; downloaded if necessary.
+    """The pipeline folder or checkpoint file of a teacher, downloaded if necessary.
 
-    Raises `InputError` if it cannot be found or downloaded, or is not a teacher; `hint` replaces the error's default
-    hint, which is to name another teacher with `flag`.
+    `name` is that of an embedded teacher or of a family, a hub id or a path. Raises `InputError` if it cannot be found
+    or downloaded, or is not a teacher; `hint` replaces the error's default hint, which is to name another teacher with
+    `flag`.
     """
-    if name == SHAPES:
+    if name in EMBEDDED:
         from flashdmd_cli.shapes.assets import asset
 
         try:
-            return asset(SHAPES)
+            return asset(name)
         except FileNotFoundError as error:
-            raise InputError(f"{flag} {SHAPES}: {error}") from None
+            raise InputError(f"{flag} {name}: {error}") from None
     if (asked := hub_id(name)) is not None:
         local = (
             hint
@@ -219,7 +220,7 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, re
         )
         folder = fetch(wanted, _pipeline, reporter.say, reporter.draws_bars)
     elif not (folder := expanded(name)).exists():
-        named = ", ".join((*FAMILIES, SHAPES))
+        named = ", ".join((*FAMILIES, *EMBEDDED))
         choices = f"{flag} takes {named}, a hub id (owner/name[@revision]) or a pipeline folder or file"
         raise InputError(f"{flag} {name}: no such folder", hint=hint or choices)
     check_teacher(folder, f"{flag} {name}", hint or "")

@@ -54,7 +54,7 @@ def test_the_command_measures_dmd2_beside(monkeypatch):
     # The ceiling takes seconds to measure and is another test's.
     monkeypatch.setattr(module, "matrix_tflops", lambda place: 0.5)
     sets = [text for each in SMALL[1:] for text in ("--set", each)]
-    result = run("bench", "--size", "small", "--resolution", 64, "--batch", 1, "--cycles", 1, "--against", "dmd2",
+    result = run("bench", "--size", "small", "--batch", 1, "--cycles", 1, "--against", "dmd2",
                  "--json", *sets)  # fmt: skip
     assert result.exit_code == 0, result.output
     ours, dmd2 = json.loads(result.stdout)["rows"]

@@ -23,7 +23,9 @@ def bench(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Change one key, `train.micro_batch=4`; may be repeated.")
     ] = None,
-    resolution: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 1024,
+    resolution: Annotated[
+        int | None, typer.Option(help="Side of the pictures in pixels (default: 1024, small: 64).", show_default=False)
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures of an iteration; those of a real run only add to it.")] = 4,
     cycles: Annotated[int, typer.Option(help="Timed iterations, each with a student update.")] = 2,
     size: Annotated[
@@ -46,6 +48,7 @@ def bench(
         from flashdmd_cli.workflows.bench import bench as measure
 
         flags = {"train.batch": batch, "model.device": device}
+        resolution = resolution or (64 if size == "small" else 1024)
         found = [measure(load_recipe(recipe, sets or [], flags), resolution, cycles, small=size == "small",
                          reporter=observer)]  # fmt: skip
         if against is not None:

@@ -132,7 +132,7 @@ def bench(
         family = random_family(resolution, place.precision, recipe.model.storage(place.precision), device, small)
         if authors:
             family.__class__ = AuthorsFamily
-        recipe = _with_sam(recipe, Path(folder), small)
+        recipe = _with_sam(recipe, Path(folder), small, resolution)
         state = State.new(recipe, family)
     objective = Objective(recipe, family, family.grid(recipe.grid.steps))
     data, ttur = RandomData(family, recipe.train.micro_batch), recipe.ttur
@@ -184,8 +184,9 @@ def bench(
     )
 
 
-def _with_sam(recipe: Recipe, folder: Path, small: bool) -> Recipe:
-    """`recipe` with an untrained SAM of its size in `folder`, or the embedded one; unchanged without a pixel GAN."""
+def _with_sam(recipe: Recipe, folder: Path, small: bool, resolution: int) -> Recipe:
+    """`recipe` with an untrained SAM of its size in `folder`, or the embedded one, and a crop that fits into pictures of
+    `resolution`; unchanged without a pixel GAN."""
     if recipe.gan.kind != "pixel":
         return recipe
     if small:
@@ -195,7 +196,9 @@ def _with_sam(recipe: Recipe, folder: Path, small: bool) -> Recipe:
     else:
         path = folder / "sam.pth"
         torch.save(sam_model_registry[recipe.gan.sam]().state_dict(), path)
-    return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"sam": str(path)})})
+    return recipe.model_copy(
+        update={"gan": recipe.gan.model_copy(update={"sam": str(path), "crop_px": min(recipe.gan.crop_px, resolution)})}
+    )
 
 
 def _by_part(

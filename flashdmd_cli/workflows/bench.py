@@ -185,8 +185,8 @@ def bench(
 
 
 def _with_sam(recipe: Recipe, folder: Path, small: bool, resolution: int) -> Recipe:
-    """`recipe` with an untrained SAM of its size in `folder`, or the embedded one, and a crop that fits into pictures of
-    `resolution`; unchanged without a pixel GAN."""
+    """`recipe` with an untrained SAM of its size in `folder`, or the embedded one, and a crop that fits into
+    pictures of `resolution`; unchanged without a pixel GAN."""
     if recipe.gan.kind != "pixel":
         return recipe
     if small:

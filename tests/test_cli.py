@@ -33,7 +33,7 @@ from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
     [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
-    ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
+    ["plan"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
@@ -48,6 +48,7 @@ SURFACE = [
     " --teacher-config --vae",
     "export: --format --from --out --yes",
     "inspect: folder",
+    "plan: --gpu --nproc --price --recipe --resolution --set",
     "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"
     " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
     " --teacher --teacher-config --vae --yes source",

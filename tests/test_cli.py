@@ -32,9 +32,9 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["doctor"],
-    ["plan"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
-    ["reward", "score"], ["shapes"], ["shapes", "build"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["eval"], ["export"], ["inspect"], ["plan"],
+    ["doctor"], ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"],
+    ["reward", "train"], ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
     "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from flashdmd_cli.evaluation.preview import Preview
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
-from flashdmd_cli.runs.recipe import dump_recipe, load_recipe
+from flashdmd_cli.runs.recipe import dump_recipe, list_recipes, load_recipe
 from flashdmd_cli.workflows import bench as benching
 from flashdmd_cli.workflows.plan import counting, fitting
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, GPUS, RESERVE, Gpu, gpu_named
@@ -87,7 +93,7 @@ def test_memory_depends_on_form_and_micro_batch():
     full, one, four = (plan(load_recipe(name, [*sets, f"train.micro_batch={n}"]), GPUS["4090"], 64, small=True)
                        for name, n in (("sdxl-4step", 1), ("sdxl-4step-lora", 1), ("sdxl-4step-lora", 4)))  # fmt: skip
     assert one.peak_gb < full.peak_gb and one.peak_gb < four.peak_gb < 4 * one.peak_gb
-    fixed = ("weights", "gradients", "moments of the optimizers")
+    fixed = ("weights", "moments of the optimizers")
     assert [one.memory_by_part[name] for name in fixed] == [four.memory_by_part[name] for name in fixed]
     assert full.memory_by_part["moments of the optimizers"] == pytest.approx(8e-9 * full.trainable)
     shared = plan(load_recipe("sdxl-4step-lora", sets), GPUS["4090"], 64, processes=8, price=0.5, small=True)
@@ -96,7 +102,7 @@ def test_memory_depends_on_form_and_micro_batch():
 
 
 def gpu_with(gigabytes):
-    return Gpu("a test GPU", gigabytes * 1e9 + RESERVE, 100)
+    return Gpu("a test GPU", gigabytes * 1e9 + RESERVE, 100, 0.3)
 
 
 def need(name, sets=()):
@@ -161,3 +167,29 @@ def test_a_dry_run_shows_the_plan():
     document = json.loads(run("distill", "--recipe", "sdxl-4step", "--dry-run", "--json").stdout)
     assert document["plan"]["form"] == "full"
     assert "plan" not in run("distill", "--recipe", "shapes-4step", "--dry-run").stdout
+
+
+def test_documented_jobs_name_shipped_recipes_and_valid_options():
+    docs = Path(__file__).parents[1] / "docs"
+    page, slurm = (docs / "scale.md").read_text(), (docs / "scale" / "slurm.sbatch").read_text()
+    jobs = list(yaml.safe_load_all((docs / "scale" / "kubernetes.yaml").read_text()))
+    words = jobs[1]["spec"]["template"]["spec"]["containers"][0]["command"]
+    named = set(re.findall(r"(?:--recipe[ =]|RECIPE:-)(sdxl-[a-z0-9-]+)", " ".join([page, slurm, *words])))
+    assert named == {"sdxl-4step-24gb", "sdxl-4step-80gb", "sdxl-4step-8x80gb"} and named <= set(list_recipes())
+    assert subprocess.run(["bash", "-n", docs / "scale" / "slurm.sbatch"], check=False).returncode == 0
+    options = words[words.index("distill") :]
+    assert run(*options, "--dry-run", "--quiet").exit_code == 0
+
+
+def test_large_previews_are_drawn_one_at_a_time(monkeypatch, tmp_path):
+    batches = []
+
+    def generate(family, net, captions, *rest, batch, **options):
+        batches.append(batch)
+        return torch.zeros(len(captions), 3, 8, 8)
+
+    monkeypatch.setattr("flashdmd_cli.evaluation.generate.generate", generate)
+    for side in (64, 1024):
+        family = SimpleNamespace(resolution=side, teacher=None)
+        Preview(load_recipe("sdxl-4step"), family, ["a", "b"], tmp_path)(None, None, 0)
+    assert batches == [8, 8, 8, 1, 1, 1]

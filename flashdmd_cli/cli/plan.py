@@ -58,7 +58,12 @@ def show(found: Plan) -> None:
     )
     tables = (
         ("operations for one picture in an iteration", "TFLOP", found.tflop_by_part, found.tflop_per_sample),
-        (f"memory at micro-batch {found.micro_batch}", "GB", found.memory_by_part, found.peak_gb),
+        (
+            f"memory at micro-batch {found.micro_batch}, phase: {found.largest_phase}",
+            "GB",
+            found.memory_by_part,
+            found.peak_gb,
+        ),
         ("disk", "GB", found.disk_gb, None),
     )
     with to_stdout():
@@ -80,7 +85,7 @@ def summary(found: Plan) -> list[str]:
     """The plan in two or three lines."""
     lines = [
         f"plan: {found.tflop_per_sample:.1f} TFLOP for a picture, {found.peak_gb:.1f} GB at micro-batch "
-        f"{found.micro_batch} (largest: {list(found.memory_by_part)[-1]})",
+        f"{found.micro_batch} (in the phase: {found.largest_phase})",
         f"plan: {found.images} pictures ({found.batch} an iteration), {found.eflop:.3g} EFLOP",
     ]
     if found.gpu_hours is not None and found.seconds_per_iteration is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -149,8 +149,9 @@ def _sizes_of(parts: _Parts) -> Sizes:
     student, average = parts.networks.student, parts.networks.average
     heads = 0 if parts.heads is None else sum(p.numel() for p in parameters_of(parts.heads))
     own = sum(p.numel() for p in student.parameters)
+    denoiser = parts.networks.teacher.base.net.named_parameters()
     return Sizes(
-        parameters=sum(p.numel() for name, p in parts.networks.teacher.base.net.named_parameters() if ".lora_" not in name),
+        parameters=sum(p.numel() for name, p in denoiser if ".lora_" not in name),
         trainable=2 * own + heads,
         weights=_bytes(t for net in parts.modules for t in (*net.parameters(), *net.buffers())),
         averages=0 if average is None else _bytes(average.parameters),
@@ -178,6 +179,9 @@ def _count(key: str, precision: str, resolution: int, small: bool) -> Counts:
         picture = objective.view(leaf, draws)
         torch.autograd.grad(picture, leaf, torch.empty_like(picture))
 
+    def judge(updates_student: bool) -> None:
+        adversarial(recipe, objective, state, output, leaf, last, updates_student, metrics, 1)
+
     def train_discriminator() -> None:
         discriminator_loss(recipe, objective, heads, nets.fake, output, last, metrics, 1).backward()
 
@@ -186,14 +190,13 @@ def _count(key: str, precision: str, resolution: int, small: bool) -> Counts:
         output = StudentOutput(draws, cond, batch.pixels, latents, x.detach())
         leaf = output.x.clone().requires_grad_()
         _, scores = meter.measure(lambda: objective.dm_loss(leaf, nets.teacher, nets.fake, cond, draws))
-        _, backward = meter.measure(lambda: x.backward(torch.empty_like(x)))
+        _, backward = meter.measure(partial(x.backward, torch.empty_like(x)))
         del x
         if heads is not None:
             if recipe.gan.kind == "pixel":
                 _, decoder = meter.measure(decode_with_gradient)
-            both = (meter.measure(lambda on=on: adversarial(recipe, objective, state, output, leaf, last, on, metrics, 1))
-                    for on in (True, False))  # fmt: skip
-            (_, gan), (_, views) = both
+            _, gan = meter.measure(partial(judge, True))
+            _, views = meter.measure(partial(judge, False))
             _, discriminator = meter.measure(train_discriminator)
         with torch.no_grad():
             _, preview = meter.measure(lambda: family.decode(latents))
@@ -201,4 +204,3 @@ def _count(key: str, precision: str, resolution: int, small: bool) -> Counts:
     return Counts(
         _sizes_of(parts), forward, backward, scores, gan, decoder, views, discriminator, _bytes(kept), preview
     )  # fmt: skip
-

@@ -32,7 +32,9 @@ def distill_recipe_here(
     if name is not None or "model.form" in given or adapters is None or not can_plan(recipe):
         return recipe
     forms = {"full": recipe, "lora": distill_recipe(adapters, sets, **options)}
-    begun = [folder for folder in ([out] if out else [RUNS / each.name for each in forms.values()]) if has_begun(folder)]
+    begun = [
+        folder for folder in ([out] if out else [RUNS / each.name for each in forms.values()]) if has_begun(folder)
+    ]
     if len(begun) == 1 and (begun[0] / RECIPE).is_file():
         old = load_recipe(begun[0] / RECIPE)
         kept = [f"model.checkpointing={old.model.checkpointing}", f"train.micro_batch={old.train.micro_batch}"]

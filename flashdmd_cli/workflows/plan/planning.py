@@ -11,7 +11,7 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.plan.counting import Counts, Sizes, count, sizes
-from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, SHARE, Gpu
+from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
 
 STATES_KEPT = 2
 """Resumable states in the folder of a run."""
@@ -53,6 +53,7 @@ class Plan:
     """Largest memory of tensors on one device."""
     memory_by_part: dict[str, float]
     """Gigabytes of what is always there, and of what is there in the largest phase."""
+    largest_phase: str
     memory_by_phase: dict[str, float]
     """Gigabytes at the peak of each phase of an iteration."""
     device_gb: float | None
@@ -98,8 +99,10 @@ def plan(
     rows = recipe.train.batch // processes
     micro_batch = min(recipe.train.micro_batch, max(1, rows))
     tflop = by_part(recipe, counts, indices)
-    fixed, phases, largest = memory(recipe, counts, micro_batch, rows)
-    peak = fixed_bytes(fixed) + phases[largest]
+    fixed, phases = memory(recipe, counts, micro_batch, rows)
+    totals = {name: sum(fixed.values()) + sum(parts.values()) for name, parts in phases.items()}
+    largest = max(totals, key=lambda name: totals[name])
+    peak = totals[largest]
     per_sample = sum(tflop.values())
     seconds = None if gpu is None else seconds_per_iteration(recipe, counts, gpu, micro_batch, rows, indices)
     hours = None if seconds is None else seconds * recipe.train.iterations / 3600 * processes
@@ -118,8 +121,9 @@ def plan(
         tflop_per_sample=per_sample,
         tflop_by_part=tflop,
         peak_gb=peak / 1e9,
-        memory_by_part={**{k: v / 1e9 for k, v in fixed.items()}, largest: phases[largest] / 1e9},
-        memory_by_phase={name: (fixed_bytes(fixed) + size) / 1e9 for name, size in phases.items()},
+        memory_by_part={name: size / 1e9 for name, size in (fixed | phases[largest]).items()},
+        largest_phase=largest,
+        memory_by_phase={name: total / 1e9 for name, total in totals.items()},
         device_gb=None if gpu is None else gpu.memory / 1e9,
         fits=None if gpu is None else needed <= gpu.memory,
         disk_gb=disk(recipe, counts.sizes, resolution),
@@ -174,49 +178,54 @@ def by_part(recipe: Recipe, counts: Counts, indices: Sequence[int] | None = None
     return {name: flop / 1e12 for name, flop in parts.items() if flop}
 
 
-def fixed_bytes(fixed: dict[str, float]) -> float:
-    """Bytes that are allocated during all phases."""
-    return sum(fixed.values())
-
-
 def static_memory(recipe: Recipe, of: Sizes) -> dict[str, float]:
-    """Bytes that are the same for any micro-batch: weights, gradients and moments."""
-    return {
-        "weights": of.weights,
-        "gradients": 4 * (of.student + of.heads),
-        "moments of the optimizers": 8 * of.trainable,
-    }
+    """Bytes that are the same for any micro-batch: weights and moments."""
+    return {"weights": of.weights, "moments of the optimizers": 8 * of.trainable}
 
 
 def memory(
     recipe: Recipe, counts: Counts, micro_batch: int, rows: int
-) -> tuple[dict[str, float], dict[str, float], str]:
-    """(bytes always allocated by part, bytes that each phase adds at its peak, name of the largest phase).
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """(bytes always allocated, by part; those that each phase adds at its peak, by part).
 
     `rows` are the pictures of an iteration on one device.
     """
     fixed: dict[str, float] = static_memory(recipe, counts.sizes)
     fixed["pictures of the iteration"] = rows * counts.output
+    forward, backward, gan = counts.forward, counts.backward, recipe.gan
+    is_first = rows == micro_batch  # no micro-batch before has left gradients
 
-    def of(*parts: tuple[int, int]) -> float:
-        return sum(micro_batch * activations + copies for activations, copies in parts)
+    def phase(gradients: int, activations: int, copies: int) -> dict[str, float]:
+        return {
+            "gradients": 4.0 * gradients,
+            "activations": float(micro_batch * activations),
+            "weights in 16 bits": float(copies),
+        }
 
-    forward, backward, graph = counts.forward, counts.backward, (counts.forward.kept, counts.forward.kept_weights)
-    # Gradients of what was kept are computed while it is freed: the peak is reached in between.
-    update = of((max(forward.peak, forward.kept + backward.peak), max(forward.peak_weights,
-                 forward.kept_weights + backward.peak_weights)))  # fmt: skip
+    # A backward pass frees what was kept while it needs more: at most both.
+    update = (
+        max(forward.peak, forward.kept + backward.peak),
+        max(forward.peak_weights, forward.kept_weights + backward.peak_weights),
+    )
+    student, heads = counts.sizes.student, counts.sizes.heads
+    scores, adversarial, discriminator = counts.scores, counts.adversarial, counts.discriminator
     phases = {
-        "student": update,
-        "teacher and fake score": of(graph, (counts.scores.peak, counts.scores.peak_weights)),
-        "adversarial loss": of(graph, (counts.adversarial.peak, counts.adversarial.peak_weights)),
-        "fake score": update,
-        "discriminator": of((counts.discriminator.peak, counts.discriminator.peak_weights)),
+        "student": phase(student, *update),
+        "teacher and fake score": phase(
+            0 if is_first else student, forward.kept + scores.peak, forward.kept_weights + scores.peak_weights
+        ),
+        "fake score": phase(student, *update),
     }
-    if recipe.gan.kind == "none":
-        del phases["adversarial loss"], phases["discriminator"]
-    if recipe.train.preview_every is not None:
-        phases["preview"] = counts.preview.peak + counts.preview.peak_weights
-    return fixed, phases, max(phases, key=lambda name: phases[name])
+    if gan.kind != "none":
+        phases["adversarial loss"] = phase(
+            0 if is_first and gan.steps == "all" else student,
+            forward.kept + adversarial.peak,
+            forward.kept_weights + adversarial.peak_weights,
+        )
+        phases["discriminator"] = phase(student + heads, discriminator.peak, discriminator.peak_weights)
+    if recipe.train.preview_every is not None:  # one picture after another
+        phases["preview"] = {"activations": float(counts.preview.peak)}
+    return fixed, phases
 
 
 def seconds_per_iteration(
@@ -228,7 +237,7 @@ def seconds_per_iteration(
     forwards = passes.rollout + passes.student + 2 * share + 1
     backwards = passes.student * share + 1
     launching = forwards * forward + backwards * backward
-    computing = sum(by_part(recipe, counts, indices).values()) * micro_batch / (gpu.tflops * SHARE)
+    computing = sum(by_part(recipe, counts, indices).values()) * micro_batch / (gpu.tflops * gpu.share)
     return rows / micro_batch * max(launching, computing)
 
 

@@ -129,6 +129,25 @@ def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "has_native_bf16", lambda name: False)
 
 
+@pytest.fixture(autouse=True)
+def plans_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans count the small network of `bench` in every test: SDXL takes many seconds."""
+    from flashdmd_cli.workflows.plan import counting, fitting, planning
+
+    def small(recipe: Any) -> Any:
+        return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"crop_px": 64})})
+
+    def count(recipe: Any, precision: str, resolution: int = 64, is_small: bool = True) -> Any:
+        return counting.count(small(recipe), precision, 64, True)
+
+    def sizes(recipe: Any, precision: str, resolution: int = 64, is_small: bool = True) -> Any:
+        return counting.sizes(small(recipe), precision, 64, True)
+
+    monkeypatch.setattr(planning, "count", count)
+    for module in (planning, fitting):
+        monkeypatch.setattr(module, "sizes", sizes)
+
+
 def repeatable(out: Path) -> list[dict[str, Any]]:
     """The logged rows of a run in `out`; each must have its costs, which depend on the machine, in their own file."""
     rows, costs = read_metrics(out), [json.loads(line) for line in (out / COSTS).read_text().splitlines()]

@@ -33,7 +33,8 @@ from flashdmd_cli.shapes.inspector import Inspector
 from .test_distill import sam_folder  # noqa: F401
 
 COMMANDS = [
-    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["doctor"], ["bench"],
+    [], ["demo"], ["prepare-data"], ["distill"], ["align"], ["sample"], ["export"], ["inspect"], ["plan"],
+    ["doctor"], ["bench"],
     ["eval"], ["eval", "compare"], ["eval", "read"],
     ["recipes"], ["recipes", "list"], ["recipes", "show"], ["recipes", "copy"], ["reward"], ["reward", "train"],
     ["reward", "score"], ["shapes"], ["shapes", "build"],
@@ -53,6 +54,7 @@ SURFACE = [
     "eval read: --out file layout",
     "export: --format --from --out --yes",
     "inspect: folder",
+    "plan: --gpu --nproc --price --recipe --resolution --set",
     "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"
     " --image-column --nproc --num --out --resolution --seed --shard-count --shard-index --shard-size --suite"
     " --teacher --teacher-config --vae --yes source",

@@ -16,6 +16,7 @@ from flashdmd_cli.cli.doctor import doctor
 from flashdmd_cli.cli.evaluate import eval_app
 from flashdmd_cli.cli.export import export
 from flashdmd_cli.cli.inspect import inspect
+from flashdmd_cli.cli.plan import plan
 from flashdmd_cli.cli.prepare import prepare_data
 from flashdmd_cli.cli.recipes import recipes_app
 from flashdmd_cli.cli.reward import reward_app
@@ -55,6 +56,7 @@ app.command("export")(export)
 app.command("inspect")(inspect)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(reward_app, name="reward")
+app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("doctor")(doctor)
 app.add_typer(shapes_app, name="shapes")

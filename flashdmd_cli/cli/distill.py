@@ -63,11 +63,13 @@ def distill(
     Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug, resumes=True) as output:
-        from flashdmd_cli.workflows.recipes import distill_recipe
+        from flashdmd_cli.workflows.plan.fitting import distill_recipe_here
 
-        resolved = distill_recipe(
+        resolved = distill_recipe_here(
             recipe,
             sets or [],
+            out,
+            output.say,
             teacher=teacher,
             steps=steps,
             ttur=ttur,
@@ -93,14 +95,24 @@ def distill(
 
 
 def print_recipe(recipe: Recipe, output: Output) -> None:
-    """Print the resolved recipe as YAML, with the grid as a comment, so that the output is a valid recipe file."""
+    """Print the resolved recipe as YAML, with grid and plan as comments, so that the output is a valid recipe file."""
+    from flashdmd_cli.cli.plan import shortage, summary
     from flashdmd_cli.families.registry import family_named
     from flashdmd_cli.runs.recipe import dump_recipe
+    from flashdmd_cli.workflows.plan.gpus import gpu_named
+    from flashdmd_cli.workflows.plan.planning import can_plan, plan
 
     timesteps = family_named(recipe.family).module.grid(recipe.grid.steps).timesteps
     grid = " ".join(f"{t:g}" for t in timesteps)
     document = {"recipe": recipe.model_dump(mode="json"), "grid": timesteps}
-    output.result(document, [dump_recipe(recipe).rstrip(), f"# grid: {grid}"], recipe.name)
+    lines = [dump_recipe(recipe).rstrip(), f"# grid: {grid}"]
+    if can_plan(recipe) and not output.quiet:
+        found = plan(recipe, gpu_named(None))
+        document["plan"] = found.as_dict()
+        lines += [f"# {line}" for line in summary(found)]
+        if warning := shortage(found):
+            output.say(f"warning: {warning}")
+    output.result(document, lines, recipe.name)
 
 
 def finish(folder: Path, manifest: Manifest, output: Output) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
 PREVIEW = "preview.png"
+SMALL_PX = 256
+"""Pictures up to this side are drawn eight at a time; decoding one of 1024 pixels takes more than 3 GB."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Preview:
         seed, done, total = self.recipe.train.seed, 0, len(self.captions) * sum(row.cost for row in rows)
         if progress is not None:
             progress(0, total)
-        drawn = {}
+        drawn, batch = {}, 8 if self.family.resolution <= SMALL_PX else 1
         for row in rows:
 
             def step(num: int, row: Row = row) -> None:
@@ -89,6 +91,6 @@ class Preview:
                     progress(done, total)
 
             drawn[row.label] = generate(
-                self.family, row.net, self.captions, seed, row.sampler, row.steps, row.guidance, batch=8, step=step
+                self.family, row.net, self.captions, seed, row.sampler, row.steps, row.guidance, batch=batch, step=step
             )
         return drawn

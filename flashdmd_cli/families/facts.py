@@ -30,6 +30,8 @@ class DefaultRecipes:
     reward: str | None
     distill_steps: Mapping[int, str] = field(default_factory=dict)
     """Number of steps -> recipe, where it is not `distill`."""
+    distill_adapters: Mapping[int, str] = field(default_factory=dict)
+    """Number of steps -> recipe with adapters, for devices on which `distill` does not fit."""
     align_steps: Mapping[int, str] = field(default_factory=dict)
     """Number of steps -> recipe, where it is not `align`."""
 

@@ -35,8 +35,8 @@ class Model(Config):
     device: Device = "auto"
     """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False
-    """Activation checkpointing for student, fake score and decoder: about a third more time, far less memory, same
-    results."""
+    """Activation checkpointing for student, fake score and the decoder: about a third more operations, far less memory,
+    same results."""
     compile: bool = False
     """Compile the blocks of the denoisers with `torch.compile`: a few minutes at the start, then fewer and larger
     operations. Losses change by rounding."""

@@ -96,7 +96,7 @@ def _agree(
     free = FREE_TO_CHANGE
     if isinstance(recipe, RewardRecipe) and recipe.optim.decay:
         free = free - {"train.iterations"}  # the learning-rate decay depends on it
-    begun = _has_begun(out)
+    begun = has_begun(out)
     if begun and (out / TEACHER).is_file():
         free = free | {"teacher"}
         if differs := difference(before := teacher_of(out), teacher):
@@ -129,7 +129,7 @@ def _agree(
             )
 
 
-def _has_begun(out: Path) -> bool:
+def has_begun(out: Path) -> bool:
     """Whether `out` contains a saved state or a finished result."""
     from flashdmd_cli.runs.checkpoint import latest_state
     from flashdmd_cli.runs.manifest import MANIFEST
@@ -146,7 +146,7 @@ def place_of_run(recipe: Recipe | RewardRecipe, out: Path, say: Callable[[str], 
     from flashdmd_cli.runs.device import Place, available_devices, read_note, resolve, write_note
 
     place, note = resolve(recipe.model.device, recipe.model.precision), read_note(out)
-    if not _has_begun(out) or note is None:
+    if not has_begun(out) or note is None:
         write_note(out, place)
     elif note != place:
         keeps_device = recipe.model.device == "auto" and note.device in available_devices()

@@ -20,6 +20,7 @@ SDXL = Facts(
         "align/sdxl-lora",
         "reward/sdxl",
         distill_steps={8: "sdxl-8step"},
+        distill_adapters={4: "sdxl-4step-lora"},
         align_steps={8: "align/sdxl-8step"},
     ),
     module_name="flashdmd_cli.families.sdxl.module",

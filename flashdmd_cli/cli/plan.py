@@ -1,0 +1,108 @@
+"""`flashdmd plan`: what a distillation needs, counted without a GPU or a download."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flashdmd_cli.cli.options import AsJson, Debug, Quiet
+from flashdmd_cli.cli.output import command, to_stdout
+
+if TYPE_CHECKING:
+    from flashdmd_cli.workflows.plan.planning import Plan
+
+
+def plan(
+    recipe: Annotated[str, typer.Option("--recipe", help="Recipe to plan, by name or YAML file.")] = "sdxl-4step",
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Change one key, `train.micro_batch=4`; may be repeated.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="h200, h100, a100, 4090, ... (default: this machine's).", show_default=False)
+    ] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="GPUs, each with its share of every batch.")] = 1,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of one GPU for an hour, to show the cost.", show_default=False)
+    ] = None,
+    resolution: Annotated[int, typer.Option(min=64, help="Side of the pictures in pixels.")] = 1024,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Plan a distillation of SDXL: operations, memory by part, disk, GPU-hours, cost. Nothing is run or downloaded."""
+    with command(as_json, quiet, debug) as output:
+        from flashdmd_cli.runs.recipe import load_recipe
+        from flashdmd_cli.workflows.plan.gpus import gpu_named
+        from flashdmd_cli.workflows.plan.planning import plan as make
+
+        device = gpu_named(gpu)
+        found = make(load_recipe(recipe, sets or []), device, resolution, processes=nproc, price=price)
+        if output.as_json or output.quiet:
+            output.result(found.as_dict(), "", found.recipe)
+        else:
+            show(found)
+        if warning := shortage(found):
+            output.say(f"warning: {warning}")
+
+
+def show(found: Plan) -> None:
+    """Tables of operations, memory and disk, and one line of time and cost."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    title = (
+        f"{found.recipe}: SDXL with {found.parameters / 1e9:.2f} B parameters at {found.resolution} px, "
+        f"{found.trainable / 1e6:.0f} M trained ({found.form}{', checkpointed' if found.checkpointing else ''})"
+    )
+    tables = (
+        ("operations for one picture in an iteration", "TFLOP", found.tflop_by_part, found.tflop_per_sample),
+        (
+            f"memory at micro-batch {found.micro_batch}, phase: {found.largest_phase}",
+            "GB",
+            found.memory_by_part,
+            found.peak_gb,
+        ),
+        ("disk", "GB", found.disk_gb, None),
+    )
+    with to_stdout():
+        console.print(title, highlight=False)
+        for name, unit, rows, total in tables:
+            table = Table(title=name)
+            table.add_column("part")
+            table.add_column(unit, justify="right")
+            for part, value in rows.items():
+                table.add_row(part, f"{value:.2f}")
+            if total is not None:
+                table.add_row("sum", f"{total:.2f}")
+            console.print(table)
+        for line in summary(found)[1:]:
+            console.print(line, highlight=False)
+
+
+def summary(found: Plan) -> list[str]:
+    """The plan in two or three lines."""
+    lines = [
+        f"plan: {found.tflop_per_sample:.1f} TFLOP for a picture, {found.peak_gb:.1f} GB at micro-batch "
+        f"{found.micro_batch} (in the phase: {found.largest_phase})",
+        f"plan: {found.images} pictures ({found.batch} an iteration), {found.eflop:.3g} EFLOP",
+    ]
+    if found.gpu_hours is not None and found.seconds_per_iteration is not None:
+        cost = "" if found.cost is None else f", costs {found.cost:.0f}"
+        source = "from speeds measured on this kind of GPU" if found.is_measured else "from assumed speeds"
+        lines.append(
+            f"plan: {found.processes} x {found.gpu}: {found.seconds_per_iteration:.3g} s an iteration, "
+            f"{found.gpu_hours:.3g} GPU-hours{cost} ({source})"
+        )
+    return lines
+
+
+def shortage(found: Plan) -> str:
+    """A warning before an out-of-memory, or an empty text."""
+    if found.fits is not False or found.device_gb is None:
+        return ""
+    return (
+        f"{found.recipe} needs {found.peak_gb:.1f} GB, and {found.gpu} has {found.device_gb:.1f}: it will run out of "
+        "memory (model.checkpointing=true, a smaller train.micro_batch or model.form=lora need less)"
+    )

@@ -1,0 +1,255 @@
+"""The plan of a distillation: operations by part, memory by phase, disk, time and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.workflows.inputs.kinds import is_shapes
+from flashdmd_cli.workflows.plan.counting import Counts, Sizes, count, sizes
+from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
+
+STATES_KEPT = 2
+"""Resumable states in the folder of a run."""
+TEXT_BYTES, LATENT_BYTES = 2 * (77 * 2048 + 1280), 2 * 4
+"""Cache in bfloat16: of a caption, and of a position of the latents of a picture."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Passes of the student for one picture in an iteration, the mean over grid steps."""
+
+    rollout: float
+    """Without gradient."""
+    student: float
+    """At the grid steps that are trained, with gradient if the student is updated."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a distillation needs."""
+
+    recipe: str
+    form: str
+    checkpointing: bool
+    resolution: int
+    batch: int
+    micro_batch: int
+    """Pictures of a forward pass on each process."""
+    processes: int
+    gpu: str
+    parameters: int
+    """Of the denoiser."""
+    trainable: int
+    tflop_per_sample: float
+    """Of a picture in an iteration, the mean over a cycle of `fake.ttur` iterations."""
+    tflop_by_part: dict[str, float]
+    """Of the same."""
+    peak_gb: float
+    """Largest memory of tensors on one device."""
+    memory_by_part: dict[str, float]
+    """Gigabytes of what is always there, and of what is there in the largest phase."""
+    largest_phase: str
+    memory_by_phase: dict[str, float]
+    """Gigabytes at the peak of each phase of an iteration."""
+    device_gb: float | None
+    fits: bool | None
+    """Whether peak, fragmentation and context fit the device; None without a device."""
+    disk_gb: dict[str, float]
+    seconds_per_iteration: float | None
+    gpu_hours: float | None
+    """Of all devices together."""
+    eflop: float
+    """Of the whole run."""
+    images: int
+    """The paper's unit of cost: pictures per iteration times iterations."""
+    cost: float | None
+    is_measured: bool
+    """Whether speeds were measured on such a device; otherwise they are assumed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def plan(
+    recipe: Recipe,
+    gpu: Gpu | None = None,
+    resolution: int = 1024,
+    *,
+    processes: int = 1,
+    price: float | None = None,
+    precision: str | None = None,
+    small: bool = False,
+    indices: Sequence[int] | None = None,
+) -> Plan:
+    """What the distillation `recipe` (stage 1) of SDXL needs on `processes` devices `gpu`, without running it.
+
+    `price` is that of one device for an hour. `precision`: number format of forward passes; default: the recipe's, or
+    bf16. `small` plans for the small network of `bench`. `indices`: grid steps of distribution matching to average
+    over, default all. Raises `UsageError` for an alignment and for other families.
+    """
+    check(recipe)
+    precision = precision or ("bf16" if recipe.model.precision == "auto" else recipe.model.precision)
+    counts = count(recipe, precision, resolution, small)
+    rows = recipe.train.batch // processes
+    micro_batch = min(recipe.train.micro_batch, max(1, rows))
+    tflop = by_part(recipe, counts, indices)
+    fixed, phases = memory(recipe, counts, micro_batch, rows)
+    totals = {name: sum(fixed.values()) + sum(parts.values()) for name, parts in phases.items()}
+    largest = max(totals, key=lambda name: totals[name])
+    peak = totals[largest]
+    per_sample = sum(tflop.values())
+    seconds = None if gpu is None else seconds_per_iteration(recipe, counts, gpu, micro_batch, rows, indices)
+    hours = None if seconds is None else seconds * recipe.train.iterations / 3600 * processes
+    needed = peak * FRAGMENTATION + RESERVE
+    return Plan(
+        recipe=recipe.name,
+        form=recipe.model.form,
+        checkpointing=recipe.model.checkpointing,
+        resolution=resolution,
+        batch=recipe.train.batch,
+        micro_batch=micro_batch,
+        processes=processes,
+        gpu="" if gpu is None else gpu.name,
+        parameters=counts.sizes.parameters,
+        trainable=counts.sizes.trainable,
+        tflop_per_sample=per_sample,
+        tflop_by_part=tflop,
+        peak_gb=peak / 1e9,
+        memory_by_part={name: size / 1e9 for name, size in (fixed | phases[largest]).items()},
+        largest_phase=largest,
+        memory_by_phase={name: total / 1e9 for name, total in totals.items()},
+        device_gb=None if gpu is None else gpu.memory / 1e9,
+        fits=None if gpu is None else needed <= gpu.memory,
+        disk_gb=disk(recipe, counts.sizes, resolution),
+        seconds_per_iteration=seconds,
+        gpu_hours=hours,
+        eflop=per_sample * recipe.train.batch * recipe.train.iterations / 1e6,
+        images=recipe.train.batch * recipe.train.iterations,
+        cost=None if hours is None or price is None else hours * price,
+        is_measured=gpu is not None and gpu.is_measured,
+    )
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `UsageError` unless the recipe is a distillation of SDXL."""
+    if not can_plan(recipe):
+        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL can be planned")
+
+
+def can_plan(recipe: Recipe) -> bool:
+    """Whether the recipe is a distillation of a teacher of SDXL's size."""
+    return recipe.align is None and recipe.family == SDXLFamily.name and not is_shapes(recipe.teacher)
+
+
+def evaluations(recipe: Recipe, indices: Sequence[int] | None = None) -> Evaluations:
+    """The student's passes in `training.distill.iteration`, the mean over the grid steps `indices`."""
+    indices, last, gan = indices or recipe.dm_step_indices, recipe.grid.steps - 1, recipe.gan
+    rollout = student = 0
+    for index in indices:
+        rollout, student = rollout + index, student + 1
+        shares = gan.steps == "all" or (index == last and gan.input == "last_step")
+        if gan.kind != "none" and not shares:
+            student += 1
+            rollout += last - index - (gan.input == "last_step")
+    return Evaluations(rollout / len(indices), student / len(indices))
+
+
+def by_part(recipe: Recipe, counts: Counts, indices: Sequence[int] | None = None) -> dict[str, float]:
+    """TFLOP of one picture in an iteration, by part, the mean over `fake.ttur` iterations."""
+    passes, share, forward = evaluations(recipe, indices), 1 / recipe.ttur, counts.forward.flop
+    idle = (1 - share) * counts.views.flop
+    decoding = counts.decoder.flop
+    judged = counts.adversarial.flop - decoding
+    parts = {
+        "rollout": passes.rollout * forward,
+        "student": passes.student * (forward + share * counts.backward.flop),
+        "teacher": share * (counts.scores.flop - forward),
+        "fake score": share * forward + forward + counts.backward.flop,
+        "VAE": share * decoding,
+        "discriminator, for the student": share * judged + idle,
+        "discriminator": float(counts.discriminator.flop),
+    }
+    return {name: flop / 1e12 for name, flop in parts.items() if flop}
+
+
+def static_memory(recipe: Recipe, of: Sizes) -> dict[str, float]:
+    """Bytes that are the same for any micro-batch: weights and moments."""
+    return {"weights": of.weights, "moments of the optimizers": 8 * of.trainable}
+
+
+def memory(
+    recipe: Recipe, counts: Counts, micro_batch: int, rows: int
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """(bytes always allocated, by part; those that each phase adds at its peak, by part).
+
+    `rows` are the pictures of an iteration on one device.
+    """
+    fixed: dict[str, float] = static_memory(recipe, counts.sizes)
+    fixed["pictures of the iteration"] = rows * counts.output
+    forward, backward, gan = counts.forward, counts.backward, recipe.gan
+    is_first = rows == micro_batch  # no micro-batch before has left gradients
+
+    def phase(gradients: int, activations: int, copies: int) -> dict[str, float]:
+        return {
+            "gradients": 4.0 * gradients,
+            "activations": float(micro_batch * activations),
+            "weights in 16 bits": float(copies),
+        }
+
+    # A backward pass frees what was kept while it needs more: at most both.
+    update = (
+        max(forward.peak, forward.kept + backward.peak),
+        max(forward.peak_weights, forward.kept_weights + backward.peak_weights),
+    )
+    student, heads = counts.sizes.student, counts.sizes.heads
+    scores, adversarial, discriminator = counts.scores, counts.adversarial, counts.discriminator
+    phases = {
+        "student": phase(student, *update),
+        "teacher and fake score": phase(
+            0 if is_first else student, forward.kept + scores.peak, forward.kept_weights + scores.peak_weights
+        ),
+        "fake score": phase(student, *update),
+    }
+    if gan.kind != "none":
+        phases["adversarial loss"] = phase(
+            0 if is_first and gan.steps == "all" else student,
+            forward.kept + adversarial.peak,
+            forward.kept_weights + adversarial.peak_weights,
+        )
+        phases["discriminator"] = phase(student + heads, discriminator.peak, discriminator.peak_weights)
+    if recipe.train.preview_every is not None:  # one picture after another
+        phases["preview"] = {"activations": float(counts.preview.peak)}
+    return fixed, phases
+
+
+def seconds_per_iteration(
+    recipe: Recipe, counts: Counts, gpu: Gpu, micro_batch: int, rows: int, indices: Sequence[int] | None = None
+) -> float:
+    """Seconds of an iteration with `rows` pictures on a device: of its arithmetic, or of starting the kernels."""
+    passes, share = evaluations(recipe, indices), 1 / recipe.ttur
+    forward, backward = LAUNCH_SECONDS[recipe.model.form, recipe.model.checkpointing]
+    forwards = passes.rollout + passes.student + 2 * share + 1
+    backwards = passes.student * share + 1
+    launching = forwards * forward + backwards * backward
+    computing = sum(by_part(recipe, counts, indices).values()) * micro_batch / (gpu.tflops * gpu.share)
+    return rows / micro_batch * max(launching, computing)
+
+
+def disk(recipe: Recipe, of: Sizes, resolution: int) -> dict[str, float]:
+    """Gigabytes on disk, by what they are for."""
+    state = 12 * of.trainable + of.averages
+    caches = 1000 * (LATENT_BYTES * (resolution // 8) ** 2 + TEXT_BYTES)
+    return {
+        "states": STATES_KEPT * state / 1e9,
+        "student": 4 * of.parameters / 1e9,
+        "caches of 1000 pictures": caches / 1e9,
+    }
+
+
+__all__ = ["Plan", "can_plan", "plan", "sizes"]

@@ -81,6 +81,13 @@ def test_a_package_that_ends_early_is_an_error_of_one_line(weights: Path) -> Non
         upstream.upstream_scores("hpsv2", [Path("a"), Path("b")], ["x", "stop"], weights, download=False)
 
 
+def test_a_package_is_given_absolute_paths() -> None:
+    """Its process works in a folder of its own."""
+    line = upstream.first_line("image_reward", Path("w/ImageReward.pt"), Path("w/bert"))
+    here = Path.cwd()
+    assert line["config"] == str(here / "w/med_config.json") and line["vocabulary"] == str(here / "w/bert")
+
+
 def test_what_it_cannot_score_is_said_before_anything_is_built(weights: Path, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(InputError, match="clip has no package of its authors"):
         upstream.upstream_scores("clip", [], [], weights)

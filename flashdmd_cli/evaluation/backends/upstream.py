@@ -116,11 +116,11 @@ def _not_built(why: str) -> InputError:
 
 def first_line(metric: str, weights: Path, vocabulary: Path | None = None) -> dict[str, Any]:
     """The first line for the process of a package: the metric, its weights, and for ImageReward the folder of the
-    vocabulary."""
-    line = {"metric": metric, "weights": str(weights)}
+    vocabulary. Absolute paths, for the process changes its folder."""
+    files = {"weights": weights}
     if vocabulary is not None:
-        line |= {"config": str(weights.with_name("med_config.json")), "vocabulary": str(vocabulary)}
-    return line
+        files |= {"config": weights.with_name("med_config.json"), "vocabulary": vocabulary}
+    return {"metric": metric} | {name: str(path.absolute()) for name, path in files.items()}
 
 
 def versions_of_pins() -> dict[str, str]:

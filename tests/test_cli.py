@@ -47,8 +47,8 @@ SURFACE = [
     "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
     " --ttur --vae",
     "doctor:",
-    "eval: --batch --device --fail-above --fail-below --from --generate-only --guidance --images --layout --limit"
-    " --metrics --model --nproc --out --prompts --references --sampler --seed --seeds --steps --suite"
+    "eval: --backend --batch --device --fail-above --fail-below --from --generate-only --guidance --images --layout"
+    " --limit --metrics --model --nproc --out --prompts --references --sampler --seed --seeds --steps --suite"
     " --teacher-config --vae --weights-dir",
     "eval compare: --format --metrics --out --paper results",
     "eval read: --out file layout",

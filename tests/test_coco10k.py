@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flashdmd_cli.evaluation.suites.spec import read_suite
+from flashdmd_cli.evaluation.metrics.instruments import Instruments
+from flashdmd_cli.evaluation.metrics.pixels import PIXEL_STATISTICS
+from flashdmd_cli.evaluation.suites.names import FOLDER
+from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec, read_suite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.manifest import damaged_files, read_manifest
 from flashdmd_cli.runs.reporter import SilentReporter
@@ -23,6 +26,7 @@ from flashdmd_cli.workflows.inputs import suites
 from flashdmd_cli.workflows.prepare import prepare_suite, suite
 from flashdmd_cli.workflows.prepare.suite import check, draw
 
+from . import stand_ins
 from .fake_hub import FakeHub, serving
 from .test_cli import fails, run
 from .test_eval_pictures import brightness  # noqa: F401
@@ -204,3 +208,20 @@ def test_real_pictures_are_those_of_the_prompts_and_measured_once(
     (small / "coco" / "val2014" / found.reference_names[3]).unlink()  # type: ignore[index]
     with pytest.raises(InputError, match="--references: .*jpg: missing"):
         evaluate(out="f", suite="coco10k", images="in", metrics=["brightness"])
+
+
+def test_the_metrics_are_those_of_the_published_tables(tmp_path: Path) -> None:
+    """And a metric whose weights or real pictures are missing is left out with the reason."""
+    prompts = ["image_reward", "clip", "pickscore", "hpsv2", "hpsv21", "mps"]
+    statistics = [each.name for each in PIXEL_STATISTICS]
+    specs = {name: read_spec(FOLDER / f"{name}.yaml", name) for name in ("coco10k", "coco-mini")}
+    listed = {name: [each.name for each in spec.metrics or ()] for name, spec in specs.items()}
+    assert listed["coco10k"] == [*prompts, "fid", "patch_fid", *statistics]
+    assert listed["coco-mini"] == [*prompts, "kid", *statistics]
+    stand_ins.write_hps(tmp_path)
+    instruments = Instruments(tmp_path, download=False)
+    made, skipped = make_metrics(specs["coco10k"], instruments, "--suite coco10k", real=False)
+    assert [metric.name for metric in made] == ["hpsv2", *statistics]
+    assert list(skipped) == ["image_reward", "clip", "pickscore", "hpsv21", "mps", "fid", "patch_fid"]
+    assert skipped["fid"].startswith("there are no real pictures to compare with (--references DIR")
+    assert "yuvalkirstain/PickScore_v1 (3.94 GB) is not on this machine" in skipped["pickscore"]

@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from flashdmd_cli.evaluation.backends.upstream import PINS
 from flashdmd_cli.runs.recipe import list_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -71,3 +74,14 @@ def test_an_sdist_makes_the_same_wheel(checkout, tmp_path):
     suites = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "suites").glob("shapes*.[yt]*")}
     assert suites > {"shapes1k.yaml", "shapes1k.txt"}
     assert {f"flashdmd_cli/evaluation/suites/{name}" for name in suites} <= set(one)
+
+
+def test_extras_fit_and_what_cannot_be_installed_beside_is_none():
+    """`lpips` has no upper bounds on anything; image-reward and hpsv2 pin what this package excludes."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"lpips", "test"} and Requirement(extras["lpips"][0]).specifier.contains("0.1.4")
+    needed = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
+    pins = dict(pin.split("==") for pin in PINS)
+    assert not {"image-reward", "hpsv2"} & needed.keys()
+    assert {name for name in ("transformers", "diffusers") if needed[name].contains(pins[name])} == set()

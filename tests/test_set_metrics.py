@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models import alexnet
 
 from flashdmd_cli.core.pictures import as_float, contrast
+from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.frechet import expand, frechet, frechet_features, frechet_gaussians
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import mean, paired_difference
@@ -24,7 +25,10 @@ from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.metrics.precision_recall import inside
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.metrics.seed_diversity import vendi
+from flashdmd_cli.evaluation.report import parts_tables, table
+from flashdmd_cli.evaluation.results import metric_table
 from flashdmd_cli.evaluation.scorers.lpips import load_lpips
+from flashdmd_cli.evaluation.scoring import Scored
 from tests import stand_ins
 from tests.test_scorers import pictures_of, rows_of
 
@@ -182,6 +186,19 @@ def coverage_of(num: int) -> dict[str, float]:
 def test_intervals_cover_the_truth() -> None:
     """In about 95% of evaluations; with 150 of them the share itself has a standard error of 1.8%."""
     assert all(0.90 <= share <= 1.0 for share in coverage_of(150).values()), coverage_of(150)
+
+
+def test_the_first_order_correction_is_in_results_and_in_no_table(instruments: Instruments) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 40, 6, generator=generator)
+    metric = METRICS["fid"](instruments)
+    values = metric.result(*features)
+    assert set(values) == {"fid", "unbiased.fid"}
+    scored = Scored([], {"fid": features[0]}, {})
+    assert list(metric_table([metric], values, scored)["fid"]["parts"]) == ["unbiased.fid"]
+    rows = {"a": Measured(dict(values) | {"attributes.colour": values["fid"]}, 40)}
+    assert [column.header for each in parts_tables(rows) for column in each.columns] == ["", "colour"]
+    assert [str(column.header) for column in table(rows, [metric]).columns] == ["", "FID ↓"]
 
 
 def test_kernel_distance_is_unbiased_and_its_interval_covers_zero() -> None:

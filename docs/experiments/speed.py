@@ -23,7 +23,8 @@ sys.path.insert(0, ".")
 from cleanfid import fid as cleanfid  # noqa: E402
 from cleanfid.inception_torchscript import InceptionV3W  # noqa: E402
 
-from flashdmd_cli.evaluation.backends.upstream import WORKER, build  # noqa: E402
+from flashdmd_cli.evaluation.backends.package import WORKER  # noqa: E402
+from flashdmd_cli.evaluation.backends.upstream import build  # noqa: E402
 from flashdmd_cli.evaluation.metrics.instruments import Instruments  # noqa: E402
 from flashdmd_cli.evaluation.metrics.registry import METRICS  # noqa: E402
 from flashdmd_cli.runs.reporter import SilentReporter  # noqa: E402

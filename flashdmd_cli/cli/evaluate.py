@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -62,6 +62,10 @@ def evaluate_command(
     weights_dir: Annotated[
         Path | None, typer.Option(help="Local copies of the metrics' weights.", show_default=False)
     ] = None,
+    backend: Annotated[
+        Literal["inprocess", "upstream"],
+        typer.Option(help="inprocess, or upstream: ImageReward and HPSv2 by their authors' packages."),
+    ] = "inprocess",
     references: Annotated[
         Path | None, typer.Option(help="Folder of real pictures, for FID and the like.", show_default=False)
     ] = None,
@@ -100,7 +104,7 @@ def evaluate_command(
             vae=vae, teacher_config=teacher_config, metrics=names, weights_dir=weights_dir, references=references,
             images=images, prompts=prompts, layout=layout, generate_only=generate_only, batch=batch,
             num_processes=nproc, fail_below=lowest, fail_above=highest, seed=seed, device=device, reporter=observer,
-            model=model,
+            model=model, backend=backend,
         )  # fmt: skip
         show(result, output)
         if result.missed:

@@ -8,12 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from flashdmd_cli.evaluation.measuring import Measured
+from flashdmd_cli.evaluation.metrics.frechet import UNBIASED
 from flashdmd_cli.evaluation.metrics.metric import Metric
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import visible
 
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
 """Which way a value should go, as headings show it."""
+NOT_SHOWN = (UNBIASED,)
+"""Groups of parts that are in `results.json` alone."""
 
 
 def heading(metric: Metric) -> str:
@@ -38,7 +41,8 @@ def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
     """A table for each group of parts (`attributes.color_1`, ...) of the values."""
     names = [name for name in (next(iter(rows.values())).figures if rows else ()) if "." in name]
     tables = []
-    for group in dict.fromkeys(name.partition(".")[0] for name in names):
+    groups = dict.fromkeys(name.partition(".")[0] for name in names)
+    for group in (group for group in groups if group not in NOT_SHOWN):
         drawn = Table(title=title or None)
         drawn.add_column("")
         own = [name for name in names if name.startswith(f"{group}.")]

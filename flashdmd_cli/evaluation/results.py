@@ -39,6 +39,7 @@ def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scor
             "unit": metric.unit,
             "scale": metric.scale,
             "version": metric.version,
+            "backend": metric.backend,
             "provenance": metric.provenance(),
         }
         if parts:

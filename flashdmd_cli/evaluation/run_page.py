@@ -21,7 +21,11 @@ PANELS: dict[str, dict[str, str]] = {
     "Pairs": {"kept_pairs": "kept", "accuracy": "winner likelier than under the reference"},
     "KL to the stage-1 student, per dimension": {"kl": "step"},
     "Probe: reward": {"probe/reward": "mean"},
-    "Probe: a judge beside the reward model": {"probe/held_out": "mean"},
+    "Probe: a judge beside the reward model": {
+        "probe/held_out": "inspector",
+        "probe/pickscore": "PickScore",
+        "probe/hpsv2": "HPSv2",
+    },
     "Probe: change of light and colour": {
         f"probe_change/{name}": name for name in ("brightness", "saturation", "contrast", "colourfulness")
     },

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from flashdmd_cli.evaluation.intake import Look, look
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.metric import Metric, Row
-from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.metrics.metric import Backend, Metric, Row
+from flashdmd_cli.evaluation.metrics.registry import metric_class
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import sha256_file, writing
 from flashdmd_cli.runs.workers import Stop, Tick
@@ -48,10 +48,10 @@ class Chunk:
     """The only size that was taken."""
 
 
-def remake(wanted: Wanted, weights_dir: Path | None, device: str) -> list[Metric]:
+def remake(wanted: Wanted, weights_dir: Path | None, device: str, backend: Backend = "inprocess") -> list[Metric]:
     """The metrics in another process, whose weights are on this machine by now."""
     instruments = Instruments(weights_dir, device, download=False)
-    return [METRICS[name](instruments, options) for name, options in wanted]
+    return [metric_class(name, backend)(instruments, options) for name, options in wanted]
 
 
 def identity(metric: Metric) -> dict[str, Any]:

@@ -57,11 +57,15 @@ class ProbeConfig(Config):
     """Number of prompts, taken from the start of the data."""
     num_seeds: Annotated[int, Field(ge=2)] = 4
     """Pictures per prompt."""
+    judge: Literal["auto", "none", "pickscore", "hpsv2"] = "auto"
+    """Second judge, which training does not use. `pickscore`, `hpsv2`: this scorer of `flashdmd eval`, downloaded if
+    necessary. `auto`: on the embedded world its inspector, else HPSv2 or PickScore, the first whose weights are on this
+    machine, else none. A resumed run keeps its judge."""
     streak: Count = 2
     """Consecutive probes in which a metric has to be outside its band to count as a collapse."""
     excuse_when_reward_falls: bool = True
     """Ignore picture statistics while the training reward is below its initial value by its whole 95% interval;
-    diversity and the held-out score always count."""
+    diversity and the second judge's score always count."""
     stop_on_collapse: bool = False
     """End the run on a collapse, with the state saved and exit code 4."""
 
@@ -94,6 +98,12 @@ class Bands(Config):
     held_out: Band = 0.10
     """Score of a judge other than the reward model; only a decrease counts. For the embedded teacher, this is the
     inspector, which labelled some of the reward model's pairs, so the errors of both are correlated."""
+    pickscore: Band = 0.01
+    """Mean PickScore, a cosine; only a decrease counts. Of two pictures that differ by 1% of a typical score (0.22), it
+    prefers the better one in 55 of 100 cases."""
+    hpsv2: Band = 0.01
+    """Mean HPSv2, a cosine; only a decrease counts. Of two pictures that differ by 1% of a typical score (0.28), it
+    prefers the better one in 57 of 100 cases."""
     brightness_drift: Positive = 0.10
     """Difference in brightness of student and real pictures at the discriminator, on [0, 1], smoothed."""
     d_win_loss: Positive = 0.135

@@ -19,7 +19,7 @@ from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Objective
 
-ONLY_A_FALL_COUNTS = ("diversity", "held_out")
+ONLY_A_FALL_COUNTS = ("diversity", "held_out", "pickscore", "hpsv2")
 """Metrics whose increase is never a collapse."""
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
@@ -35,8 +35,9 @@ def remedy(recipe: Recipe) -> str:
 class CollapseProbe:
     """Samples the student at fixed prompts and seeds and compares metrics with those before training.
 
-    `reward` scores clean latents with the reward model of the training, `held_out` scores pictures with another judge;
-    both are optional. What is remembered between probes is kept in `State.probe`, which is JSON-serialisable.
+    `reward` scores clean latents with the reward model of the training, `judge` scores pictures and is another one;
+    both are optional. The judge's scores are the metric `judge_name`, whose band is that of its name. What is
+    remembered between probes is kept in `State.probe`, which is JSON-serialisable.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class CollapseProbe:
         objective: Objective,
         captions: Sequence[str],
         reward: Judge | None = None,
-        held_out: Judge | None = None,
+        judge: Judge | None = None,
+        judge_name: str = "held_out",
     ) -> None:
         self.objective, self.config = objective, objective.recipe.probe
         self.captions = list(captions)[: self.config.num_prompts]
-        self.reward, self.held_out = reward, held_out
+        self.reward, self.judge, self.judge_name = reward, judge, judge_name
 
     def is_due(self, iteration: int, last: int) -> bool:
         """Whether to run the probe after `iteration` of `last` iterations."""
@@ -84,7 +86,7 @@ class CollapseProbe:
             if not inside:
                 outside[name] = change
         memory: dict[str, Any] = state.probe
-        # Picture statistics may change as a student learns; diversity and the held-out score must not fall.
+        # Picture statistics may change as a student learns; diversity and the judge's score must not fall.
         excused = has_fallen and self.config.excuse_when_reward_falls and outside.keys().isdisjoint(ONLY_A_FALL_COUNTS)
         streaks = memory["streaks"] = {
             name: memory.get("streaks", {}).get(name, 0) + 1 for name in outside if not excused
@@ -129,8 +131,8 @@ class CollapseProbe:
             per_picture = {name: statistic(pictures) for name, statistic in STATISTICS.items()}
             if self.reward is not None:
                 per_picture["reward"] = self.reward(latents, texts)
-            if self.held_out is not None:
-                per_picture["held_out"] = self.held_out(pictures, texts)
+            if self.judge is not None:
+                per_picture[self.judge_name] = self.judge(pictures, texts)
             for name, values in (per_picture | {"diversity": spread(pictures[None])}).items():
                 rows.setdefault(name, []).append(values.cpu().double().mean())
         return {name: torch.stack(values) for name, values in rows.items()}

@@ -19,7 +19,7 @@ from flashdmd_cli.workflows.inputs.reward_models import check_levels, find_rewar
 from flashdmd_cli.workflows.inputs.sam import with_sam
 from flashdmd_cli.workflows.inputs.shards import cache_in_use, check_pictures, open_data
 from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
-from flashdmd_cli.workflows.judges import held_out_judge, reward_judge
+from flashdmd_cli.workflows.judges import reward_judge, second_judge
 from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_checkpoint
 
 SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
@@ -78,6 +78,10 @@ def align(
     place = place_of_run(recipe, out, reporter.say)
     if message := cache_in_use(shards, manifest, shards_at):
         reporter.phase(message)
+    captions = list(
+        dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
+    )
+    judge = second_judge(recipe, str(teacher.weights), captions, out, place.device, reporter)
     reporter.phase(f"loading the student {student.folder}, its teacher and the reward model {recipe.align.reward}")
     from flashdmd_cli.training import align as stage2
     from flashdmd_cli.training.collapse import CollapseProbe
@@ -98,10 +102,7 @@ def align(
     begins = latest_state(out / "state") is None
     if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
         reporter.say(f"{student.folder} has no saved state: the fake score is initialised from the student")
-    captions = list(
-        dict.fromkeys(shards.sample(i).caption for i in range(min(4 * recipe.probe.num_prompts, len(shards))))
-    )
-    probe = CollapseProbe(objective, captions, reward_judge(sampler), held_out_judge(family.source, captions))
+    probe = CollapseProbe(objective, captions, reward_judge(sampler), judge.score, judge.name)
     watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN)
     reporter.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe)

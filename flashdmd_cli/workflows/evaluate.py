@@ -28,6 +28,7 @@ from flashdmd_cli.workflows.scoring import score
 
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.measuring import Measured
+    from flashdmd_cli.evaluation.metrics.metric import Backend
     from flashdmd_cli.evaluation.suites.suite import Suite
 
 RESULTS, SAMPLES, PICTURES = "results.json", "samples.jsonl", "pictures"
@@ -79,6 +80,7 @@ def evaluate(
     device: str | None = None,
     reporter: Reporter | None = None,
     model: str | None = None,
+    backend: Backend = "inprocess",
 ) -> Evaluation:
     """Draw the first `limit` prompts of a suite (None: all) with a student or a teacher, and measure the pictures.
 
@@ -100,6 +102,8 @@ def evaluate(
         generate_only: draw and do not measure.
         batch: pictures drawn at a time; on a CPU it changes nothing but how often they are written.
         num_processes: processes on this machine, for both phases on a CPU.
+        backend: `inprocess`, or `upstream`: values of ImageReward and HPSv2 come from the packages of their authors, in
+            an environment that is built on first use.
         fail_below, fail_above: the lowest and highest allowed value by metric; what was missed is in the result.
 
     Raises:
@@ -114,6 +118,7 @@ def evaluate(
 
     reporter, lowest, highest = reporter or SilentReporter(), dict(fail_below or {}), dict(fail_above or {})
     check_options(images, source or model, generate_only, seeds, batch, num_processes, layout)
+    check_backend(backend, generate_only)
     if generate_only and (lowest or highest):
         flag = "--fail-below" if lowest else "--fail-above"
         raise UsageError(f"{flag}: nothing is measured with --generate-only", hint="leave one of them out")
@@ -129,6 +134,7 @@ def evaluate(
         references=None if references is None else expanded(references),
         device=device,
         measures=not generate_only,
+        backend=backend,
     )
     picked = pick(request, reporter)
     for name in (*lowest, *highest):
@@ -178,7 +184,7 @@ def evaluate(
     }
     if not generate_only:
         measured, found = score(picked, request, folder, seed, num_processes, reporter)
-        document |= found
+        document |= {"backend": backend} | found
     document["seconds"] = {"generate": drawing_seconds, "score": time.monotonic() - began - drawing_seconds}
     document = plain(document)
     (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier result, which stays until there is another
@@ -208,6 +214,14 @@ def check_options(
     for flag, number in (("--seeds", seeds), ("--batch", batch), ("--nproc", nproc)):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")
+
+
+def check_backend(backend: str, generate_only: bool) -> None:
+    """UsageError for an unknown backend, and for one that would have nothing to do."""
+    if backend not in ("inprocess", "upstream"):
+        raise UsageError(f"--backend {backend}: unknown", hint="inprocess or upstream")
+    if backend == "upstream" and generate_only:
+        raise UsageError("--backend upstream: nothing is measured with --generate-only", hint="leave one of them out")
 
 
 def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flashdmd_cli.workflows.inputs.families import drawing_place
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.collection import Collection
     from flashdmd_cli.evaluation.metrics.instruments import Instruments
-    from flashdmd_cli.evaluation.metrics.metric import Metric, Row
+    from flashdmd_cli.evaluation.metrics.metric import Backend, Metric, Row
     from flashdmd_cli.evaluation.suites.suite import Suite
 
 SUITE = "shapes1k"
@@ -36,6 +36,7 @@ class Request:
     references: Path | None
     device: str | None
     measures: bool = True
+    backend: Backend = "inprocess"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def pick(request: Request, reporter: Reporter) -> Picked:
                 only=request.metrics,
                 references=request.references,
                 measures=request.measures,
+                backend=request.backend,
             )
         )
     if request.suite is not None and request.images is None:
@@ -107,7 +109,14 @@ def picked_images(request: Request, instruments: Instruments) -> Picked:
         name = request.images.resolve().name
         suite = plain_suite(name, found.rows, found.sha256, request, instruments)
         return Picked(suite, found.paths, request.images, found)
-    chosen = read_suite(request.suite, request.limit, instruments, only=request.metrics, references=request.references)
+    chosen = read_suite(
+        request.suite,
+        request.limit,
+        instruments,
+        only=request.metrics,
+        references=request.references,
+        backend=request.backend,
+    )
     texts = {row.prompt_id: row.prompt for row in chosen.rows}
     # Ids that are numbers of lines do not name files: `1.png` may be the first or the second.
     named = list(texts) != [str(number) for number in range(1, len(texts) + 1)]
@@ -166,7 +175,8 @@ def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, i
     skipped: dict[str, str] = {}
     if request.measures:
         spec = read_spec(FOLDER / f"{PLAIN_SUITE}.yaml", "--metrics")
-        metrics, skipped = make_metrics(spec, instruments, "--metrics", request.metrics, request.references is not None)
+        real = request.references is not None
+        metrics, skipped = make_metrics(spec, instruments, "--metrics", request.metrics, real, request.backend)
         refuse_world(metrics, rows)
         for metric in list(metrics):
             if request.metrics is None and not any(metric.takes(row) for row in rows):

@@ -111,7 +111,9 @@ def score_files(
     chunks = num_chunks(rows)
     processes = min(num_processes, max(1, chunks))
     device = drawing_place(request.device).device
-    load = (lambda: metrics) if processes == 1 else partial(remake, wanted, request.weights_dir, device)
+    load = (
+        (lambda: metrics) if processes == 1 else partial(remake, wanted, request.weights_dir, device, request.backend)
+    )
     side = IMAGE_SIZE if any(metric.name in WORLD_METRICS for metric in metrics) else None
     job = ScoreJob(load, rows, paths, store, torch.get_num_threads(), names, samples, seed, side)
     done = 0

@@ -7,16 +7,15 @@ those pins, about 100 MB, and sees the torch of this one through a `.pth` file. 
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any
 
+from flashdmd_cli.evaluation.backends.package import OPTION, Package
 from flashdmd_cli.evaluation.metrics.hps import HpsV2, HpsV21
 from flashdmd_cli.evaluation.metrics.image_reward import FILES as IMAGE_REWARD
 from flashdmd_cli.evaluation.metrics.image_reward import VOCABULARY
@@ -34,9 +33,7 @@ PINS = (
     "fairscale==0.4.13", "clip-anytorch==2.6.0", "clint==0.5.1", "args==0.1.0",
 )  # fmt: skip
 """All of them, for they are installed without their dependencies, which would bring another torch."""
-OPTION = "--backend upstream"
 VOCABULARY_OF_CLIP = "bpe_simple_vocab_16e6.txt.gz"
-WORKER = Path(__file__).with_name("worker.py")
 _READY = "ready"
 
 
@@ -69,11 +66,24 @@ def status() -> str:
 
 def build(reporter: Reporter) -> Path:
     """The Python of the environment, which is built if it is not there; InputError if that fails."""
+    from huggingface_hub.utils import WeakFileLock
+
     folder = environment()
+    if not is_built(folder):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(folder.with_suffix(".lock")):  # another process may be building it
+                if not is_built(folder):
+                    reporter.say(f"building an environment for {' and '.join(PINS[:2])} in {folder} (about 100 MB)")
+                    _fill(folder)
+        except OSError as error:
+            raise _not_built(str(error)) from None
+    return folder / "bin" / "python"
+
+
+def _fill(folder: Path) -> None:
+    """Build the environment, in place of what an interrupted call left of it."""
     python = folder / "bin" / "python"
-    if is_built(folder):
-        return python
-    reporter.say(f"building an environment for {' and '.join(PINS[:2])} in {folder} (about 100 MB, once)")
     shutil.rmtree(folder, ignore_errors=True)
     _run([sys.executable, "-m", "venv", str(folder)])
     _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *PINS])
@@ -87,7 +97,6 @@ def build(reporter: Reporter) -> Path:
     own = site / "hpsv2" / "src" / "open_clip" / VOCABULARY_OF_CLIP
     shutil.copyfile(Path(open_clip.__file__).with_name(VOCABULARY_OF_CLIP), own)
     (folder / _READY).write_text("\n".join(PINS) + "\n")
-    return python
 
 
 def _run(command: list[str]) -> None:
@@ -95,10 +104,29 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no reason given"]
         errors = [line for line in lines if "ERROR" in line] or lines
-        raise InputError(
-            f"{OPTION}: its environment cannot be built: {errors[0].strip()}",
-            "it is installed with pip once, and then needs no network",
-        )
+        raise _not_built(errors[0].strip())
+
+
+def _not_built(why: str) -> InputError:
+    return InputError(
+        f"{OPTION}: its environment cannot be built: {why}",
+        "nothing was drawn or measured yet; pip installs it once from its registry, and then it needs no network",
+    )
+
+
+def first_line(metric: str, weights: Path, vocabulary: Path | None = None) -> dict[str, Any]:
+    """The first line for the process of a package: the metric, its weights, and for ImageReward the folder of the
+    vocabulary. Absolute paths, for the process changes its folder."""
+    files = {"weights": weights}
+    if vocabulary is not None:
+        files |= {"config": weights.with_name("med_config.json"), "vocabulary": vocabulary}
+    return {"metric": metric} | {name: str(path.absolute()) for name, path in files.items()}
+
+
+def versions_of_pins() -> dict[str, str]:
+    """Versions of the packages that decide a value, and of torch, which is this environment's."""
+    pins = dict(pin.split("==") for pin in PINS)
+    return {name: pins[name] for name in ("image-reward", "hpsv2", "timm", "transformers", "tokenizers")}
 
 
 def upstream_scores(
@@ -120,33 +148,16 @@ def upstream_scores(
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
     files = METRICS[metric]
-    first = {"metric": metric, "weights": str(locate(files, weights_dir, reporter, download) / files.files[0])}
+    weights = locate(files, weights_dir, reporter, download) / files.files[0]
+    vocabulary = None
     if metric == "image_reward":
         vocabulary = locate(VOCABULARY, weights_dir, reporter, download)
-        first |= {"config": str(Path(first["weights"]).with_name("med_config.json")), "vocabulary": str(vocabulary)}
-    python = build(reporter)
-    pairs = [{"image": str(image.absolute()), "prompt": prompt} for image, prompt in zip(images, prompts, strict=True)]
-    with tempfile.TemporaryFile("w+") as requests, tempfile.TemporaryFile("w+") as log:
-        requests.writelines(json.dumps(line) + "\n" for line in (first, *pairs))
-        requests.flush()
-        requests.seek(0)
-        return _talk(python, requests, log, len(pairs), reporter)
-
-
-def _talk(python: Path, requests: IO[str], log: IO[str], num: int, reporter: Reporter) -> list[float]:
-    command = [str(python), "-E", "-s", str(WORKER)]
-    scores: list[float] = []
-    with subprocess.Popen(command, stdin=requests, stdout=subprocess.PIPE, stderr=log, text=True) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                scores.append(float(json.loads(line)["score"]))
-                reporter.progress(len(scores), num)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode or len(scores) != num:
-        log.seek(0)
-        last = ([line for line in log.read().splitlines() if line.strip()] or ["no reason given"])[-1]
-        raise InputError(f"{OPTION}: ended after {len(scores)} of {num} pictures: {last}", "leave the option out")
+    package = Package(build(reporter), first_line(metric, weights, vocabulary))
+    scores = []
+    try:
+        for image, prompt in zip(images, prompts, strict=True):
+            scores.append(package.score(image, prompt))
+            reporter.progress(len(scores), len(images))
+    finally:
+        package.close()
     return scores

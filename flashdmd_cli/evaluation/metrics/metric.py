@@ -17,6 +17,8 @@ from flashdmd_cli.runs.tables import Config
 
 Direction = Literal["higher", "lower", "one", "none"]
 """Which values of a metric are better: higher, lower, those closest to one (a ratio), or none (a description)."""
+Backend = Literal["inprocess", "upstream"]
+"""Who computes values: this package, or the packages of the authors where there are some."""
 NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -64,6 +66,8 @@ class Metric(ABC):
     """Whether it has a column in a terminal's table; in the document it always is."""
     digits: ClassVar[int] = 3
     """Decimals in a table."""
+    backend: ClassVar[Backend] = "inprocess"
+    """What computes the value: this package, or that of the metric's authors."""
     Options: ClassVar[type[Config]] = Config
     """What a suite may set for this metric; the defaults are those of the published tables."""
 

@@ -1,7 +1,8 @@
-"""Every metric by its name."""
+"""Every metric by its name, and by the backend that computes it."""
 
 from __future__ import annotations
 
+from flashdmd_cli.evaluation.backends.metrics import UPSTREAM
 from flashdmd_cli.evaluation.metrics.clip_score import ClipScore
 from flashdmd_cli.evaluation.metrics.composition import Composition, Exact
 from flashdmd_cli.evaluation.metrics.coverage import Coverage, PatternCoverage
@@ -13,7 +14,7 @@ from flashdmd_cli.evaluation.metrics.high_frequency import HighFrequency
 from flashdmd_cli.evaluation.metrics.hps import HpsV2, HpsV21
 from flashdmd_cli.evaluation.metrics.image_reward import ImageReward
 from flashdmd_cli.evaluation.metrics.kid import Kid
-from flashdmd_cli.evaluation.metrics.metric import Metric
+from flashdmd_cli.evaluation.metrics.metric import Backend, Metric
 from flashdmd_cli.evaluation.metrics.mps import MpsScore
 from flashdmd_cli.evaluation.metrics.objects import ExtraObjects
 from flashdmd_cli.evaluation.metrics.pick_score import PickScore
@@ -37,3 +38,8 @@ OF_PROMPTS: tuple[type[Metric], ...] = (ImageReward, ClipScore, PickScore, HpsV2
 OF_SETS: tuple[type[Metric], ...] = (Fid, PatchFid, Kid, FdDinoV2, Precision, Recall, Vendi, LpipsDiversity)
 CLASSES: tuple[type[Metric], ...] = (*OF_THE_WORLD, *OF_PROMPTS, *OF_SETS, *PIXEL_STATISTICS)
 METRICS: dict[str, type[Metric]] = {each.name: each for each in CLASSES}
+
+
+def metric_class(name: str, backend: Backend) -> type[Metric]:
+    """The class of a known metric: of the authors' package, if that backend is asked for and there is one."""
+    return UPSTREAM.get(name, METRICS[name]) if backend == "upstream" else METRICS[name]

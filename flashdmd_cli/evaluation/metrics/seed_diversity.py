@@ -84,7 +84,7 @@ class LpipsDiversity(OfGroups):
         if linear is None:
             raise WeightsMissing(
                 f"lpips: {LINEAR} (6 kB) of the package lpips is not on this machine",
-                f"pip install lpips, or --weights-dir DIR takes a local copy as DIR/lpips/{LINEAR}",
+                f"pip install 'flashdmd[lpips]', or --weights-dir DIR takes a local copy as DIR/lpips/{LINEAR}",
             )
         self.linear, self.trunk = linear, instruments.find(ALEXNET)
 

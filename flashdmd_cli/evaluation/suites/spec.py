@@ -12,8 +12,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.metric import Direction, Metric, Row
-from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.metrics.metric import Backend, Direction, Metric, Row
+from flashdmd_cli.evaluation.metrics.registry import METRICS, UPSTREAM, metric_class
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
 from flashdmd_cli.evaluation.suites.names import FOLDER, suite_path
 from flashdmd_cli.evaluation.suites.prompts import Prompt, read_prompt_file, refuse_twice
@@ -102,12 +102,13 @@ def read_suite(
     only: Sequence[str] | None = None,
     references: Path | None = None,
     measures: bool = True,
+    backend: Backend = "inprocess",
 ) -> ShapesSuite | PromptSuite:
     """A shipped suite by its name, or one by the path of its YAML file; `limit` takes the first prompts alone.
 
     `seeds` pictures are drawn for each prompt. `only` are the names of the metrics to measure, by default those of the
     suite; without `measures` there are none, and no weights are needed. `references` is the folder of real pictures, by
-    default the suite's.
+    default the suite's. `backend` computes the metrics whose authors have a package.
 
     Raises `UsageError` for an unknown name, key or metric, `InputError` for what cannot be read or is missing, each in
     one line that begins with `--suite` (or `--limit`, `--metrics`).
@@ -122,7 +123,8 @@ def read_suite(
     if references is None and spec.references is not None:
         references = path.parent / expanded(spec.references)
     real = spec.world is not None or references is not None
-    metrics, skipped = make_metrics(spec, instruments or Instruments(), said, only, real) if measures else ([], {})
+    wanted = spec, instruments or Instruments(), said, only, real, backend
+    metrics, skipped = make_metrics(*wanted) if measures else ([], {})
     if spec.world is None:
         refuse_world(metrics, rows)
     for metric in list(metrics):
@@ -159,11 +161,17 @@ def read_spec(path: Path, said: str) -> SuiteSpec:
 
 
 def make_metrics(
-    spec: SuiteSpec, instruments: Instruments, said: str, only: Sequence[str] | None = None, real: bool = True
+    spec: SuiteSpec,
+    instruments: Instruments,
+    said: str,
+    only: Sequence[str] | None = None,
+    real: bool = True,
+    backend: Backend = "inprocess",
 ) -> tuple[list[Metric], dict[str, str]]:
     """The metrics that a suite names, or `only` those named; and which cannot be measured here, with the reason.
 
-    `real`: whether there are real pictures to compare with. UsageError for a metric that is unknown, twice there, or
+    `real`: whether there are real pictures to compare with. `backend`: what computes those metrics whose authors have a
+    package; with `upstream` there has to be one of them. UsageError for a metric that is unknown, twice there, or
     not what it was; InputError where the weights of one of `only` are missing.
     """
     listed = spec.metrics or [
@@ -187,6 +195,11 @@ def make_metrics(
     options = {wanted.name: wanted.options for wanted in listed}
     if only is not None:
         check_metric_names(only)
+    if backend == "upstream" and not any(name in UPSTREAM for name in (options if only is None else only)):
+        raise UsageError(
+            "--backend upstream: none of these metrics has a package of its authors",
+            hint=f"it computes {', '.join(UPSTREAM)}",
+        )
     made, skipped = [], dict[str, str]()
     for name in options if only is None else only:
         try:
@@ -194,7 +207,7 @@ def make_metrics(
                 raise WeightsMissing(
                     f"{said}: {name}: there are no real pictures to compare with", hint="--references DIR names them"
                 )
-            made.append(METRICS[name](instruments, options.get(name, {})))
+            made.append(metric_class(name, backend)(instruments, options.get(name, {})))
         except WeightsMissing as error:
             if only is not None:
                 raise

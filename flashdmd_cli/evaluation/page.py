@@ -20,6 +20,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for a page: nothing but what stands in it, and no script."""
 MAX_TEXT = 300
 """Characters of a prompt that a page shows."""
+KEPT = "\u200c\u200d"
+"""Characters without a shape of their own that words and emoji need: joiners."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,11 @@ def _inline(text: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """A text from outside (a prompt, a name, a reason) as HTML: shortened, and without characters that UTF-8 lacks."""
+    """A text from outside (a prompt, a name, a reason) as HTML: shortened, and without characters that draw nothing but
+    break a page: controls, lone surrogates, and those that turn the direction of the text after them."""
     cut = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text):,} characters)"
-    return html.escape(cut.encode("utf-8", "replace").decode("utf-8"), quote=True)
+    drawn = "".join(letter if letter.isprintable() or letter in KEPT else " " for letter in cut)
+    return html.escape(drawn, quote=True)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from flashdmd_cli.evaluation.thumbnails import Thumbnails
 
 EVENLY = 12
 """Prompts that are shown whatever their scores."""
-EXTREMES = 4
-"""Best, worst and most changed prompts of each metric, in each direction."""
+EXTREMES = 6
+"""Best and worst pictures of each metric."""
+CHANGED = 3
+"""Most changed prompts of each metric and result, in each direction."""
 MAX_CHANGED = 160
 """Pictures of most changed prompts on one page; with many results fewer are shown of each."""
 MAX_SIDE_BY_SIDE = 96
@@ -96,19 +98,24 @@ def evenly(sources: Sequence[Source]) -> list[Group]:
     common = [key for key in sources[0].samples if all(key in each.samples for each in sources)]
     keys = spread(common, max(2, min(EVENLY, MAX_SIDE_BY_SIDE // len(sources))))
     several = len(sources) > 1
-    shots = [[Shot(each, key, each.result.name if several else f"seed {key[1]}") for each in sources] for key in keys]
+    shots = [[Shot(each, key, each.result.name if several else "") for each in sources] for key in keys]
     return [Group("", shots)] if shots else []
 
 
 def best_and_worst(source: Source) -> list[Group]:
-    """For each metric of single pictures its best and its worst pictures."""
+    """For each metric of single pictures its best and its worst pictures; of a share those that it counts as wrong."""
     groups = []
     for name, scores in source.ranked.items():
-        best, worst = extremes(scores, EXTREMES, source.higher(name))
-        for what, keys in (("best", best), ("worst", worst)):
+        higher = source.higher(name)
+        best, worst = extremes(scores, EXTREMES, higher)
+        if set(scores.values()) <= {0.0, 1.0}:  # all that are right are equally good
+            num = sum(value != higher for value in scores.values())
+            titled = {f"{name}: wrong in {num:,} of {len(scores):,} pictures": worst}
+        else:
+            titled = {f"{name}: best": best, f"{name}: worst": worst}
+        for title, keys in titled.items():
             if keys:
-                shots = [[Shot(source, key, f"{name} {number(scores[key])}")] for key in keys]
-                groups.append(Group(f"{name}: {what}", shots))
+                groups.append(Group(title, [[Shot(source, key, f"{name} {number(scores[key])}")] for key in keys]))
     return groups
 
 
@@ -116,7 +123,7 @@ def most_changed(sources: Sequence[Source], names: Sequence[str]) -> list[Group]
     """For each metric of single pictures, and each result but the first, the prompts most changed from the first."""
     base, *others = sources
     ranked = [name for name in names if name in base.ranked]
-    num = max(1, min(EXTREMES, MAX_CHANGED // max(1, 4 * len(ranked) * len(others))))
+    num = max(1, min(CHANGED, MAX_CHANGED // max(1, 4 * len(ranked) * len(others))))
     groups = []
     for other in others:
         for name in ranked:

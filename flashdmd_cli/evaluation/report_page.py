@@ -13,7 +13,6 @@ from flashdmd_cli.evaluation.compare import (
     has_published,
     number,
     published_rows,
-    title,
 )
 from flashdmd_cli.evaluation.distributions import distribution
 from flashdmd_cli.evaluation.page import Cell, Page, Section, folded, table, write_page
@@ -42,6 +41,8 @@ CHANGED = (
     "in brackets; the seed that is shown is the one that changed most."
 )
 DISTRIBUTIONS = "Of single pictures; the line is at the mean. Metrics of whole sets have no value for a single picture."
+MAX_COLUMNS = 4
+"""Results that stand side by side as columns; more are lines."""
 NOT_PROVENANCE = {"schema", "name", "metrics", "pictures", "skipped", "warnings", "out", "manifest", "pictures_in"}
 """Keys of `results.json` that stand elsewhere on the page, or that are folders of one machine."""
 
@@ -69,10 +70,8 @@ def evaluation_page(result: Result) -> Page:
     sections = [Section("Values", [INTERVALS, *document.get("warnings", [])], values(result))]
     if has_published(document["suite"]):
         compared = compare_results([result], names)
-        compared["rows"] += (rows := published_rows(names))
-        if any(row["values"] for row in rows):
-            note = PUBLISHED.format(source=rows[0]["source"])
-            sections.append(Section("Beside published values", [note], rows_table(compared, printed_only=True)))
+        compared["rows"] += published_rows(names)
+        sections.append(published(compared))
     sections += [
         Section("Pictures", [EVENLY], even(small)),
         Section("Best and worst", [EXTREMES], extreme(small)),
@@ -89,9 +88,10 @@ def comparison_page(results: Sequence[Result], document: Mapping[str, Any]) -> P
     names, gallery = list(document["metrics"]), Gallery()
     even, changed = gallery.add(evenly(sources)), gallery.add(most_changed(sources, names))
     small = gallery.thumbnails()
-    notes = [PUBLISHED.format(source=row["source"]) for row in document["rows"] if row["published"]][:1]
+    few = len(results) <= MAX_COLUMNS
     sections = [
-        Section("Values", [INTERVALS, *notes], rows_table(document)),
+        Section("Values", [INTERVALS], columns_table(document) if few else rows_table(document, names)),
+        published(document),
         Section(f"Differences from {results[0].name}", [PAIRED], differences(document)),
         Section("Side by side", [EVENLY], even(small)),
         Section("Most changed", [CHANGED], changed(small)),
@@ -153,45 +153,68 @@ def value_cell(found: Mapping[str, Any] | None) -> Cell:
     return Cell(number(found["value"]), between)
 
 
-def rows_table(document: Mapping[str, Any], printed_only: bool = False) -> str:
-    """A line for each result and each published row, a column for each metric; `printed_only`: that is published."""
-    rows = document["rows"]
-    names = [name for name in document["metrics"]
-             if not printed_only or any(row["published"] and name in row["values"] for row in rows)]  # fmt: skip
-    lines = [[title(row), str(row["steps"] or ""), *(value_cell(row["values"].get(name)) for name in names)]
-             for row in rows]  # fmt: skip
-    marked = [i for i, row in enumerate(rows) if row["published"]]
+def columns_table(document: Mapping[str, Any]) -> str:
+    """A line for each metric, a column for each result: few results, so that a phone shows all."""
+    rows = [row for row in document["rows"] if not row["published"]]
+    lines: list[list[Cell | str]] = [
+        [metric_cell(name, found), *(value_cell(row["values"][name]) for row in rows)]
+        for name, found in document["metrics"].items()
+    ]
+    return table(["metric", *(row["name"] for row in rows)], lines)
+
+
+def rows_table(document: Mapping[str, Any], names: Sequence[str], printed: bool = False) -> str:
+    """A line for each result, and with `printed` for each published row; a column for each metric."""
+    rows = [row for row in document["rows"] if printed or not row["published"]]
+    lines: list[list[Cell | str]] = [
+        [row_cell(row), str(row["steps"] or ""), *(value_cell(row["values"].get(name)) for name in names)]
+        for row in rows
+    ]
     heads = [metric_cell(name, document["metrics"][name]).text for name in names]
-    return table(["", "steps", *heads], lines, published=marked)
+    return table(["", "steps", *heads], lines, published=[i for i, row in enumerate(rows) if row["published"]])
+
+
+def row_cell(row: Mapping[str, Any]) -> Cell:
+    """The name of a row, and below it which tables of the paper printed it."""
+    return Cell(row["name"], f"published, Table {', '.join(map(str, row['tables']))}" if row["published"] else "")
+
+
+def published(document: Mapping[str, Any]) -> Section:
+    """The results and the published rows, with the metrics that these have; nothing if there is no such metric."""
+    rows = [row for row in document["rows"] if row["published"] and row["values"]]
+    names = [name for name in document["metrics"] if any(name in row["values"] for row in rows)]
+    if not names:
+        return Section("Beside published values")
+    note = PUBLISHED.format(source=rows[0]["source"])
+    return Section("Beside published values", [note], rows_table(document, names, printed=True))
 
 
 def differences(document: Mapping[str, Any]) -> str:
-    """For each result but the first a line for each metric: difference, share of pairs won, and what that says."""
+    """For each result but the first a line for each metric: what the difference says, the difference, pairs won."""
     found = []
     others = [row for row in document["rows"][1:] if not row["published"]]
     for row in others:
-        lines = [[metric_cell(name, document["metrics"][name]), *difference_cells(entry, document["metrics"][name])]
-                 for name, entry in row["values"].items()]  # fmt: skip
-        drawn = table(["metric", "difference", "pairs won", "verdict"], lines)
+        lines = [difference_cells(name, entry, document["metrics"][name]) for name, entry in row["values"].items()]
+        drawn = table(["metric", "difference", "pairs won"], lines)
         found.append(drawn if len(others) == 1 else folded(row["name"], drawn))
     return "".join(found)
 
 
-def difference_cells(entry: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Cell]:
-    """Difference with its interval, pairs won with theirs, and the verdict: better, worse or undecided."""
+def difference_cells(name: str, entry: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Cell]:
+    """The metric with the verdict below (better, worse or undecided), difference and pairs won with their intervals."""
+    title = metric_cell(name, metric).text
     if "paired" not in entry:
-        known = None not in (entry.get("value"), entry.get("difference"))
-        return [Cell(f"{entry['difference']:+.4g}" if known else "-", "not paired"), Cell("-"), Cell("-")]
+        known = entry.get("difference") is not None
+        return [Cell(title, "not paired"), Cell(f"{entry['difference']:+.4g}" if known else "-"), Cell("-")]
     paired, wins = entry["paired"], entry.get("wins")
-    difference = Cell(f"{paired['value']:+.4g}", f"{paired['low']:+.4g} to {paired['high']:+.4g}")
+    difference = Cell(f"{paired['value']:+.3g}", f"{paired['low']:+.3g} to {paired['high']:+.3g}")
     if wins is None:
-        return [difference, Cell("-"), Cell("-")]
+        return [Cell(title), difference, Cell("-")]
     won = Cell(f"{wins['value']:.0%}", f"{wins['low']:.0%} to {wins['high']:.0%}")
-    higher = metric["direction"] == "higher"
-    if paired["low"] > 0 or paired["high"] < 0:
-        better = (paired["low"] > 0) == higher
-        return [difference, won, Cell("better" if better else "worse", kind="good" if better else "bad")]
-    return [difference, won, Cell("undecided")]
+    if paired["low"] <= 0 <= paired["high"]:
+        return [Cell(title, "undecided"), difference, won]
+    better = (paired["low"] > 0) == (metric["direction"] == "higher")
+    return [Cell(title, "better" if better else "worse", "good" if better else "bad"), difference, won]
 
 
 def distributions(results: Sequence[Result], names: Sequence[str]) -> str:

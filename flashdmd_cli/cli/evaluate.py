@@ -126,7 +126,14 @@ def compare_command(
             "--paper/--no-paper", help="Published rows beside ours (default: for coco10k).", show_default=False
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="File to write the table to.", show_default=False)] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for report.html and the table; or a file for one of them (.html, .md).",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,

@@ -29,6 +29,8 @@ class Result:
     name: str
     document: Mapping[str, Any]
     samples: Sequence[Mapping[str, Any]]
+    pictures: Path | None = None
+    """The folder of its pictures, if it is on this machine."""
 
     @property
     def metrics(self) -> Mapping[str, Any]:
@@ -141,6 +143,11 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
                     for name in names},
         "rows": rows,
     }  # fmt: skip
+
+
+def has_published(suite: Mapping[str, Any]) -> bool:
+    """Whether the paper's rows are of this suite: all of `coco10k`."""
+    return suite["name"] == "coco10k" and suite.get("limit") is None
 
 
 def published_rows(names: Sequence[str]) -> list[dict[str, Any]]:

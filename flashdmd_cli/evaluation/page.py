@@ -1,4 +1,4 @@
-"""The page that a demo leaves: one HTML file with text, curves, pictures and a table; it loads nothing."""
+"""Pages: one HTML file each, with text, curves, pictures and tables; it loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -15,37 +15,13 @@ from flashdmd_cli.runs.files import write_text_atomically
 if TYPE_CHECKING:
     from torch import Tensor
 
-STYLE = """
-:root { --ink: #1c2530; --soft: #5d6b7a; --line: #dfe5ec; --paper: #ffffff; --ground: #f4f6f9; --mark: #0b66c3; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-       font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 76rem; margin: 0 auto; padding: 3rem 1.5rem 4rem; }
-h1 { font-size: 2.1rem; line-height: 1.2; margin: 0 0 .6rem; letter-spacing: -.015em; }
-h2 { font-size: 1.3rem; margin: 0 0 .6rem; }
-p, li { max-width: 46rem; }
-.lead { font-size: 1.12rem; color: var(--soft); margin: 0 0 2rem; }
-section { background: var(--paper); border: 1px solid var(--line); border-radius: 14px; padding: 1.5rem 1.7rem;
-          margin: 0 0 1.4rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .5rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: normal; }
-thead th { color: var(--soft); font-weight: 600; font-size: .88rem; }
-tr.chosen td { background: #eef5fd; font-weight: 600; }
-.small { color: var(--soft); font-size: .85rem; font-weight: 400; }
-.pictures td, .pictures th { padding: .3rem; border: 0; text-align: center; vertical-align: middle; }
-.pictures th:first-child { text-align: left; white-space: normal; min-width: 7.5rem; padding-right: .6rem; }
-.pictures img { width: 96px; height: 96px; border-radius: 6px; image-rendering: pixelated;
-                display: block; margin: auto; }
-.pictures .caption { font-size: .72rem; line-height: 1.25; width: 96px; white-space: normal; color: var(--soft);
-                     font-weight: 400; vertical-align: top; }
-figure { margin: 1rem 0 0; }
-figure svg { max-width: 100%; height: auto; }
-figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem; }
-code { background: var(--ground); border-radius: 5px; padding: .1rem .35rem; font-size: .88em;
-       overflow-wrap: anywhere; }
-"""
+STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for a page: nothing but what stands in it, and no script."""
+MAX_TEXT = 300
+"""Characters of a prompt that a page shows."""
+KEPT = "\u200c\u200d"
+"""Characters without a shape of their own that words and emoji need: joiners."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +50,7 @@ class Page:
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
             f"<title>{html.escape(self.title)}</title><style>{STYLE}</style></head>"
             f"<body><main>{''.join(body)}</main></body></html>\n"
         )
@@ -89,6 +66,84 @@ def _inline(text: str) -> str:
     # `code` between backticks is the only mark-up of a paragraph.
     parts = [html.escape(part) for part in text.split("`")]
     return "".join(f"<code>{part}</code>" if i % 2 else part for i, part in enumerate(parts))
+
+
+def escaped(text: str) -> str:
+    """A text from outside (a prompt, a name, a reason) as HTML: shortened, and without characters that draw nothing but
+    break a page: controls, lone surrogates, and those that turn the direction of the text after them."""
+    cut = text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} … ({len(text):,} characters)"
+    drawn = "".join(letter if letter.isprintable() or letter in KEPT else " " for letter in cut)
+    return html.escape(drawn, quote=True)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table: a text, and a smaller one below it."""
+
+    text: str
+    below: str = ""
+    kind: str = ""
+    """`good` or `bad`: the colour of the text."""
+
+
+def table(
+    heads: Sequence[str], rows: Sequence[Sequence[Cell | str]], style: str = "stuck", published: Sequence[int] = ()
+) -> str:
+    """A table of plain texts; `style` is `stuck` (the first column stays while others scroll) or `text` (it wraps).
+
+    `published` lists the rows that are not this project's own values.
+    """
+
+    def drawn(each: Cell | str) -> str:
+        found = Cell(each) if isinstance(each, str) else each
+        below = f'<br><span class="small">{escaped(found.below)}</span>' if found.below else ""
+        return f"<td{f' class={chr(34)}{found.kind}{chr(34)}' if found.kind else ''}>{escaped(found.text)}{below}</td>"
+
+    head = "".join(f"<th>{escaped(text)}</th>" for text in heads)
+    body = "".join(
+        f"<tr{' class=' + chr(34) + 'published' + chr(34) if i in published else ''}>{''.join(map(drawn, row))}</tr>"
+        for i, row in enumerate(rows)
+    )
+    top = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f'<div class="wide"><table class="{style}">{top}<tbody>{body}</tbody></table></div>'
+
+
+def heading(text: str) -> str:
+    """A heading within a section."""
+    return f"<h3>{escaped(text)}</h3>"
+
+
+def folded(title: str, exhibit: str) -> str:
+    """An exhibit that is shown on a click on its title."""
+    return f"<details><summary>{escaped(title)}</summary>{exhibit}</details>"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A prompt with one or more pictures of it."""
+
+    prompt: str
+    pictures: Sequence[tuple[str, str]]
+    """(caption, data URI); a text in place of the URI says why there is no picture."""
+
+
+def cards(shown: Sequence[Card]) -> str:
+    """Prompts with their pictures, as many beside each other as the screen is wide."""
+
+    def shot(caption: str, uri: str, prompt: str) -> str:
+        if uri.startswith("data:"):
+            kind = ' class="tiny"' if uri.startswith("data:image/png") else ""
+            picture = f'<img{kind} loading="lazy" alt="{escaped(prompt)}" src="{uri}">'
+        else:
+            picture = f'<div class="none">{escaped(uri)}</div>'
+        return f'<figure class="shot">{picture}<figcaption>{escaped(caption)}</figcaption></figure>'
+
+    def drawn(each: Card) -> str:
+        shots = "".join(shot(caption, uri, each.prompt) for caption, uri in each.pictures)
+        return f'<div class="card"><div class="shots">{shots}</div><p class="prompt">{escaped(each.prompt)}</p></div>'
+
+    pairs = " pairs" if any(len(each.pictures) > 1 for each in shown) else ""
+    return f'<div class="cards{pairs}">{"".join(map(drawn, shown))}</div>'
 
 
 def picture_uri(picture: Tensor) -> str:

@@ -15,7 +15,7 @@ from flashdmd_cli.evaluation.scoring import Scored
 from flashdmd_cli.runs.errors import InputError
 
 SCHEMA = 1
-RESULTS, SAMPLES = "results.json", "samples.jsonl"
+RESULTS, SAMPLES, REPORT = "results.json", "samples.jsonl", "report.html"
 SHOWN = 20
 """How many files are named for each reason; all are in `samples.jsonl`."""
 
@@ -117,3 +117,13 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         pass
     return rows
+
+
+def pictures_folder(path: Path, document: Mapping[str, Any]) -> Path | None:
+    """The folder of the pictures of a result: below its own, which may have been moved, or where they were measured;
+    None if it is not on this machine."""
+    stated = document.get("pictures_in")
+    if not isinstance(stated, str):
+        return None
+    own = (path if path.is_dir() else path.parent) / "pictures" / Path(stated).name
+    return next((each for each in (own, Path(stated)) if each.is_dir()), None)

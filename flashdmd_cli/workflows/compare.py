@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import FileRecord, Manifest, versions, write_manifest
+
+if TYPE_CHECKING:
+    from flashdmd_cli.evaluation.compare import Result
+
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+"""Of the file of a table, by its format."""
 
 
 def compare(
@@ -26,39 +33,60 @@ def compare(
     """Compare finished evaluations, each given by its folder, with the first of them.
 
     `paper` adds the rows that the paper prints, marked as published (None: for the whole of `coco10k` alone, the set
-    that they are of). Returns the comparison, and its table in `format`, which is also written to the file `out`.
+    that they are of). Returns the comparison, and its table in `format`. `out` is a file for
+    the table (`table.md`) or for the page (`page.html`), or a folder for `report.html`, the table and
+    `comparison.json`.
 
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
     from flashdmd_cli.evaluation.compare import (
         FORMATS,
-        Result,
         check_comparable,
         common_metrics,
         compare_results,
+        has_published,
         published_rows,
         render,
     )
-    from flashdmd_cli.evaluation.results import read_results, read_samples
+    from flashdmd_cli.evaluation.report_page import read_result
 
     if format not in FORMATS:
         raise UsageError(f"--format {format}: unknown", hint=f"one of {', '.join(FORMATS)}")
     paths = [Path(each) for each in results]
-    read = [(path, read_results(path)) for path in paths]
-    names = [str(document.get("name", path.name)) for path, document in read]
-    if len(set(names)) < len(names):  # two runs of one model: tell them apart by their folders
-        names = [(path if path.is_dir() else path.parent).name for path in paths]
-    found = [Result(name, document, read_samples(path)) for name, (path, document) in zip(names, read, strict=True)]
+    found = [read_result(path) for path in paths]
+    folders = [path if path.is_dir() else path.parent for path in paths]
+    # Two runs of one model are told apart by their folders, or the paths of these.
+    for names in ([folder.resolve().name for folder in folders], [str(folder) for folder in folders]):
+        if len({each.name for each in found}) < len(found):
+            found = [replace(each, name=name) for each, name in zip(found, names, strict=True)]
     check_comparable(found)
     chosen = common_metrics(found, metrics)
     document = compare_results(found, chosen)
-    whole = document["suite"]["name"] == "coco10k" and document["suite"].get("limit") is None
-    if paper or (paper is None and whole):
+    if paper or (paper is None and has_published(document["suite"])):
         document["rows"] += published_rows(chosen)
     text = render(document, format)
     if out is not None:
-        write_text_atomically(Path(out), text + "\n")
+        write_out(Path(out), found, document, text + "\n", SUFFIXES[format])
     return plain(document), text
+
+
+@releasing()
+def write_out(out: Path, results: Sequence[Result], document: Mapping[str, Any], text: str, suffix: str) -> None:
+    """Write a comparison: its table or page to a file, by the suffix; page, table and values to a folder."""
+    from flashdmd_cli.evaluation.page import write_page
+    from flashdmd_cli.evaluation.report_page import comparison_page
+    from flashdmd_cli.evaluation.results import REPORT
+
+    if out.suffix == ".html":
+        write_page(out, comparison_page(results, document))
+    elif out.suffix[1:].isalpha() and not out.is_dir():  # `runs/compare-0.5` is a folder
+        write_text_atomically(out, text)
+    else:
+        folder = claim(out, "comparison")
+        values = json.dumps(plain(document), indent=2, ensure_ascii=False)
+        write_text_atomically(folder / "comparison.json", values + "\n")
+        write_text_atomically(folder / f"table{suffix}", text)
+        write_page(folder / REPORT, comparison_page(results, document))
 
 
 @releasing()

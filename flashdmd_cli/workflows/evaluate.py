@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.evaluation.metrics.metric import Backend
     from flashdmd_cli.evaluation.suites.suite import Suite
 
-RESULTS, SAMPLES, PICTURES = "results.json", "samples.jsonl", "pictures"
+RESULTS, SAMPLES, REPORT, PICTURES = "results.json", "samples.jsonl", "report.html", "pictures"
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,14 @@ def evaluate(
         document |= {"backend": backend} | found
     document["seconds"] = {"generate": drawing_seconds, "score": time.monotonic() - began - drawing_seconds}
     document = plain(document)
-    (folder / MANIFEST).unlink(missing_ok=True)  # of an earlier result, which stays until there is another
+    for name in (MANIFEST, REPORT):  # of an earlier result, which stays until there is another
+        (folder / name).unlink(missing_ok=True)
     write_text_atomically(folder / RESULTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    files = [folder / RESULTS, *([folder / SAMPLES] if measured is not None else [])]
+    files = [folder / RESULTS]
+    if measured is not None:
+        from flashdmd_cli.evaluation.report_page import write_evaluation_report
+
+        files += [folder / SAMPLES, write_evaluation_report(folder)]
     facts |= {"suite": document["suite"], "limit": limit, "pictures": pictures.name}
     finish(folder, drawer, picked, pictures, files, seed, facts, time.monotonic() - began)
     told = [] if measured is None else missed(measured, lowest, highest)

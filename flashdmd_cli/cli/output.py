@@ -14,12 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from safetensors import SafetensorError
 
 from flashdmd_cli.cli.loading import ImportNotice
+from flashdmd_cli.cli.ranks import joined
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
@@ -27,6 +28,9 @@ from flashdmd_cli.runs.files import plain, write_error
 from flashdmd_cli.runs.lock import last_locked, release
 from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.world import World
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (FileNotFoundError, 3),
@@ -82,11 +86,23 @@ class Output:
     def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
         self.as_json, self.quiet, self.debug = as_json, quiet, debug
         self.stop = StopFlag(self.say)
+        self.world: World | None = None
+        """The processes that share the work of this command; None: this one alone."""
 
     @property
     def draws_bars(self) -> bool:
         """Whether progress bars may be drawn: stderr is a terminal, and neither --quiet nor --json is given."""
         return sys.stderr.isatty() and not (self.quiet or self.as_json)
+
+    def join(self) -> None:
+        """Meet the other processes, if this is one of several."""
+        self.world = joined()
+        if not self.is_main:
+            self.quiet = True
+
+    @property
+    def is_main(self) -> bool:
+        return self.world is None or self.world.is_main
 
     def say(self, text: str) -> None:
         """Print a message to stderr, except under --quiet; a closed stderr is ignored, so that the work continues."""
@@ -99,6 +115,8 @@ class Output:
 
         `document` is printed for --json, `names` (ids or paths) for --quiet, and `text` (lines) otherwise.
         """
+        if not self.is_main:
+            return
         chosen = names if self.quiet else text
         if self.as_json:
             chosen = json.dumps(plain(document), indent=2, ensure_ascii=False)
@@ -128,21 +146,28 @@ def hush_stdout() -> None:
 
 
 @contextmanager
-def command(as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False) -> Iterator[Output]:
+def command(
+    as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False, trains: bool = False
+) -> Iterator[Output]:
     """Context for the body of a command: yields its `Output`, turns exceptions into one line and an exit code.
 
     `resumes`: whether an interrupted command keeps finished work and continues from it when it is repeated.
+    `trains`: whether several processes may share its work; only one of them then prints.
     """
     output = Output(as_json, quiet, debug)
     loading = ImportNotice(output.say)
     with output.stop:
         try:
+            loading.enter()
+            if trains:
+                output.join()
             if as_json and quiet:
                 raise UsageError("--quiet: choose one of --json and --quiet")
-            loading.enter()
             yield output
             with to_stdout():
                 sys.stdout.flush()
+            if output.world is not None:
+                output.world.leave()
         except typer.Exit:
             raise
         except BrokenPipeError:
@@ -153,9 +178,13 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False, res
             if debug:
                 traceback.print_exc()
             reported = interruption(error, output.stop, resumes)
-            with suppress(OSError):
-                print(error_line(reported), file=sys.stderr, flush=True)
-            raise typer.Exit(exit_code(reported)) from None
+            prints, code = True, exit_code(reported)
+            if output.world is not None:
+                prints, code = output.world.report_failure(error, code)
+            if prints:
+                with suppress(OSError):
+                    print(error_line(reported), file=sys.stderr, flush=True)
+            raise typer.Exit(code) from None
         finally:
             loading.leave()
             release()

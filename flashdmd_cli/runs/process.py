@@ -29,7 +29,8 @@ def begin_process() -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     """Exit at once: nothing has been started, and a running import might catch an exception."""
     try:
-        os.write(2, b"interrupted before anything was begun\n")
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"interrupted before anything was begun\n")
     finally:
         os._exit(128 + number)
 

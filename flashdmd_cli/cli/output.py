@@ -25,6 +25,7 @@ from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import plain, write_error
+from flashdmd_cli.runs.launcher import is_other_rank
 from flashdmd_cli.runs.lock import last_locked, release
 from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -83,8 +84,9 @@ def error_line(error: BaseException) -> str:
 class Output:
     """Results to stdout, everything else to stderr."""
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
-        self.as_json, self.quiet, self.debug = as_json, quiet, debug
+    def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False, is_main: bool = True) -> None:
+        """`is_main` is false in all but one of the processes of a training, which print nothing but errors."""
+        self.as_json, self.quiet, self.debug, self.is_main = as_json, quiet, debug, is_main
         self.stop = StopFlag(self.say)
         self.world: World | None = None
         """The processes that share the work of this command; None: this one alone."""
@@ -92,21 +94,11 @@ class Output:
     @property
     def draws_bars(self) -> bool:
         """Whether progress bars may be drawn: stderr is a terminal, and neither --quiet nor --json is given."""
-        return sys.stderr.isatty() and not (self.quiet or self.as_json)
-
-    def join(self) -> None:
-        """Meet the other processes, if this is one of several."""
-        self.world = joined()
-        if not self.is_main:
-            self.quiet = True
-
-    @property
-    def is_main(self) -> bool:
-        return self.world is None or self.world.is_main
+        return sys.stderr.isatty() and self.is_main and not (self.quiet or self.as_json)
 
     def say(self, text: str) -> None:
         """Print a message to stderr, except under --quiet; a closed stderr is ignored, so that the work continues."""
-        if not self.quiet:
+        if self.is_main and not self.quiet:
             with suppress(OSError):
                 print(text, file=sys.stderr, flush=True)
 
@@ -154,13 +146,12 @@ def command(
     `resumes`: whether an interrupted command keeps finished work and continues from it when it is repeated.
     `trains`: whether several processes may share its work; only one of them then prints.
     """
-    output = Output(as_json, quiet, debug)
+    output = Output(as_json, quiet, debug, is_main=not (trains and is_other_rank()))
     loading = ImportNotice(output.say)
     with output.stop:
         try:
             loading.enter()
-            if trains:
-                output.join()
+            output.world = joined() if trains else None
             if as_json and quiet:
                 raise UsageError("--quiet: choose one of --json and --quiet")
             yield output
@@ -250,7 +241,7 @@ class Progress:
         self.stop, self.say = output.stop, output.say
         self.bar: Any = None
         self.task: Any = None
-        if sys.stderr.isatty() and not output.quiet:
+        if sys.stderr.isatty() and output.is_main and not output.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

@@ -30,6 +30,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def is_other_rank() -> bool:
+    """Whether this is one of several processes, and not the main one, which reports."""
+    return is_rank() and os.environ["RANK"] != "0"
+
+
 def launch(num: int, words: Sequence[str]) -> int:
     """Run `flashdmd WORDS` in `num` processes; returns the exit code of the first that fails, or 0.
 

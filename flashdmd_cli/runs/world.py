@@ -97,7 +97,7 @@ class World:
         if rest:
             raise UsageError(
                 f"train.batch: {batch} pictures cannot be shared equally by {self.size} processes",
-                hint=f"--set train.batch={max(share, 1) * self.size}",
+                hint=f"choose a multiple of {self.size}, or another number of processes",
             )
         return range(self.rank * share, (self.rank + 1) * share)
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
@@ -19,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 import typer
 from safetensors import SafetensorError
 
+from flashdmd_cli.cli.clock import Clock
 from flashdmd_cli.cli.loading import ImportNotice
 from flashdmd_cli.cli.ranks import joined
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
-from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
+from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, LostContact, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import plain, write_error
 from flashdmd_cli.runs.launcher import is_other_rank
 from flashdmd_cli.runs.lock import last_locked, release
-from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 
 if TYPE_CHECKING:
@@ -185,9 +183,10 @@ def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseExc
     """The error to report: after a signal an `Interrupted`, whatever exception a library made of the signal.
 
     `Interrupted`, `WriteError` and `NumericalError` are reported as they are, for they say whether the state was
-    saved. Only a command that `resumes` mentions finished work.
+    saved, and so is `LostContact`, after which a launcher sends a signal. Only a command that `resumes` mentions
+    finished work.
     """
-    if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
+    if stop.requested is None or isinstance(error, (Interrupted, LostContact, WriteError, NumericalError)):
         return error
     if not resumes:
         reported = Interrupted("interrupted")
@@ -197,40 +196,6 @@ def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseExc
         reported = Interrupted(error_line(error))
     reported.exit_code = 128 + stop.requested
     return reported
-
-
-@dataclass
-class Clock:
-    """Speed and remaining time of one phase of the work."""
-
-    unit: str = "it"
-    first: tuple[int, float] | None = None
-    """Number of finished units at the first report, and its time."""
-    aside: float = 0.0
-    """Seconds since then that were spent on other work (`Progress.aside`)."""
-    printed_at: float = -math.inf
-    """Time of the last progress line."""
-    seconds_each: bool | None = None
-    """Whether the speed is given as seconds per unit, else as units per second; fixed by the first measurement."""
-
-    def describe(self, done: int, total: int, now: float) -> str:
-        """`30/400  2.5 it/s  ETA 2:43`. The ETA includes the time of other work, the speed does not."""
-        if self.first is None or done < self.first[0]:
-            self.first, self.aside = (done, now), 0.0
-        num, seconds = done - self.first[0], max(now - self.first[1], 1e-9)
-        text = f"{done}/{total}"
-        if num > 0:
-            rate = num / max(seconds - self.aside, 1e-9)
-            if self.seconds_each is None:
-                self.seconds_each = rate < 1
-            text += f"  {short(1 / rate)} s/{self.unit}" if self.seconds_each else f"  {short(rate)} {self.unit}/s"
-            text += f"  ETA {duration((total - done) * seconds / num)}"
-        return text
-
-
-def short(value: float) -> str:
-    """Three significant digits; numbers of 999 and more as integers, without an exponent."""
-    return f"{value:.3g}" if value < 999 else f"{value:.0f}"
 
 
 class Progress:

@@ -29,6 +29,6 @@ def joined() -> World | None:
 def run_processes(nproc: int, output: Output) -> None:
     """With `--nproc`, run this command in several processes instead, and exit as they do."""
     if output.world is None and nproc > 1:
-        raise typer.Exit(launch(nproc, sys.argv[1:]))
+        raise typer.Exit(launch(nproc, [sys.executable, "-m", "flashdmd_cli", *sys.argv[1:]]))
     if output.world is not None and nproc not in (1, output.world.size):
         raise UsageError(f"--nproc {nproc}: {output.world.size} processes were started already", hint="leave it out")

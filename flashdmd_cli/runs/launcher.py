@@ -35,8 +35,8 @@ def is_other_rank() -> bool:
     return is_rank() and os.environ["RANK"] != "0"
 
 
-def launch(num: int, words: Sequence[str]) -> int:
-    """Run `flashdmd WORDS` in `num` processes; returns the exit code of the first that fails, or 0.
+def launch(num: int, command: Sequence[str]) -> int:
+    """Run `command` in `num` processes; returns the exit code of the first that fails, or 0.
 
     Signals are passed on. Each process has a session of its own, so that Ctrl-C in a terminal reaches it only once.
     """
@@ -61,7 +61,6 @@ def launch(num: int, words: Sequence[str]) -> int:
     try:
         for rank in range(num):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, "-m", "flashdmd_cli", *words]
             processes.append(subprocess.Popen(command, env=os.environ | shared | own, start_new_session=True))
             for number in received[:1]:  # one that came before this process was started
                 _send(processes[-1], number)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, UsageError
+from flashdmd_cli.runs.errors import Interrupted, LostContact, UsageError
 from flashdmd_cli.runs.launcher import LAUNCHER, end_with
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ TIMEOUT = timedelta(hours=2)
 """Longest wait for another process, which may be downloading or drawing previews. The end of one is noticed at once."""
 REPORT_SECONDS = 10.0
 """Longest wait for process 0 to report the end of a run that all processes have agreed on."""
-
-
-class LostContact(FlashDMDError):
-    """Another process has ended, so that this one cannot continue."""
 
 
 @dataclass(frozen=True)

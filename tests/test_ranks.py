@@ -81,7 +81,8 @@ def train(case: str, family: SDXLFamily, sam: Path, out: Path, world: World) -> 
             data = StopAsked(stop)
         r = load_recipe("shapes-4step-dm-only", flags=FLAGS | {"train.iterations": 6, "model.form": "lora"})
         return distill(r, family, data, out, watch, stop, world), told, stop
-    r: Recipe = load_recipe("sdxl-4step" if case == "align" else "shapes-4step", flags=FLAGS)
+    # A process makes two forward passes for four of one process.
+    r: Recipe = load_recipe("shapes-4step", flags=FLAGS | {"train.micro_batch": 1})
     if case == "align":
         r = load_recipe("sdxl-4step", flags=FLAGS | ALIGN)
     if case == "latent":

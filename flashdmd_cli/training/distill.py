@@ -14,6 +14,7 @@ from torch import Tensor
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Denoiser
 from flashdmd_cli.families.family import Family
+from flashdmd_cli.networks.heads import estimate_spectral_norms_
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.recipe_schema import Train
@@ -87,6 +88,8 @@ def iteration(
     shares_forward = gan.steps == "all" or (index == last and gan.input == "last_step")
     updates_student = number % recipe.ttur == 0
     outputs: list[StudentOutput] = []
+    if state.discriminator is not None:
+        estimate_spectral_norms_(state.discriminator.net)
 
     for rows in parts:
         draws = Draws(train.seed, number, rows, o.family.device)

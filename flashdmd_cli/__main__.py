@@ -7,6 +7,7 @@ import contextlib
 import os
 import sys
 
+from flashdmd_cli.runs.launcher import is_rank
 from flashdmd_cli.runs.process import begin_process
 
 
@@ -24,7 +25,8 @@ def main() -> None:
         print(f"stdout: cannot be written: {error.strerror}", file=sys.stderr)
         sys.exit(3)
     except SystemExit as end:
-        if isinstance(end.code, int) and end.code > 128:  # after a signal: taking the libraries down takes seconds
+        # Taking the libraries down takes seconds after a signal, and may wait for processes that are gone.
+        if isinstance(end.code, int) and (end.code > 128 or end.code and is_rank()):
             atexit._run_exitfuncs()
             with contextlib.suppress(OSError):
                 sys.stdout.flush()

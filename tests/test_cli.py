@@ -40,12 +40,12 @@ COMMANDS = [
     ["reward", "score"], ["shapes"], ["shapes", "build"],
 ]  # fmt: skip
 SURFACE = [
-    "align: --data --device --dry-run --from --iterations --out --recipe --reward --rl-ratio --seed --set"
+    "align: --data --device --dry-run --from --iterations --nproc --out --recipe --reward --rl-ratio --seed --set"
     " --stop-on-collapse",
     "bench: --against --batch --cycles --device --recipe --resolution --set --size",
     "demo: --device --family --iterations --out --seed",
-    "distill: --data --device --dry-run --iterations --out --recipe --seed --set --steps --teacher --teacher-config"
-    " --ttur --vae",
+    "distill: --data --device --dry-run --iterations --nproc --out --recipe --seed --set --steps --teacher"
+    " --teacher-config --ttur --vae",
     "doctor:",
     "eval: --backend --batch --device --fail-above --fail-below --from --generate-only --guidance --images --layout"
     " --limit --metrics --model --nproc --out --prompts --references --sampler --seed --seeds --steps --suite"
@@ -62,7 +62,7 @@ SURFACE = [
     "recipes list:",
     "recipes show: --set name",
     "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
-    "reward train: --device --iterations --out --pairs --recipe --seed --set --teacher",
+    "reward train: --device --iterations --nproc --out --pairs --recipe --seed --set --teacher",
     "sample: --compare --device --from --list-models --model --num --out --prompt --prompts --sampler --seed --steps"
     " --teacher-config --vae",
     "shapes build: --device --minutes --out --seed --steps --work part",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flashdmd_cli.building.sam import draw, points_inside, predict
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator
+from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator, estimate_spectral_norms_
 from flashdmd_cli.networks.sam import SamTrunk, load_sam_encoder, new_sam
 
 CONFIG: dict[str, Any] = {
@@ -144,13 +144,18 @@ def test_position_tables_matter(encoder: Any) -> None:
 
 
 def test_trunk_stays_in_eval_and_heads_have_spectral_norm(encoder: Any) -> None:
-    discriminator = PixelDiscriminator(encoder, channels=16).train()
-    assert not any(module.training for module in discriminator.trunk.modules())
-    assert all(head.training for head in discriminator.heads)
+    assert not any(module.training for module in PixelDiscriminator(encoder).train().trunk.modules())
+    discriminator = PixelDiscriminator(encoder, channels=16)
+    before = {name: value.clone() for name, value in discriminator.state_dict().items()}
+    judge(discriminator, pixels())
+    assert all(torch.equal(before[name], value) for name, value in discriminator.state_dict().items())
     for _ in range(30):
-        judge(discriminator, pixels())
+        estimate_spectral_norms_(discriminator)
     weight = discriminator.heads[0].residual.weight.flatten(1)
-    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1.0, abs=0.05)
+    assert torch.linalg.matrix_norm(weight, 2).item() == pytest.approx(1.0, abs=0.01)
+    after = discriminator.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert {name.rsplit(".", 1)[1] for name in before if not torch.equal(before[name], after[name])} <= {"_u", "_v"}
 
 
 def test_folder_loads(tmp_path: Path) -> None:

@@ -8,8 +8,20 @@ from typing import Annotated
 import typer
 
 from flashdmd_cli.cli.distill import finish, print_recipe
-from flashdmd_cli.cli.options import AsJson, Debug, Device, DryRun, Iterations, Out, Quiet, RecipeName, RecipeSeed
+from flashdmd_cli.cli.options import (
+    AsJson,
+    Debug,
+    Device,
+    DryRun,
+    Iterations,
+    NumProcesses,
+    Out,
+    Quiet,
+    RecipeName,
+    RecipeSeed,
+)
 from flashdmd_cli.cli.output import Progress, command
+from flashdmd_cli.cli.ranks import run_processes
 from flashdmd_cli.runs.folder import RUNS
 
 
@@ -43,6 +55,7 @@ def align(
         bool, typer.Option("--stop-on-collapse", help="End with exit code 4 when the probe detects a collapse.")
     ] = False,
     device: Device = None,
+    nproc: NumProcesses = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -52,7 +65,7 @@ def align(
 
     Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug, resumes=True) as output:
+    with command(as_json, quiet, debug, resumes=True, trains=True) as output:
         from flashdmd_cli.runs.results import stage1_checkpoint
         from flashdmd_cli.workflows.inputs.kinds import find_student
         from flashdmd_cli.workflows.recipes import align_recipe
@@ -77,6 +90,7 @@ def align(
         from flashdmd_cli.workflows.align import align as run_align
 
         folder = out or RUNS / resolved.name
+        run_processes(nproc, output)
         with Progress(output) as observer:
-            manifest = run_align(resolved, student, folder, data=data, reporter=observer)
+            manifest = run_align(resolved, student, folder, data=data, reporter=observer, world=output.world)
         finish(folder, manifest, output)

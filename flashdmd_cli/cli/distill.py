@@ -13,6 +13,7 @@ from flashdmd_cli.cli.options import (
     Device,
     DryRun,
     Iterations,
+    NumProcesses,
     Out,
     Quiet,
     RecipeName,
@@ -21,6 +22,7 @@ from flashdmd_cli.cli.options import (
     Vae,
 )
 from flashdmd_cli.cli.output import Output, Progress, command
+from flashdmd_cli.cli.ranks import run_processes
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
 
@@ -53,6 +55,7 @@ def distill(
     vae: Vae = None,
     teacher_config: TeacherConfig = None,
     device: Device = None,
+    nproc: NumProcesses = 1,
     dry_run: DryRun = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -62,7 +65,7 @@ def distill(
 
     Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug, resumes=True) as output:
+    with command(as_json, quiet, debug, resumes=True, trains=True) as output:
         from flashdmd_cli.workflows.plan.fitting import distill_recipe_here
 
         resolved = distill_recipe_here(
@@ -89,8 +92,9 @@ def distill(
         from flashdmd_cli.workflows.distill import distill as run_distill
 
         folder = out or RUNS / resolved.name
+        run_processes(nproc, output)
         with Progress(output) as observer:
-            manifest = run_distill(resolved, data, folder, reporter=observer)
+            manifest = run_distill(resolved, data, folder, reporter=observer, world=output.world)
         finish(folder, manifest, output)
 
 

@@ -18,6 +18,9 @@ RecipeName = Annotated[
 Iterations = Annotated[
     int | None, typer.Option("--iterations", help="Number of training iterations.", show_default=False)
 ]
+NumProcesses = Annotated[
+    int, typer.Option("--nproc", min=1, help="Training processes on this machine, one per GPU; they share each batch.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and the grid; no work.")]
 RecipeSeed = Annotated[
     int | None, typer.Option("--seed", help="Seed of all random numbers (default: the recipe's).", show_default=False)

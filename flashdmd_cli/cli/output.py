@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from safetensors import SafetensorError
 
+from flashdmd_cli.cli.clock import Clock
 from flashdmd_cli.cli.loading import ImportNotice
+from flashdmd_cli.cli.ranks import joined
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.data.errors import DataError
-from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, NumericalError, UsageError, WriteError
+from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, LostContact, NumericalError, UsageError, WriteError
 from flashdmd_cli.runs.files import plain, visible, write_error
+from flashdmd_cli.runs.launcher import is_other_rank
 from flashdmd_cli.runs.lock import last_locked, release
-from flashdmd_cli.runs.reporter import duration
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.world import World
 
 EXIT_CODES: tuple[tuple[type[BaseException], int], ...] = (
     (FileNotFoundError, 3),
@@ -79,18 +82,21 @@ def error_line(error: BaseException) -> str:
 class Output:
     """Results to stdout, everything else to stderr."""
 
-    def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False) -> None:
-        self.as_json, self.quiet, self.debug = as_json, quiet, debug
+    def __init__(self, as_json: bool = False, quiet: bool = False, debug: bool = False, is_main: bool = True) -> None:
+        """`is_main` is false in all but one of the processes of a training, which print nothing but errors."""
+        self.as_json, self.quiet, self.debug, self.is_main = as_json, quiet, debug, is_main
         self.stop = StopFlag(self.say)
+        self.world: World | None = None
+        """The processes that share the work of this command; None: this one alone."""
 
     @property
     def draws_bars(self) -> bool:
         """Whether progress bars may be drawn: stderr is a terminal, and neither --quiet nor --json is given."""
-        return sys.stderr.isatty() and not (self.quiet or self.as_json)
+        return sys.stderr.isatty() and self.is_main and not (self.quiet or self.as_json)
 
     def say(self, text: str) -> None:
         """Print a message to stderr, except under --quiet; a closed stderr is ignored, so that the work continues."""
-        if not self.quiet:
+        if self.is_main and not self.quiet:
             with suppress(OSError):
                 print(visible(text), file=sys.stderr, flush=True)
 
@@ -99,6 +105,8 @@ class Output:
 
         `document` is printed for --json, `names` (ids or paths) for --quiet, and `text` (lines) otherwise.
         """
+        if not self.is_main:
+            return
         chosen = names if self.quiet else text
         if self.as_json:
             chosen = json.dumps(plain(document), indent=2, ensure_ascii=False)
@@ -128,21 +136,27 @@ def hush_stdout() -> None:
 
 
 @contextmanager
-def command(as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False) -> Iterator[Output]:
+def command(
+    as_json: bool = False, quiet: bool = False, debug: bool = False, resumes: bool = False, trains: bool = False
+) -> Iterator[Output]:
     """Context for the body of a command: yields its `Output`, turns exceptions into one line and an exit code.
 
     `resumes`: whether an interrupted command keeps finished work and continues from it when it is repeated.
+    `trains`: whether several processes may share its work; only one of them then prints.
     """
-    output = Output(as_json, quiet, debug)
+    output = Output(as_json, quiet, debug, is_main=not (trains and is_other_rank()))
     loading = ImportNotice(output.say)
     with output.stop:
         try:
+            loading.enter()
+            output.world = joined() if trains else None
             if as_json and quiet:
                 raise UsageError("--quiet: choose one of --json and --quiet")
-            loading.enter()
             yield output
             with to_stdout():
                 sys.stdout.flush()
+            if output.world is not None:
+                output.world.leave()
         except typer.Exit:
             raise
         except BrokenPipeError:
@@ -153,9 +167,13 @@ def command(as_json: bool = False, quiet: bool = False, debug: bool = False, res
             if debug:
                 traceback.print_exc()
             reported = interruption(error, output.stop, resumes)
-            with suppress(OSError):
-                print(visible(error_line(reported)), file=sys.stderr, flush=True)
-            raise typer.Exit(exit_code(reported)) from None
+            prints, code = True, exit_code(reported)
+            if output.world is not None:
+                prints, code = output.world.report_failure(error, code)
+            if prints:
+                with suppress(OSError):
+                    print(visible(error_line(reported)), file=sys.stderr, flush=True)
+            raise typer.Exit(code) from None
         finally:
             loading.leave()
             release()
@@ -165,9 +183,10 @@ def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseExc
     """The error to report: after a signal an `Interrupted`, whatever exception a library made of the signal.
 
     `Interrupted`, `WriteError` and `NumericalError` are reported as they are, for they say whether the state was
-    saved. Only a command that `resumes` mentions finished work.
+    saved, and so is `LostContact`, after which a launcher sends a signal. Only a command that `resumes` mentions
+    finished work.
     """
-    if stop.requested is None or isinstance(error, (Interrupted, WriteError, NumericalError)):
+    if stop.requested is None or isinstance(error, (Interrupted, LostContact, WriteError, NumericalError)):
         return error
     if not resumes:
         reported = Interrupted("interrupted")
@@ -179,40 +198,6 @@ def interruption(error: BaseException, stop: StopFlag, resumes: bool) -> BaseExc
     return reported
 
 
-@dataclass
-class Clock:
-    """Speed and remaining time of one phase of the work."""
-
-    unit: str = "it"
-    first: tuple[int, float] | None = None
-    """Number of finished units at the first report, and its time."""
-    aside: float = 0.0
-    """Seconds since then that were spent on other work (`Progress.aside`)."""
-    printed_at: float = -math.inf
-    """Time of the last progress line."""
-    seconds_each: bool | None = None
-    """Whether the speed is given as seconds per unit, else as units per second; fixed by the first measurement."""
-
-    def describe(self, done: int, total: int, now: float) -> str:
-        """`30/400  2.5 it/s  ETA 2:43`. The ETA includes the time of other work, the speed does not."""
-        if self.first is None or done < self.first[0]:
-            self.first, self.aside = (done, now), 0.0
-        num, seconds = done - self.first[0], max(now - self.first[1], 1e-9)
-        text = f"{done}/{total}"
-        if num > 0:
-            rate = num / max(seconds - self.aside, 1e-9)
-            if self.seconds_each is None:
-                self.seconds_each = rate < 1
-            text += f"  {short(1 / rate)} s/{self.unit}" if self.seconds_each else f"  {short(rate)} {self.unit}/s"
-            text += f"  ETA {duration((total - done) * seconds / num)}"
-        return text
-
-
-def short(value: float) -> str:
-    """Three significant digits; numbers of 999 and more as integers, without an exponent."""
-    return f"{value:.3g}" if value < 999 else f"{value:.0f}"
-
-
 class Progress:
     """The `Reporter` of commands: a progress bar on a terminal, else a line every few seconds, with speed and ETA."""
 
@@ -221,7 +206,7 @@ class Progress:
         self.stop, self.say = output.stop, output.say
         self.bar: Any = None
         self.task: Any = None
-        if sys.stderr.isatty() and not output.quiet:
+        if sys.stderr.isatty() and output.is_main and not output.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar

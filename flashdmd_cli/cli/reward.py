@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from flashdmd_cli.cli.options import AsJson, Debug, Device, Iterations, Out, Quiet, RecipeSeed, Seed
+from flashdmd_cli.cli.options import AsJson, Debug, Device, Iterations, NumProcesses, Out, Quiet, RecipeSeed, Seed
 from flashdmd_cli.cli.output import Progress, command
+from flashdmd_cli.cli.ranks import run_processes
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
@@ -43,6 +44,7 @@ def train(
     iterations: Iterations = None,
     seed: RecipeSeed = None,
     device: Device = None,
+    nproc: NumProcesses = 1,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,15 +53,16 @@ def train(
 
     Options that are not given come from the recipe; `--out` is runs/RECIPE by default.
     """
-    with command(as_json, quiet, debug, resumes=True) as output:
+    with command(as_json, quiet, debug, resumes=True, trains=True) as output:
         from flashdmd_cli.workflows.recipes import reward_recipe
 
         resolved = reward_recipe(recipe, sets or [], teacher=teacher, iterations=iterations, seed=seed, device=device)
         from flashdmd_cli.workflows.reward import REPORT, train_reward
 
         folder = out or RUNS / resolved.name
+        run_processes(nproc, output)
         with Progress(output) as observer:
-            train_reward(resolved, pairs, folder, reporter=observer)
+            train_reward(resolved, pairs, folder, reporter=observer, world=output.world)
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         text = [f"{folder}: done (next: flashdmd align --from CKPT --reward {folder})"]
         text += found_lines(

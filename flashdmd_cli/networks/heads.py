@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import is_parametrized
 
 from flashdmd_cli.networks.sam import SamTrunk
 
@@ -53,7 +54,8 @@ class PixelDiscriminator(nn.Module):
         self.trunk = SamTrunk(sam_encoder)
         self.precision = precision
         width = channels or min(256, self.trunk.width)
-        self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks)
+        # In evaluation mode, a forward pass leaves the estimates of the spectral norms as they are.
+        self.heads = nn.ModuleList(DiscriminatorHead(self.trunk.width, width) for _ in self.trunk.hooks).eval()
 
     def extract_features(self, pixels: Tensor) -> list[Tensor]:
         """Features (B, C, h, w) of each global-attention block for pixels (B, 3, H, W) on [-1, 1]."""
@@ -63,6 +65,20 @@ class PixelDiscriminator(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """One logit map (B, 1, h', w') for each feature map of `extract_features`."""
         return [head(feature.float()) for head, feature in zip(self.heads, features, strict=True)]
+
+
+@torch.no_grad()
+def estimate_spectral_norms_(net: nn.Module) -> None:
+    """One power iteration for each layer with spectral norm.
+
+    Called once per iteration. If each forward pass did this, as torch does in training mode, results would depend on
+    the number of micro-batches, and so on the number of processes.
+    """
+    for module in net.modules():
+        if is_parametrized(module, "weight"):
+            module.train()
+            _ = module.weight  # computing it runs the power iteration
+            module.eval()
 
 
 class LatentDiscriminator(nn.Module):

@@ -42,6 +42,10 @@ class ThresholdError(FlashDMDError):
     exit_code = 5
 
 
+class LostContact(FlashDMDError):
+    """Another process of the same run has ended, so that this one cannot continue."""
+
+
 class Interrupted(FlashDMDError):
     """Stopped by a signal with the state saved; the exit code is 128 + the signal's number (130, 143)."""
 

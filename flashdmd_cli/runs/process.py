@@ -8,6 +8,8 @@ import signal
 import sys
 from types import FrameType
 
+from flashdmd_cli.runs.launcher import is_other_rank
+
 
 def begin_process() -> None:
     """Call this first: a signal then ends the process with a one-line message, and standard streams are usable.
@@ -29,7 +31,8 @@ def begin_process() -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     """Exit at once: nothing has been started, and a running import might catch an exception."""
     try:
-        os.write(2, b"interrupted before anything was begun\n")
+        if not is_other_rank():
+            os.write(2, b"interrupted before anything was begun\n")
     finally:
         os._exit(128 + number)
 

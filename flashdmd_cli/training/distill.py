@@ -14,9 +14,11 @@ from torch import Tensor
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Denoiser
 from flashdmd_cli.families.family import Family
+from flashdmd_cli.networks.heads import estimate_spectral_norms_
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.recipe_schema import Train
+from flashdmd_cli.runs.reward_schema import RewardTrain
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.draws import Draws
@@ -51,7 +53,7 @@ def distill(
     return run(recipe, state, lambda: iteration(recipe, objective, state, data), out, watch, stop)
 
 
-def micro_batches(train: Train, world: World) -> Iterator[range]:
+def micro_batches(train: Train | RewardTrain, world: World) -> Iterator[range]:
     """This process's rows of an iteration's batch, in equal parts of at most `micro_batch`."""
     rows = world.rows(train.batch)
     size = math.gcd(len(rows), train.micro_batch)
@@ -86,6 +88,8 @@ def iteration(
     shares_forward = gan.steps == "all" or (index == last and gan.input == "last_step")
     updates_student = number % recipe.ttur == 0
     outputs: list[StudentOutput] = []
+    if state.discriminator is not None:
+        estimate_spectral_norms_(state.discriminator.net)
 
     for rows in parts:
         draws = Draws(train.seed, number, rows, o.family.device)

@@ -17,9 +17,11 @@ from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.base import View
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.device import peak_memory
+from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.collapse import CollapseProbe
 from flashdmd_cli.training.probe import Probe
 from flashdmd_cli.training.state import State
@@ -109,10 +111,12 @@ def run(
         state.load(saved)
     train, world, began, seconds = recipe.train, state.world, time.monotonic(), state.seconds
 
+    require_same(world, state.iteration, out)
+
     def ended() -> bool:
         # Asked of all processes: rounding may let one see a collapse, or a signal reach one alone.
         collapsed = recipe.probe.stop_on_collapse and "collapsed" in state.probe
-        return world.any(stop.requested is not None or collapsed) or state.iteration >= train.iterations
+        return share_stop(world, stop, collapsed) or state.iteration >= train.iterations
 
     def save() -> None:
         if world.is_main:
@@ -121,7 +125,8 @@ def run(
     def preview() -> None:
         if not world.is_main:
             return
-        with stop.answering(world.size == 1):
+        # An interrupted preview is drawn when the run is resumed; the loop ends at its next check.
+        with suppress(StopSignal), stop.answering():
             watch.preview(state.shipped, state.start, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
@@ -168,8 +173,26 @@ def run(
     if 0 < state.iteration < train.iterations:
         with stop.postponed():
             save()
-        if not world.any(stop.requested is not None):
+        if not share_stop(world, stop):
             # A collapse: what one wants to see now.
             preview()
-    world.wait()  # whoever goes on reads what the main process has saved
+    share_stop(world, stop)  # all end alike, after the main process has saved
     return state
+
+
+def require_same(world: World, iteration: int, out: Path) -> None:
+    """Raise InputError if the processes have resumed from states of different iterations. A collective call."""
+    if len(set(world.gather(iteration))) > 1:
+        raise InputError(f"--out {out}: the processes found different states", hint="use a folder that all of them see")
+
+
+def share_stop(world: World, stop: StopFlag, ends: bool = False) -> bool:
+    """Whether a stop was requested of any process, or one of them `ends`; a stop is then requested of all.
+
+    A collective call.
+    """
+    found = world.gather((stop.requested, ends))
+    number = next((number for number, _ in found if number is not None), None)
+    if number is not None and stop.requested is None:
+        stop.request(number)
+    return number is not None or any(each for _, each in found)

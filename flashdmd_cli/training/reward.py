@@ -24,7 +24,10 @@ from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
 from flashdmd_cli.runs.tracking import Tracker
-from flashdmd_cli.training.loop import Undo, Watch
+from flashdmd_cli.runs.world import World
+from flashdmd_cli.training.distill import micro_batches
+from flashdmd_cli.training.draws import Draws
+from flashdmd_cli.training.loop import Undo, Watch, require_same, share_stop
 from flashdmd_cli.training.metrics import StepMetrics
 from flashdmd_cli.training.roles import Role
 from flashdmd_cli.training.state import check_state
@@ -84,13 +87,14 @@ def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
 
 def train_reward(
     recipe: RewardRecipe, family: Family, model: LatentRewardModel, pairs: Sequence[PreferencePair],
-    held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag,
+    held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag, world: World | None = None,
 ) -> tuple[int, float]:  # fmt: skip
     """Train `model` in place. States and metrics are written to `out`; a second call resumes from the latest state.
 
     Returns the number of finished iterations, below the recipe's if `stop` was requested, and their seconds.
     Raises `NumericalError` if gradients stay non-finite, `DataError` for a picture that cannot be read.
     """
+    world = world or World()
     set_trainable(model, recipe)
     role = Role("reward", model, recipe.optim.lr, recipe.optim, "optim.lr")
     done, seconds, began = 0, 0.0, time.monotonic()
@@ -114,60 +118,69 @@ def train_reward(
         take(tensors, {"updates": updates, "bad_updates": bad_updates})
     training, validation = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
+    require_same(world, done, out)
 
     def save() -> None:
+        if not world.is_main:
+            return
         tensors, meta = contents()
         meta |= {"iteration": done, "seconds": seconds + time.monotonic() - began}
         save_state(state_folder(out / "state", done), tensors, meta)
 
-    with Tracker(out, start=done) as tracker, stop.postponed(), suppress(StopSignal):
-        undo = Undo(stop, contents, take)
-        while done < train.iterations and stop.requested is None:
+    with Tracker(out, done, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
+        undo = Undo(stop, contents, take, world.size == 1)
+        while not share_stop(world, stop) and done < train.iterations:
             due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
             with undo.round():
-                metrics = _step(recipe, family, model, role, training, done)
-                if due and validation.pairs:
+                metrics = _step(recipe, family, model, role, training, done, world)
+                if due and validation.pairs and world.is_main:
                     metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()}
             done += 1
             if due or (done - 1) % train.log_every == 0:
                 tracker.log(done - 1, metrics)
-            watch.progress(done, metrics)
+            if world.is_main:
+                watch.progress(done, metrics)
             if due:
                 save()
     if stop.requested is not None and done:
         with stop.postponed():
             save()
+    share_stop(world, stop)  # all end alike, after the main process has saved
     return done, seconds + time.monotonic() - began
 
 
 def _step(
-    recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int
-) -> dict[str, float]:
+    recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int,
+    world: World,
+) -> dict[str, float]:  # fmt: skip
     """One update on `train.batch` random pairs, with a random timestep per pair and new noise per picture."""
-    train, metrics, levels = recipe.train, StepMetrics(), torch.tensor(recipe.pairs.timesteps)
+    train, metrics = recipe.train, StepMetrics(world)
+    levels = torch.tensor(recipe.pairs.timesteps, device=family.device)
     draw = generator(train.seed, 0, step, "reward/pairs")
     indices = torch.randint(len(data.pairs), (train.batch,), generator=draw)
     weights = data.weights[indices] if recipe.pairs.per_prompt else torch.ones(train.batch)
     num_correct = num_decided = 0
-    for micro, rows in enumerate(torch.arange(train.batch).split(train.micro_batch)):
+    for rows in micro_batches(train, world):
+        draws = Draws(train.seed, step, rows, family.device)
         latents, prompts, labels = data.gather(indices[rows].tolist())
-        draw = generator(train.seed, 0, step, f"reward/noise/{micro}")
-        t = levels[torch.randint(len(levels), (len(rows),), generator=draw)].to(family.device)
-        noise = torch.randn(latents.shape, generator=draw).to(family.device)
+        t = levels[draws.choice("reward/timestep", len(levels))]
+        noise = draws.normal("reward/noise", (2, *latents.shape[2:])).transpose(0, 1)
         with family.autocast():
             scores = noisy_scores(model, family, latents, prompts, t, noise)
         weight = weights[rows].to(family.device)
         loss = pairwise_cross_entropy(scores[0], scores[1], labels, weight)
-        # The loss normalises weights within a micro-batch; this factor normalises them over the whole batch.
-        share = (weights[rows].sum() / weights.sum()).item()
+        # The loss normalises weights within a micro-batch; this factor normalises them over the whole batch. Gradients
+        # and metrics are averaged over processes.
+        share = (weights[rows].sum() / weights.sum()).item() * world.size
         (loss * share).backward()
         metrics.add("loss", loss, 1 / share)
         decided = labels != 0.5
         num_correct += int(((scores[1] > scores[0]) == (labels > 0.5))[decided].sum())
         num_decided += int(decided.sum())
+    num_correct, num_decided = (sum(counts) for counts in zip(*world.gather((num_correct, num_decided)), strict=True))
     if num_decided:
         metrics.whole["accuracy"] = num_correct / num_decided
-    metrics.whole["grad_norm"] = role.update(recipe.rate_factor(step))
+    metrics.whole["grad_norm"] = role.update(recipe.rate_factor(step), world)
     metrics.whole["logit_scale"] = model.logit_scale.exp().item()
     return metrics.values()
 

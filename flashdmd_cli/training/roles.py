@@ -41,11 +41,8 @@ class Role(Generic[Net]):
         Returns the gradient norm before clipping. A step with non-finite gradients is skipped; raises `NumericalError`
         after `MAX_BAD_UPDATES` in a row.
         """
-        if world is not None and world.size > 1:
-            for parameter in self.parameters:
-                # A process without pairs has no gradients, but has to take part in the averaging.
-                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            world.mean_([p.grad for p in self.parameters if p.grad is not None])
+        if world is not None:
+            world.mean_gradients_(self.parameters)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.checkpoint import latest_state, state_folder
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -13,6 +14,7 @@ from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import Checkpoint, data_of
 from flashdmd_cli.runs.resume import begin, place_of_run
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.workflows.inputs.families import load_family
 from flashdmd_cli.workflows.inputs.kinds import check_family
 from flashdmd_cli.workflows.inputs.reward_models import check_levels, find_reward, load_reward_model
@@ -21,6 +23,9 @@ from flashdmd_cli.workflows.inputs.shards import cache_in_use, check_pictures, o
 from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.workflows.judges import reward_judge, second_judge
 from flashdmd_cli.workflows.training import raise_if_stopped, watch_run, write_checkpoint
+
+if TYPE_CHECKING:
+    from flashdmd_cli.runs.device import Place
 
 SHOWN = ("preference", "accuracy", "reward/mean", "kept_pairs")
 """Metrics displayed with the progress."""
@@ -34,13 +39,15 @@ def align(
     *,
     data: Path | str | None = None,
     reporter: Reporter | None = None,
+    world: World | None = None,
 ) -> Manifest:
     """Start or resume training for the iterations in the recipe, then write `out/student` and the manifest.
 
     Reads the distilled student (`runs.results.stage1_checkpoint` opens its folder; `workflows.recipes.align_recipe`
     makes the recipe, which is based on the student's), its teacher, the reward model, and the shards in `data` (None:
     those that the student was distilled on). Writes the folder `out`; the same call again resumes from the newest
-    state, or returns the manifest of the finished result.
+    state, or returns the manifest of the finished result. With a `world`, all its processes make the same call; the
+    first writes.
 
     Raises `Interrupted` if a stop was requested before the end, `NumericalError` if the run ended because of a
     collapse (in both cases the state is saved), `UsageError` if `out` contains another run, and `InputError` if an
@@ -54,28 +61,37 @@ def align(
         raise InputError(
             f"--from {student.folder}: is not a student of `distill`", hint="an aligned student cannot be aligned again"
         )
-    reporter, out = reporter or SilentReporter(), Path(out)
+    reporter, out, world = reporter or SilentReporter(), Path(out), world or World()
+    world.rows(recipe.train.batch)
     shards_at = data_of(student) if data is None else find_run(str(data), "data", flag="--data")
     if data is None:
         reporter.say(f"data: {shards_at}")
     before, of = student.manifest.teacher, f"--from {student.folder}"
-    if before is not None:
-        teacher = find_source_again(before, recipe.model, of, reporter=reporter)
-    else:
-        teacher = find_source(recipe.teacher, recipe.model, reporter)
-    check_family(recipe, teacher)
+    with world.main_first():
+        if before is not None:
+            teacher = find_source_again(before, recipe.model, of, reporter=reporter)
+        else:
+            teacher = find_source(recipe.teacher, recipe.model, reporter)
+        check_family(recipe, teacher)
+        reward_folder = find_reward(recipe.align.reward, reporter)
+        placed = with_sam(recipe, reporter)
     shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
-    reward_folder = find_reward(recipe.align.reward, reporter)
     parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
     # Adapters are trained on top of the networks in stage 1's state, so it is read again when the run is resumed.
     needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None
     stage1_state = state_folder(student.folder / "state", student.manifest.step)
     source = [student.folder, *([stage1_state] if needs_state else [])]
-    placed = with_sam(recipe, reporter)
     inputs = {"--data": [shards_at], "--from": source, "--reward": [reward_folder]}
-    if not begin("align", recipe, before or teacher_record(recipe.teacher, teacher), inputs, out, reporter.phase):
+
+    def start() -> Place | None:
+        record = before or teacher_record(recipe.teacher, teacher)
+        begins = begin("align", recipe, record, inputs, out, reporter.phase)
+        return place_of_run(recipe, out, reporter.say) if begins else None
+
+    place = world.from_main(start)
+    if place is None:
         return read_manifest(out)
-    place = place_of_run(recipe, out, reporter.say)
+    world.check(place)
     if message := cache_in_use(shards, manifest, shards_at):
         reporter.phase(message)
     captions = list(
@@ -105,9 +121,9 @@ def align(
     probe = CollapseProbe(objective, captions, reward_judge(sampler), judge.score, judge.name)
     watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN)
     reporter.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
-    state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe)
+    state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe, world)
     raise_if_stopped(recipe, state, reporter.stop, out)
-    return write_checkpoint("align", recipe, family, state, shards_at, out, parents)
+    return world.from_main(lambda: write_checkpoint("align", recipe, family, state, shards_at, out, parents))
 
 
 def ratio(recipe: Recipe) -> str:

@@ -14,14 +14,20 @@ from flashdmd_cli.runs.manifest import Manifest, hardware, read_manifest, write_
 from flashdmd_cli.runs.recipe import RewardRecipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.resume import begin, place_of_run
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.workflows.inputs.families import drawing_place, load_family
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
 from flashdmd_cli.workflows.inputs.reward_models import find_reward, load_reward_model
 from flashdmd_cli.workflows.inputs.teachers import find_source, license_of, teacher_record
 
 if TYPE_CHECKING:
+    from flashdmd_cli.data.pairs import PreferencePair
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.families.sdxl.family import SDXLFamily
+    from flashdmd_cli.families.sdxl.reward import LatentRewardModel
+    from flashdmd_cli.runs.device import Place
+    from flashdmd_cli.runs.teacher import TeacherRecord
 
 REPORT = "report.json"
 """File with the numbers of pairs, and the accuracy on the held-out pairs by noise level."""
@@ -31,37 +37,51 @@ SHOWN: tuple[str, ...] = ("loss", "accuracy")
 
 @releasing()
 def train_reward(
-    recipe: RewardRecipe, pairs: Path | str, out: Path | str, *, half: bool = False, reporter: Reporter | None = None
+    recipe: RewardRecipe,
+    pairs: Path | str,
+    out: Path | str,
+    *,
+    half: bool = False,
+    reporter: Reporter | None = None,
+    world: World | None = None,
 ) -> Manifest:
     """Start or resume training, then write the reward model, its accuracy on held-out pairs and the manifest to `out`.
 
     Reads the file `pairs` (JSONL or parquet) with its pictures, and the teacher, which is downloaded if it is not on
     this machine. `half` stores the weights in float16. The same call again resumes, or returns the manifest of the
-    finished result.
+    finished result. With a `world`, all its processes make the same call; the first writes.
 
     Raises `Interrupted` if a stop was requested before the end (the state is saved), `UsageError` if `out` contains
     another run, and `InputError` or `DataError` if an input cannot be read.
     """
-    from flashdmd_cli.data.pairs import num_decided, read_pairs, split_by_prompt
+    from flashdmd_cli.data.pairs import read_pairs, split_by_prompt
 
-    reporter, pairs, out = reporter or SilentReporter(), Path(pairs), Path(out)
-    teacher = find_source(recipe.teacher, reporter=reporter)
+    reporter, pairs, out, world = reporter or SilentReporter(), Path(pairs), Path(out), world or World()
+    world.rows(recipe.train.batch)
+    with world.main_first():
+        teacher = find_source(recipe.teacher, reporter=reporter)
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
         raise UsageError(f"pairs.held_out: {recipe.pairs.held_out} leaves no pair to learn from", hint="lower it")
-    record = teacher_record(recipe.teacher, teacher)
-    if not begin("reward", recipe, record, {"--pairs": [pairs]}, out, reporter.phase):
+
+    def start() -> tuple[TeacherRecord, Place] | None:
+        record = teacher_record(recipe.teacher, teacher)
+        begins = begin("reward", recipe, record, {"--pairs": [pairs]}, out, reporter.phase)
+        return (record, place_of_run(recipe, out, reporter.say)) if begins else None
+
+    started = world.from_main(start)
+    if started is None:
         return read_manifest(out)
-    place = place_of_run(recipe, out, reporter.say)
+    record, place = started
+    world.check(place)
     reporter.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import RewardConfig
-    from flashdmd_cli.families.sdxl.reward_files import RewardBase, new_reward, save_reward
+    from flashdmd_cli.families.sdxl.reward_files import new_reward
     from flashdmd_cli.training.loop import Watch
-    from flashdmd_cli.training.reward import PairLatents, accuracy
     from flashdmd_cli.training.reward import train_reward as train
 
     family = load_family(teacher, place)
@@ -81,12 +101,24 @@ def train_reward(
     watch = Watch(progress, reporter.say, lambda *_: None)
     reporter.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
     stop = reporter.stop
-    done, seconds = train(recipe, family, model, learned, held_out, out, watch, stop)
+    done, seconds = train(recipe, family, model, learned, held_out, out, watch, stop, world)
     if stop.requested is not None:
         if not done:
             raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
         message = f"interrupted at iteration {done}; the state is saved in {out}"
         raise Interrupted(message, hint="run the same command again to resume", signal_number=stop.requested)
+    return world.from_main(lambda: _write(recipe, family, model, learned, held_out, pairs, record, seconds, half, out))
+
+
+def _write(
+    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, learned: Sequence[PreferencePair],
+    held_out: Sequence[PreferencePair], pairs: Path, record: TeacherRecord, seconds: float, half: bool, out: Path,
+) -> Manifest:  # fmt: skip
+    """Write the reward model, the report with its accuracy on the held-out pairs, and the manifest."""
+    from flashdmd_cli.data.pairs import num_decided
+    from flashdmd_cli.families.sdxl.reward_files import RewardBase, save_reward
+    from flashdmd_cli.training.reward import PairLatents, accuracy
+
     measured = accuracy(model, PairLatents(held_out, family), recipe.train.seed) if held_out else {}
     with saving_weights(out):
         # If only attention layers were trained, the other layers are the teacher's and are not saved.

@@ -71,7 +71,8 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
     if stop.requested is not None and not collapsed:
         if not done:
             raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
-        write_run_page(recipe, out, done, state.probe.get("warnings", ()))
+        if state.world.is_main:
+            write_run_page(recipe, out, done, state.probe.get("warnings", ()))
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",

@@ -1,0 +1,224 @@
+"""Kills training at random moments, resumes it, and compares the result with that of an undisturbed run.
+
+    python docs/experiments/kill.py --kills 20 --out kills.json
+
+Every killed run is a run of its own: `flashdmd distill` on a tiny SDXL with random weights, ended by SIGKILL at a
+random moment from its first state to its end; every other kill waits for the next state that is being written, and
+comes while its files are. Then the same command resumes it. With two processes (gloo) one of them is killed, and the
+other has to end by itself. Cases: 1 process; 2 processes; 2 processes, resumed by 1.
+
+After each kill: no manifest, and every state that counts as complete has the tensors of the undisturbed run's state of
+that iteration, bit for bit. At the end: states, metrics and weights of the student against the undisturbed run's.
+
+The commands run in forks of this process, so that torch is imported only once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from flashdmd_cli.cli.app import app
+from flashdmd_cli.runs import checkpoint
+from flashdmd_cli.runs.launcher import _free_port
+from flashdmd_cli.workflows import distill as _  # noqa: F401 (with torch and diffusers, for the forks)
+
+ITERATIONS, WAIT = 8, 20.0
+TENSORS = "tensors.safetensors"
+
+
+class Folders(pytest.TempPathFactory):
+    """Stands in for pytest's factory, for the fixtures that make the tiny networks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def mktemp(self, basename: str, numbered: bool = True) -> Path:
+        (self.root / basename).mkdir()
+        return self.root / basename
+
+
+def prepare(root: Path) -> list[str]:
+    """Teacher, discriminator's encoder and pictures; the command."""
+    from tests import conftest, test_distill
+
+    teacher = conftest.tiny_folder.__wrapped__(Folders(root))
+    sam = test_distill.sam_folder.__wrapped__(Folders(root))
+    config = teacher / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 16}))
+    data = root / "data"
+    ended(run(["prepare-data", "shapes", "--num", "16", "--out", str(data)], 1, root / "log"))
+    sets = {
+        "gan.sam": sam, "train.batch": 4, "train.micro_batch": 4, "train.save_every": 1, "train.preview_every": "null",
+        "model.precision": "fp32", "optim.warmup_images": 0, "train.average_images": 20,
+    }  # fmt: skip
+    words = ["distill", "--recipe", "shapes-4step", "--teacher", str(teacher), "--data", str(data), "--quiet"]
+    words += ["--iterations", str(ITERATIONS), "--device", "cpu"]
+    return words + [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+
+
+def run(words: list[str], size: int, log: Path, kept: int = 2) -> list[int]:
+    """Start a command in `size` processes; their process ids."""
+    port, pids = _free_port(), []
+    for rank in range(size):
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            number = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(number, 1)
+            os.dup2(number, 2)
+            if size > 1:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+                               "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
+            checkpoint.NUM_KEPT = kept
+            code = 1
+            try:
+                app(words)
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else 0
+            finally:
+                os._exit(code)
+        pids.append(pid)
+    return pids
+
+
+def ended(pids: list[int]) -> list[int]:
+    """Wait for all; the exit codes."""
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+
+
+def states(out: Path) -> dict[str, Path]:
+    """The states that count as complete, by name."""
+    return {path.name: path for path in checkpoint._states(out / "state")}
+
+
+def differences(a: Path, b: Path) -> dict[str, float]:
+    """The largest difference between the tensors of two files by group, such as `student.net`; 0: bit-identical."""
+    one, two = load_file(a), load_file(b)
+    assert one.keys() == two.keys()
+    found: dict[str, float] = {}
+    for key in one:
+        group = ".".join(key.split(".")[:2]) if ".net." in key or ".optimizer." in key else "student"
+        apart = 0.0 if torch.equal(one[key], two[key]) else (one[key] - two[key]).abs().max().item()
+        found[group] = max(found.get(group, 0.0), apart)
+    return found
+
+
+def compared(out: Path, whole: Path) -> dict[str, Any]:
+    """Final state, student and metrics of a run against those of an undisturbed one."""
+    name, weights = f"state/step-{ITERATIONS:08d}/{TENSORS}", "student/diffusion_pytorch_model.safetensors"
+    rows, wanted = (
+        [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()] for each in (out, whole)
+    )
+    return {
+        "metrics": max(
+            abs(a[k] - b[k]) / max(abs(b[k]), 1e-2) for a, b in zip(rows, wanted, strict=True) for k in b
+        ),
+        "exported student": differences(out / weights, whole / weights)["student"],
+        **differences(out / name, whole / name),
+    }  # fmt: skip
+
+
+def killed(words: list[str], out: Path, size: int, lasts: float, in_a_write: bool, log: Path) -> dict[str, Any]:
+    """Start a run and kill one process at a random moment."""
+    pids, began, victim = run([*words, "--out", str(out)], size, log), time.monotonic(), random.randrange(size)
+    while not states(out):
+        time.sleep(0.002)
+    time.sleep(random.uniform(0.0, max(0.0, lasts - (time.monotonic() - began)) * (0.7 if in_a_write else 1.0)))
+    if in_a_write:
+        victim, end = 0, time.monotonic() + WAIT  # process 0 writes
+        while not any((out / "state").glob(".step-*.tmp")) and time.monotonic() < end:
+            if os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+        time.sleep(random.uniform(0.0, 0.01))
+    os.kill(pids[victim], signal.SIGKILL)
+    at, writing = time.monotonic(), any((out / "state").glob(".step-*.tmp"))
+    codes = ended(pids)
+    seconds = time.monotonic() - at
+    return {"killed": victim, "codes": codes, "seconds_to_end": round(seconds, 2), "in_a_write": writing}
+
+
+def experiment(case: str, words: list[str], root: Path, kills: int, wholes: dict[int, Path]) -> list[dict[str, Any]]:
+    """All kills of one case, `2->1`: two processes, resumed by one."""
+    before, after = (int(text) for text in case.split("->"))
+    found = []
+    for number in range(kills):
+        out, log = root / f"{case}-{number}", root / f"{case}-{number}.log"
+        seconds = json.loads((wholes[before] / "seconds").read_text())
+        row = killed(words, out, before, seconds, number % 2 == 1, log)
+        saved = states(out)
+        row["finished"] = (out / "manifest.json").is_file()
+        row["states"] = sorted(saved)
+        row["wrong_states"] = [
+            name for name, path in saved.items()
+            if any(differences(path / TENSORS, wholes[before] / "state" / name / TENSORS).values())
+            or checkpoint.load_state(path)[1]["iteration"] != int(name[-8:])
+        ]  # fmt: skip
+        row["resumed"] = ended(run([*words, "--out", str(out)], after, log))
+        row["differences"] = compared(out, wholes[after])
+        found.append(row)
+        print(case, json.dumps(row), flush=True)
+        shutil.rmtree(out)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("runs/kill"))
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    random.seed(asked.seed)
+    torch.set_num_threads(1)
+    began, root = time.monotonic(), asked.work.resolve()
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    words, wholes = prepare(root), {}
+    for size in (1, 2):
+        wholes[size], start = root / f"whole-{size}", time.monotonic()
+        codes = ended(run([*words, "--out", str(wholes[size])], size, root / "log", kept=ITERATIONS))
+        assert codes == [0] * size, (root / "log").read_text()
+        (wholes[size] / "seconds").write_text(json.dumps(time.monotonic() - start))
+    document: dict[str, Any] = {"2 against 1, undisturbed": compared(wholes[2], wholes[1])}
+    for case in ("1->1", "2->2", "2->1"):
+        rows = experiment(case, words, root, asked.kills, wholes)
+        document[case] = {
+            "kills": len(rows),
+            "in a write": sum(row["in_a_write"] for row in rows),
+            "states found": sorted({name for row in rows for name in row["states"]}),
+            "wrong states": sum(len(row["wrong_states"]) for row in rows),
+            "finished before the kill": sum(row["finished"] for row in rows),
+            "resumed to the end": sum(set(row["resumed"]) == {0} for row in rows),
+            "bit-identical": sum(not any(row["differences"].values()) for row in rows),
+            "longest wait for the others to end": max(row["seconds_to_end"] for row in rows),
+            "largest differences": {
+                key: max(row["differences"][key] for row in rows) for key in rows[0]["differences"]
+            },
+        }
+    times = resource.getrusage(resource.RUSAGE_CHILDREN)
+    document["seconds"] = {"wall": time.monotonic() - began, "processor": times.ru_utime + times.ru_stime}
+    text = json.dumps(document, indent=2)
+    print(text)
+    if asked.out is not None:
+        asked.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import dump_recipe, list_recipes, load_recipe
 from flashdmd_cli.workflows import bench as benching
-from flashdmd_cli.workflows.plan import counting, fitting
+from flashdmd_cli.workflows.plan import counting, fitting, gpus
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, GPUS, RESERVE, Gpu, gpu_named
 from flashdmd_cli.workflows.plan.meta import META, Meter
 from flashdmd_cli.workflows.plan.planning import evaluations, plan
@@ -43,7 +43,10 @@ def test_operations_are_those_counted_in_training(name, sets, monkeypatch):
     measured = benching.bench(recipe, 64, 1, small=True)
     drawn = [int(torch.randint(len(recipe.dm_step_indices), (1,), generator=generator(0, 0, number, "grid step")))
              for number in range(recipe.ttur, 2 * recipe.ttur)]  # fmt: skip
-    planned = plan(recipe, None, 64, small=True, indices=[recipe.dm_step_indices[index] for index in drawn])
+    # In whatever number format; bf16 is that of the other tests, which share what is counted.
+    planned = plan(
+        recipe, None, 64, precision="bf16", small=True, indices=[recipe.dm_step_indices[index] for index in drawn]
+    )
     assert planned.tflop_per_sample == pytest.approx(measured.tflop, rel=0.02)
     assert (planned.parameters, planned.trainable) == (measured.parameters, measured.trainable)
     assert planned.tflop_per_sample == pytest.approx(sum(planned.tflop_by_part.values()))
@@ -193,3 +196,15 @@ def test_large_previews_are_drawn_one_at_a_time(monkeypatch, tmp_path):
         family = SimpleNamespace(resolution=side, teacher=None)
         Preview(load_recipe("sdxl-4step"), family, ["a", "b"], tmp_path)(None, None, 0)
     assert batches == [8, 8, 8, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops", "is_measured"),
+    [("NVIDIA H200", 788, True), ("NVIDIA GeForce RTX 4090", 165, False), ("NVIDIA T4", 100, False)],
+)
+def test_the_gpu_of_this_machine(name, tflops, is_measured, monkeypatch):
+    monkeypatch.setattr(gpus, "available_devices", lambda: ["cuda", "cpu"])
+    properties = SimpleNamespace(name=name, total_memory=5)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    here = gpu_named(None)
+    assert (here.name, here.memory, here.tflops, here.is_measured) == (name, 5, tflops, is_measured)

@@ -68,7 +68,7 @@ def test_eval_writes_the_page_beside_its_results(world: Path) -> None:  # noqa: 
     found = evaluate("shapes-sdxl", "e", **few)
     text = Path("e/report.html").read_text(encoding="utf-8")
     value = found.document["metrics"]["exact"]
-    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} higher 4" in plain(text)
+    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} 4" in plain(text)
     assert "pictures of 4 prompts, the first of shapes1k" in text and found.suite.rows[0].prompt in text
     assert "hardware.device cpu" in plain(section(text, "Provenance")) and external(text) == []
     manifest = read_manifest(Path("e"))
@@ -93,8 +93,10 @@ def test_values_stand_beside_published_ones(tmp_path: Path) -> None:
     a = result(tmp_path / "a", BASE)
     found = read_result(a).metrics["clip"]
     text = section(page(a), "Values")
-    assert f"clip ↑ cosine {found['value']:.4f} {found['low']:.4f} to {found['high']:.4f} higher 8" in plain(text)
-    assert "fid ↓" in text and "lower" in text
+    assert f"clip ↑ higher is better; cosine {found['value']:.4f} {found['low']:.4f} to {found['high']:.4f} 8" in plain(
+        text
+    )
+    assert "fid ↓" in text and "lower is better" in text
     rows = section(page(a), "Beside published values").split("<tr")
     turbo = next(row for row in rows if "SDXL-Turbo" in row)
     assert turbo.startswith(' class="published"') and plain(turbo).endswith("SDXL-Turbo published, Table 1 4 0.3302 ")
@@ -130,7 +132,7 @@ def test_comparison_shows_the_most_changed_prompt(tmp_path: Path) -> None:
     assert (tmp_path / "both" / "table.md").read_text().startswith("Suite coco10k")
     changed_ = section(text, "Most changed")
     most, least = (plain(each) for each in re.split("<h3>", changed_)[1:3])
-    assert "clip: most better in b (prompts: 5 better, 3 worse, 0 equal)" in most
+    assert "clip: b is better for 5 of 8 prompts" in most and "worse for 3 of 8" in least
     assert "a: 0.3300 b: 0.8300 (+0.5) prompt number 3" in most
     assert most.index("prompt number 3") == most.index("prompt number")
     assert least.index("prompt number 5") == least.index("prompt number") and "(-0.4)" in least

@@ -96,10 +96,11 @@ def table(
 
     def drawn(each: Cell | str) -> str:
         found = Cell(each) if isinstance(each, str) else each
+        text = escaped(found.text).replace("_", "_<wbr>")  # a name may be broken there
         below = f'<br><span class="small">{escaped(found.below)}</span>' if found.below else ""
-        return f"<td{f' class={chr(34)}{found.kind}{chr(34)}' if found.kind else ''}>{escaped(found.text)}{below}</td>"
+        return f"<td{f' class={chr(34)}{found.kind}{chr(34)}' if found.kind else ''}>{text}{below}</td>"
 
-    head = "".join(f"<th>{escaped(text)}</th>" for text in heads)
+    head = "".join(f"<th>{escaped(text).replace('_', '_<wbr>')}</th>" for text in heads)
     body = "".join(
         f"<tr{' class=' + chr(34) + 'published' + chr(34) if i in published else ''}>{''.join(map(drawn, row))}</tr>"
         for i, row in enumerate(rows)

@@ -138,9 +138,12 @@ def most_changed(sources: Sequence[Source], names: Sequence[str]) -> list[Group]
                     for source, text in ((base, before), (other, after))
                 ]
 
-            counts = f"{found.num_better} better, {found.num_worse} worse, {found.num_equal} equal"
-            for what, changes in (("better", found.better), ("worse", found.worse)):
+            total = found.num_better + found.num_worse + found.num_equal
+            for what, count, changes in (
+                ("better", found.num_better, found.better),
+                ("worse", found.num_worse, found.worse),
+            ):
                 if changes:
-                    title = f"{name}: most {what} in {other.result.name} (prompts: {counts})"
+                    title = f"{name}: {other.result.name} is {what} for {count:,} of {total:,} prompts"
                     groups.append(Group(title, [shots(each) for each in changes]))
     return groups

@@ -20,7 +20,7 @@ from flashdmd_cli.evaluation.picture_groups import Gallery, Source, best_and_wor
 from flashdmd_cli.evaluation.results import REPORT, named, pictures_folder, read_results, read_samples
 from flashdmd_cli.runs.reporter import duration
 
-BETTER = {"higher": "higher", "lower": "lower", "one": "closer to 1", "none": "neither"}
+BETTER = {"higher": "higher is better", "lower": "lower is better", "one": "1 is best", "none": "a description"}
 INTERVALS = (
     "Below each value is its 95% interval: it covers the value of infinitely many such prompts and pictures in 95 of "
     "100 evaluations. It says nothing of prompts of another kind."
@@ -127,21 +127,21 @@ def lead(document: Mapping[str, Any]) -> str:
 
 
 def values(result: Result) -> str:
-    """A line for each metric: value, interval, which way is better, number of pictures; its parts folded."""
+    """A line for each metric: which way is better, value, interval, number of pictures; its parts folded."""
     rows: list[list[Cell | str]] = []
     folds = []
     for name, found in result.metrics.items():
-        rows.append([metric_cell(name, found), value_cell(found), BETTER[found["direction"]], f"{found['n']:,}"])
+        rows.append([metric_cell(name, found), value_cell(found), f"{found['n']:,}"])
         if parts := found.get("parts"):
             lines: list[list[Cell | str]] = [[part, value_cell(each)] for part, each in parts.items()]
             folds.append(folded(f"Parts of {name}", table(["part", "value"], lines)))
-    return table(["metric", "value", "better", "pictures"], rows) + "".join(folds)
+    return table(["metric", "value", "pictures"], rows) + "".join(folds)
 
 
 def metric_cell(name: str, found: Mapping[str, Any]) -> Cell:
-    """Name and arrow of a metric, with its unit and scale below."""
-    below = [str(found.get(key)) for key in ("unit", "scale") if found.get(key)]
-    return Cell(f"{name} {ARROWS[found['direction']]}".strip(), ", ".join(dict.fromkeys(below)))
+    """Name and arrow of a metric; below it which way is better, its unit and its scale."""
+    below = [BETTER[found["direction"]], *(str(found[key]) for key in ("unit", "scale") if found.get(key))]
+    return Cell(f"{name} {ARROWS[found['direction']]}".strip(), "; ".join(dict.fromkeys(below)))
 
 
 def value_cell(found: Mapping[str, Any] | None) -> Cell:

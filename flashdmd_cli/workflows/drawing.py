@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.evaluation.suites.suite import Suite
 
 PROMPTS, TIMES = "prompts.jsonl", "times.jsonl"
+CPU_PART = 4
+"""Pictures that are drawn on a CPU before they are written: at most so many are lost by an interruption."""
 
 
 @dataclass
@@ -94,13 +96,13 @@ def draw_suite(
             f"--nproc {num_processes}: the pictures are drawn on {drawer.place.device}, by one process",
             hint="leave it out, or give --device cpu",
         )
-    size = batch or drawer.batch
+    size = batch or (CPU_PART if on_cpu else drawer.batch)
     pictures = begin_pictures(folder, suite, drawer, seed, None if on_cpu else size)
     parts = missing_parts(suite.rows, pictures, size)
     kept = len(suite.rows) - sum(map(len, parts))
-    reporter.phase(
-        f"drawing {len(suite.rows)} pictures with {drawer.name}, {counted(drawer.steps, 'step')} each", "picture"
-    )
+    extra = sum(not row.counts for row in suite.rows)
+    number = f"{len(suite.rows) - extra} pictures" + (f", and {extra} more for diversity," if extra else "")
+    reporter.phase(f"drawing {number} with {drawer.name}, {counted(drawer.steps, 'step')} each", "picture")
     if kept:
         reporter.say(f"{kept} of {len(suite.rows)} pictures are in {pictures} already")
     done = kept

@@ -90,7 +90,7 @@ def align(
         from flashdmd_cli.workflows.align import align as run_align
 
         folder = out or RUNS / resolved.name
-        run_processes(nproc, output)
+        run_processes(nproc, output.world)
         with Progress(output) as observer:
             manifest = run_align(resolved, student, folder, data=data, reporter=observer, world=output.world)
         finish(folder, manifest, output)

@@ -89,7 +89,7 @@ def distill(
         from flashdmd_cli.workflows.distill import distill as run_distill
 
         folder = out or RUNS / resolved.name
-        run_processes(nproc, output)
+        run_processes(nproc, output.world)
         with Progress(output) as observer:
             manifest = run_distill(resolved, data, folder, reporter=observer, world=output.world)
         finish(folder, manifest, output)

@@ -12,7 +12,6 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.launcher import is_rank, launch
 
 if TYPE_CHECKING:
-    from flashdmd_cli.cli.output import Output
     from flashdmd_cli.runs.world import World
 
 
@@ -26,9 +25,9 @@ def joined() -> World | None:
     return World.join()
 
 
-def run_processes(nproc: int, output: Output) -> None:
-    """With `--nproc`, run this command in several processes instead, and exit as they do."""
-    if output.world is None and nproc > 1:
+def run_processes(nproc: int, world: World | None) -> None:
+    """With `--nproc`, run this command in several processes instead, and exit as they do; not in one of `world`."""
+    if world is None and nproc > 1:
         raise typer.Exit(launch(nproc, [sys.executable, "-m", "flashdmd_cli", *sys.argv[1:]]))
-    if output.world is not None and nproc not in (1, output.world.size):
-        raise UsageError(f"--nproc {nproc}: {output.world.size} processes were started already", hint="leave it out")
+    if world is not None and nproc not in (1, world.size):
+        raise UsageError(f"--nproc {nproc}: {world.size} processes were started already", hint="leave it out")

@@ -60,7 +60,7 @@ def train(
         from flashdmd_cli.workflows.reward import REPORT, train_reward
 
         folder = out or RUNS / resolved.name
-        run_processes(nproc, output)
+        run_processes(nproc, output.world)
         with Progress(output) as observer:
             train_reward(resolved, pairs, folder, reporter=observer, world=output.world)
         report = json.loads((folder / REPORT).read_text(encoding="utf-8"))

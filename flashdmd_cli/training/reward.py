@@ -151,7 +151,7 @@ def train_reward(
 
 def _step(
     recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int,
-    world: World,
+    world: World = World(),
 ) -> dict[str, float]:  # fmt: skip
     """One update on `train.batch` random pairs, with a random timestep per pair and new noise per picture."""
     train, metrics = recipe.train, StepMetrics(world)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from flashdmd_cli.cli import ranks
 from flashdmd_cli.cli.app import app
-from flashdmd_cli.cli.output import Output, interruption
+from flashdmd_cli.cli.output import interruption
 from flashdmd_cli.runs import launcher
 from flashdmd_cli.runs.checkpoint import latest_state
 from flashdmd_cli.runs.device import Place
@@ -229,11 +229,9 @@ def test_devices_that_processes_cannot_share_are_refused(monkeypatch):
 
 
 def test_processes_that_torchrun_started_are_not_started_again(monkeypatch):
-    output = Output()
     monkeypatch.setattr(ranks, "launch", lambda *_: pytest.fail("started"))
-    ranks.run_processes(1, output)
-    output.world = World(0, 2)
-    ranks.run_processes(1, output)
-    ranks.run_processes(2, output)
+    ranks.run_processes(1, None)
+    ranks.run_processes(1, World(0, 2))
+    ranks.run_processes(2, World(0, 2))
     with pytest.raises(UsageError, match="--nproc 3: 2 processes were started already"):
-        ranks.run_processes(3, output)
+        ranks.run_processes(3, World(0, 2))

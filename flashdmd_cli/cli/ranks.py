@@ -26,7 +26,7 @@ def joined() -> World | None:
 
 
 def run_processes(nproc: int, world: World | None) -> None:
-    """With `--nproc`, run this command in several processes instead, and exit as they do."""
+    """With `--nproc`, run this command in several processes instead, and exit as they do; not in one of `world`."""
     if world is None and nproc > 1:
         raise typer.Exit(launch(nproc, [sys.executable, "-m", "flashdmd_cli", *sys.argv[1:]]))
     if world is not None and nproc not in (1, world.size):

@@ -151,9 +151,10 @@ def train_reward(
 
 def _step(
     recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int,
-    world: World,
+    world: World | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One update on `train.batch` random pairs, with a random timestep per pair and new noise per picture."""
+    world = world or World()
     train, metrics = recipe.train, StepMetrics(world)
     levels = torch.tensor(recipe.pairs.timesteps, device=family.device)
     draw = generator(train.seed, 0, step, "reward/pairs")

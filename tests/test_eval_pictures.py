@@ -17,6 +17,7 @@ from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import PictureMean, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
+from flashdmd_cli.evaluation.suites import spec
 from flashdmd_cli.evaluation.suites.prompts import read_prompt_file
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.workflows.evaluate import evaluate
@@ -55,6 +56,8 @@ def brightness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Brightne
         monkeypatch.delitem(METRICS, name)
     monkeypatch.setitem(METRICS, "brightness", Brightness)
     monkeypatch.setitem(METRICS, "absent", Absent)
+    read = spec.read_spec  # suites that name other metrics measure these two
+    monkeypatch.setattr(spec, "read_spec", lambda *given: read(*given).model_copy(update={"metrics": None}))
     monkeypatch.chdir(tmp_path)
     return Brightness
 

@@ -245,6 +245,8 @@ def test_demo(world, monkeypatch):
     Path(document["manifest"]).unlink()
     again = run("demo", "--iterations", 1, "--out", "d")
     assert again.exit_code == 0 and "teacher_4_stochastic" in again.stdout
+    fails(run("demo", "--family", "sd3", "--iterations", 1, "--out", "d"), 2, "--family sd3", "holds a demo with sdxl")
+    fails(run("demo", "--family", "flux"), 2, "--family flux: unknown")
 
 
 @pytest.mark.parametrize("form", ["full", "lora"])

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.conditioning import Conditioning
@@ -29,17 +28,10 @@ from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.workflows.bench_parts import Part, by_part, wait
 
 MATRIX = 8192
 """Side of the square matrices whose product measures a device's ceiling; a CPU takes an eighth."""
-
-
-@dataclass
-class Part:
-    """One part of an iteration, without backward passes, summed over its micro-batches."""
-
-    seconds: float = 0.0
-    tflop: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +134,7 @@ def bench(
         began = time.perf_counter()
         iteration(recipe, objective, state, data, number)
         state.follow_average(recipe)
-        _wait(device)
+        wait(device)
         return time.perf_counter() - began
 
     with _tf32(authors):
@@ -156,7 +148,7 @@ def bench(
         seconds = sum(run(number) for number in numbers) / len(numbers)
         peak = peak_memory(device) / 1e9
         reporter.phase(f"{recipe.name}: counting")
-        parts, tflop, whole = _by_part(objective, state, numbers, run, tflop_per_sample is None)
+        parts, tflop, whole = by_part(objective, state, numbers, run, tflop_per_sample is None)
     tflop = tflop if tflop_per_sample is None else tflop_per_sample * recipe.train.batch
     counted = tflop - sum(part.tflop for part in parts.values())
     parts["backward passes"] = Part(
@@ -201,75 +193,6 @@ def _with_sam(recipe: Recipe, folder: Path, small: bool, resolution: int) -> Rec
     )
 
 
-def _by_part(
-    objective: Objective, state: State, numbers: range, run: Callable[[int], float], counts: bool
-) -> tuple[dict[str, Part], float, float]:
-    """(parts without backward passes, all TFLOP, all seconds), each the mean of the iterations `numbers`.
-
-    They are run with a clock that waits for the device around every part, and if `counts` once more with a counter of
-    operations.
-    """
-    device, parts, inside = objective.family.device, dict[str, Part](), list[str]()
-    counter: FlopCounterMode | None = None
-
-    def watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if inside:
-                return function(*args, **kwargs)
-            inside.append(name)
-            part = parts.setdefault(name, Part())
-            if counter is None:
-                _wait(device)
-            began, before = time.perf_counter(), counter.get_total_flops() if counter else 0
-            try:
-                return function(*args, **kwargs)
-            finally:
-                inside.pop()
-                if counter is None:
-                    _wait(device)
-                    part.seconds += (time.perf_counter() - began) / len(numbers)
-                else:
-                    part.tflop += (counter.get_total_flops() - before) / 1e12 / len(numbers)
-
-        return call
-
-    names = {
-        "simulate": "rollout",
-        "adversarial_state": "rollout",
-        "student_x0": "student",
-        "dm_loss": "teacher and fake score",
-        "fake_loss": "fake score's loss",
-        "view": "VAE",
-        "real_view": "VAE",
-        "latent_logits": "discriminator",
-    }
-    with ExitStack() as stack:
-        for attribute, name in names.items():
-            stack.enter_context(_replaced(objective, attribute, watched(name, getattr(objective, attribute))))
-        heads: Any = None if state.discriminator is None else state.discriminator.net
-        if hasattr(heads, "extract_features"):
-            stack.enter_context(_replaced(heads, "extract_features", watched("discriminator", heads.extract_features)))
-        for role in state.roles:
-            stack.enter_context(_replaced(role, "update", watched("optimizers", role.update)))
-        seconds = sum(run(number) for number in numbers) / len(numbers)
-        if not counts:
-            return parts, 0.0, seconds
-        with FlopCounterMode(display=False) as counter:
-            for number in numbers:
-                run(number)
-    return parts, counter.get_total_flops() / 1e12 / len(numbers), seconds
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """A method of `owner` replaced for a while; `object.__setattr__` also changes a frozen dataclass."""
-    object.__setattr__(owner, name, function)
-    try:
-        yield
-    finally:
-        object.__delattr__(owner, name)
-
-
 def matrix_tflops(place: Place) -> float:
     """TFLOP per second of a large square matrix product of random numbers on a device, in its number format; best of
     three."""
@@ -279,11 +202,11 @@ def matrix_tflops(place: Place) -> float:
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(4):
-        _wait(device)
+        wait(device)
         began = time.perf_counter()
         for _ in range(10):
             a @ b
-        _wait(device)
+        wait(device)
         best = max(best, 10 * 2 * side**3 / (time.perf_counter() - began) / 1e12)
     return best
 
@@ -309,13 +232,6 @@ def _tf32(on: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _allocated(device: torch.device) -> int:

@@ -18,8 +18,11 @@ from flashdmd_cli.evaluation.metrics.metric import PictureMean, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
 from flashdmd_cli.evaluation.suites.prompts import read_prompt_file
+from flashdmd_cli.evaluation.suites.spec import rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows.evaluate import evaluate
+from flashdmd_cli.workflows.picking import Request, suite_of_prompts
 
 LONG, EMOJI, LINES = "very " * 2000 + "long", "a 🦊 with a 🧢, café", "a cat\non two\nlines"
 
@@ -55,6 +58,9 @@ def brightness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Brightne
         monkeypatch.delitem(METRICS, name)
     monkeypatch.setitem(METRICS, "brightness", Brightness)
     monkeypatch.setitem(METRICS, "absent", Absent)
+    plain = tmp_path.with_name(f"{tmp_path.name}-plain")  # pictures of no suite are measured by every metric there is
+    plain.with_suffix(".yaml").write_text("name: plain\nversion: 1\nprompts: {file: p.txt}\n")
+    monkeypatch.setattr("flashdmd_cli.workflows.picking.PLAIN_SUITE", str(plain))
     monkeypatch.chdir(tmp_path)
     return Brightness
 
@@ -223,6 +229,41 @@ def test_files_belong_to_prompts_by_name_id_or_order(tmp_path: Path) -> None:
         ("1", "a_0.png"), ("2", "a_1.png"), ("3", "b.png"), ("4", "0.png"), ("5", "x.png")
     ]  # fmt: skip
     assert sorted(["a10.png", "a2.png", "a1.png"], key=lambda name: natural([name])) == ["a1.png", "a2.png", "a10.png"]
+
+
+def test_prompts_with_names_are_never_matched_by_order(brightness: type[Brightness], tmp_path: Path) -> None:
+    rows = [{"id": name, "prompt": f"the {name}", "file_name": f"COCO_{i}.png"} for i, name in enumerate("cab")]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "own.yaml").write_text("name: own\nversion: 1\nprompts: {file: p.jsonl}\n")
+    for folder, names in (("files", ["COCO_0", "COCO_1", "COCO_2"]), ("ids", "abc"), ("order", "012")):
+        for name in names:
+            save(tmp_path / folder / f"{name}.png")
+    for folder, expected in (("files", ["COCO_0.png", "COCO_1.png", "COCO_2.png"]), ("ids", ["c.png", "a.png", "b.png"])):
+        evaluate(out=f"e-{folder}", suite="own.yaml", images=folder, metrics=["brightness"])
+        samples = [json.loads(line) for line in Path(f"e-{folder}/samples.jsonl").read_text().splitlines()]
+        assert [(each["id"], each["file"]) for each in samples] == list(zip("cab", expected, strict=True))
+    for options in ({"suite": "own.yaml"}, {"prompts": "p.jsonl"}):
+        with pytest.raises(InputError, match="--images order: no picture has the file name or the id of a prompt"):
+            evaluate(out="f", images="order", metrics=["brightness"], **options)  # type: ignore[arg-type]
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    told: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = told.append  # type: ignore[method-assign]
+    evaluate(out="g", images="order", prompts="p.txt", metrics=["brightness"], reporter=reporter)
+    assert any("the n-th picture by name belongs to the n-th prompt" in line for line in told)
+
+
+def test_drawn_pictures_have_the_hash_of_their_file_of_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    prompts, _ = read_prompt_file(tmp_path / "p.txt", "--prompts")
+    rows = rows_of(prompts, None, 2)
+    lines = []
+    for row in rows:
+        lines.append(json.dumps({"file": save(tmp_path / f"{row.index}.png").name, "id": row.prompt_id,
+                                 "prompt": row.prompt, "group": row.group}))  # fmt: skip
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    request = Request(None, None, tmp_path / "p.txt", None, 2, None, None, None, "cpu", measures=False)
+    assert suite_of_prompts(request, Instruments()).sha256 == read_collection(tmp_path, None).sha256
 
 
 def test_a_suite_of_any_prompts_takes_no_metric_of_the_embedded_world(

@@ -103,6 +103,7 @@ def test_formats(tmp_path: Path) -> None:
         ({"suite__sha256": "other"}, "b of coco10k 1, or of other prompts"),
         ({"suite__pictures": 4}, "a has 8 pictures, b 4"),
         ({"metrics__clip": {"provenance": {"w": "2"}}}, "clip was measured with another provenance"),
+        ({"metrics__fid": {"references": {"num": 9, "sha256": "x"}}}, "fid was measured with other real pictures"),
         ({"metrics__clip": {"version": 2}}, "clip was measured with another version"),
         ({"metrics": {"mps": {}}}, "no metric in common"),
     ],

@@ -109,10 +109,11 @@ def common_metrics(results: Sequence[Result], wanted: Sequence[str] | None) -> l
         first = results[0].metrics[name]
         for other in results[1:]:
             theirs = other.metrics[name]
-            for key in ("version", "scale", "provenance"):
+            for key in ("version", "scale", "provenance", "references"):
                 if first.get(key) != theirs.get(key):
+                    what = "other real pictures" if key == "references" else f"another {key}"
                     raise UsageError(
-                        f"compare: {name} was measured with another {key} in {results[0].name} and {other.name}",
+                        f"compare: {name} was measured with {what} in {results[0].name} and {other.name}",
                         hint="measure both with the same weights, options and version of flashdmd",
                     )
     return names

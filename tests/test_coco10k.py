@@ -95,7 +95,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_from_annotations_to_a_suite(small: Path) -> None:
+def test_from_annotations_to_a_suite(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = annotations(pictures=small / "coco" / "val2014")
     folder = small / "coco" / "annotations"
     folder.mkdir()
@@ -118,6 +118,14 @@ def test_from_annotations_to_a_suite(small: Path) -> None:
     with zipfile.ZipFile("annotations_trainval2014.zip", "w") as archive:
         archive.write(folder / "captions_val2014.json", "annotations/captions_val2014.json")
     again = prepare_suite("annotations_trainval2014.zip", "b")
+    # Published rows belong to the genuine draw alone, and the mark changes no hash of the suite.
+    assert not chosen.published and "published: false" in Path("runs/data-coco10k/coco10k.yaml").read_text()
+    monkeypatch.setattr(suite, "FIRST", tuple(i for i, _ in expected[:7]))
+    monkeypatch.setattr(suite, "FIRST_CAPTION", expected[0][1].strip())
+    assert "it is DMD2's COCO-10k" in prepare_suite("coco", "genuine")["check"]
+    found = read_suite("genuine/coco10k.yaml", only=["high_frequency"])
+    assert found.published and found.sha256 == chosen.sha256
+    assert not read_suite("genuine/coco-mini.yaml", only=["high_frequency"]).published
     assert again["sha256"] == read_manifest(Path("runs/data-coco10k")).files[0].sha256
     prompts = Path("runs/data-coco10k/prompts.jsonl")
     prompts.write_text(prompts.read_text().replace("caption 0", "caption 9"))

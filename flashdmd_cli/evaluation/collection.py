@@ -35,7 +35,7 @@ class Collection:
 
     @property
     def sha256(self) -> str:
-        """Hash of the prompts and their ids, the same as that of the file of prompts that the pictures were drawn of."""
+        """Hash of the prompts and their ids: that of the file of prompts from which the pictures were drawn."""
         return prompts_digest([(row.prompt_id, row.prompt) for row in self.rows])
 
 

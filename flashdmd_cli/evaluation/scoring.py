@@ -303,7 +303,7 @@ def num_finite(metric: Metric, numbers: Tensor) -> int:
 
 
 def why_not(metric: Metric, scored: Scored, num_real: int | None = None) -> str | None:
-    """Why a metric has no value of these pictures; None if it has one. `num_real` real pictures, where they are known."""
+    """Why a metric has no value of these pictures and `num_real` real ones (None: not known yet); None if it has."""
     numbers = scored.numbers[metric.name]
     if not len(numbers):
         dropped = scored.dropped.get(metric.name, {})

@@ -240,6 +240,7 @@ def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> d
         "pictures": len(picked.suite.rows),
         "limit": limit,
         "seeds": seeds,
+        "published": picked.suite.published,
     }
 
 

@@ -403,10 +403,10 @@ def test_identity_is_what_decides_the_pictures(hub: FakeHub, tmp_path: Path) -> 
 def test_guidance_doubles_the_evaluations_unless_the_network_takes_it_as_an_input() -> None:
     def facts(guidance: float, **config: Any) -> dict[str, object]:
         drawer = PresetDrawer.__new__(PresetDrawer)
-        drawer.preset = SimpleNamespace(guidance=guidance, part="unet", base="b", licence="l",  # type: ignore[assignment]
-                                        model_dump=lambda **_: {})  # fmt: skip
-        drawer.pipeline = SimpleNamespace(unet=SimpleNamespace(config=SimpleNamespace(**config)), scheduler=None)
-        drawer.name, drawer.steps = "n", 4
+        unet = SimpleNamespace(config=SimpleNamespace(**config))
+        preset = SimpleNamespace(name="n", base="b", licence="l", part="unet", steps=4, guidance=guidance)
+        preset.model_dump = lambda **_: {}
+        vars(drawer).update(preset=preset, pipeline=SimpleNamespace(unet=unet, scheduler=None))
         return drawer.facts()
 
     assert [facts(guidance)["nfe"] for guidance in (0, 1, 1.5, 8)] == [4, 4, 8, 8]

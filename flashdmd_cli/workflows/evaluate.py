@@ -259,7 +259,7 @@ def finish(
         records = [FileRecord(path=path.relative_to(folder).as_posix()) for path in files]
         write_manifest(folder, Manifest(kind="eval", files=records, recipe=facts, seed=seed, wall_seconds=seconds))
         return
-    drawn = [path for path in picked.paths if path is not None]
+    drawn = [path for path in picked.paths if path is not None and path.is_file()]
     write_result(folder, "eval", drawer, [*files, pictures / PROMPTS, *drawn], seed, facts, seconds)
     for other in set((folder / PICTURES).iterdir()) - {pictures}:  # of earlier results
         shutil.rmtree(other, ignore_errors=True)

@@ -43,7 +43,7 @@ def write_layout(
     """
     by_prompt: dict[str, list[tuple[Row, Path]]] = defaultdict(list)
     for row, path in zip(rows, paths, strict=True):
-        if path is not None and path.is_file() and row.counts:
+        if path is not None and row.counts:
             by_prompt[row.prompt_id].append((row, path))
     with writing(out):
         shutil.rmtree(out, ignore_errors=True)

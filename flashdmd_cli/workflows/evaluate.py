@@ -166,7 +166,8 @@ def evaluate(
         if layout is not None:
             from flashdmd_cli.evaluation.layouts import write_layout
 
-            write_layout(layout, picked.suite.rows, picked.paths, folder / layout, request.prompts)
+            there = [path if path is not None and path.is_file() else None for path in picked.paths]
+            write_layout(layout, picked.suite.rows, there, folder / layout, request.prompts)
     drawing_seconds = time.monotonic() - began
     measured = None
     document = {

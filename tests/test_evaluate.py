@@ -159,7 +159,7 @@ def test_an_evaluation_draws_once_and_keeps_drawers_apart(world: Path) -> None: 
     other = evaluate("shapes-sdxl", "e", limit=2, steps=1, seed=1)
     assert other.pictures != first.pictures and not first.pictures.exists()
     manifest = read_manifest(Path("e"))
-    assert damaged_files(Path("e"), manifest) == [] and len(manifest.files) == 13
+    assert damaged_files(Path("e"), manifest) == [] and len(manifest.files) == 14
     assert manifest.recipe["suite"]["version"] == 1 and first.document["metrics"]["frechet"]["version"] == 1
 
 

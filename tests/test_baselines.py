@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants as constants
@@ -397,6 +398,19 @@ def test_identity_is_what_decides_the_pictures(hub: FakeHub, tmp_path: Path) -> 
     ]  # fmt: skip
     others = [preset_drawer(own(tmp_path, **change)).identity() for change in changes]
     assert len({json.dumps(each, sort_keys=True) for each in [one, *others]}) == 1 + len(changes)
+
+
+def test_guidance_doubles_the_evaluations_unless_the_network_takes_it_as_an_input() -> None:
+    def facts(guidance: float, **config: Any) -> dict[str, object]:
+        drawer = PresetDrawer.__new__(PresetDrawer)
+        unet = SimpleNamespace(config=SimpleNamespace(**config))
+        preset = SimpleNamespace(name="n", base="b", licence="l", part="unet", steps=4, guidance=guidance)
+        preset.model_dump = lambda **_: {}
+        vars(drawer).update(preset=preset, pipeline=SimpleNamespace(unet=unet, scheduler=None))
+        return drawer.facts()
+
+    assert [facts(guidance)["nfe"] for guidance in (0, 1, 1.5, 8)] == [4, 4, 8, 8]
+    assert facts(8, time_cond_proj_dim=256)["nfe"] == 4 and facts(8, time_cond_proj_dim=None)["nfe"] == 8
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
@@ -95,7 +96,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_from_annotations_to_a_suite(small: Path) -> None:
+def test_from_annotations_to_a_suite(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     document = annotations(pictures=small / "coco" / "val2014")
     folder = small / "coco" / "annotations"
     folder.mkdir()
@@ -118,6 +119,14 @@ def test_from_annotations_to_a_suite(small: Path) -> None:
     with zipfile.ZipFile("annotations_trainval2014.zip", "w") as archive:
         archive.write(folder / "captions_val2014.json", "annotations/captions_val2014.json")
     again = prepare_suite("annotations_trainval2014.zip", "b")
+    # Published rows belong to the genuine draw alone, and the mark changes no hash of the suite.
+    assert not chosen.published and "published: false" in Path("runs/data-coco10k/coco10k.yaml").read_text()
+    monkeypatch.setattr(suite, "FIRST", tuple(i for i, _ in expected[:7]))
+    monkeypatch.setattr(suite, "FIRST_CAPTION", expected[0][1].strip())
+    assert "it is DMD2's COCO-10k" in prepare_suite("coco", "genuine")["check"]
+    found = read_suite("genuine/coco10k.yaml", only=["high_frequency"])
+    assert found.published and found.sha256 == chosen.sha256
+    assert not read_suite("genuine/coco-mini.yaml", only=["high_frequency"]).published
     assert again["sha256"] == read_manifest(Path("runs/data-coco10k")).files[0].sha256
     prompts = Path("runs/data-coco10k/prompts.jsonl")
     prompts.write_text(prompts.read_text().replace("caption 0", "caption 9"))
@@ -189,6 +198,10 @@ def test_real_pictures_are_those_of_the_prompts_and_measured_once(
     document = annotations(pictures=small / "coco" / "val2014")
     (small / "coco" / "captions_val2014.json").write_text(json.dumps(document))
     prepare_suite("coco", "runs/data-coco10k")
+    path = Path("runs/data-coco10k/coco10k.yaml")  # every metric there is, which here is one
+    path.write_text(
+        yaml.safe_dump({key: each for key, each in yaml.safe_load(path.read_text()).items() if key != "metrics"})
+    )
     monkeypatch.setattr(brightness, "compares", True)
     monkeypatch.setattr(brightness, "result", lambda self, drawn, real: seen.append(real) or real_mean(self, real))
     seen: list[Any] = []

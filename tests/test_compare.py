@@ -17,7 +17,7 @@ from flashdmd_cli.workflows.compare import compare
 
 from .test_cli import fails, run
 
-SUITE = {"name": "coco10k", "version": 1, "sha256": "s", "limit": None, "prompts": 8, "pictures": 8}
+SUITE = {"name": "coco10k", "version": 1, "sha256": "s", "limit": None, "prompts": 8, "pictures": 8, "published": True}
 CLIP = {"direction": "higher", "unit": "cosine", "scale": "cosine", "version": 1, "provenance": {"w": "1"}}
 FID = {"direction": "lower", "unit": "d", "scale": "", "version": 1, "provenance": {}}
 
@@ -27,7 +27,8 @@ def result(folder: Path, scores: dict[tuple[str, int], float], **changes: Any) -
     values = torch.tensor(list(scores.values()), dtype=torch.float64)
     found = mean(values)
     document: dict[str, Any] = {
-        "schema": 1, "name": folder.name, "suite": SUITE, "steps": 4,
+        "schema": 1, "name": folder.name, "suite": SUITE, "steps": 4, "nfe": 8,
+        "pictures": {"measured": 10_000},
         "metrics": {"clip": {**CLIP, "value": found.value, "low": found.low, "high": found.high, "n": len(scores)},
                     "fid": {**FID, "value": 20.0 - found.value, "low": 19.0, "high": 21.0, "n": len(scores)}},
     }  # fmt: skip
@@ -61,7 +62,7 @@ def test_differences_are_paired(tmp_path: Path) -> None:
     fid = document["rows"][1]["values"]["fid"]
     assert "paired" not in fid and fid["difference"] == pytest.approx(-expected.value)
     assert "+0.0125 [" in text and "(not paired)" in text and "clip ↑" in text and "fid ↓" in text
-    assert "SDXL-Turbo (published, Table 1) | 4 | 0.3302 | -" in text
+    assert "SDXL-Turbo (published, Table 1) |  | 4 | 0.3302 | -" in text
     assert "SDXL-Turbo" not in compare([a, b], paper=False)[1]
 
 
@@ -76,16 +77,44 @@ def test_several_seeds_of_a_prompt_are_one_observation() -> None:
     assert paired({("a", 0): 1.0}, {("b", 0): 1.0}, True).delta is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"suite__published": False},
+        {"suite": {key: value for key, value in SUITE.items() if key != "published"}},
+        {"pictures": {"measured": 9_999}},
+        {"suite__name": "own"},
+    ],
+)
+def test_published_rows_stand_beside_results_of_their_pictures_alone(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole, other = result(tmp_path / "a", BASE), result(tmp_path / "b", BETTER, **changes)
+    assert any(row["published"] for row in compare([whole, whole])[0]["rows"])
+    for results in ([other], [whole, other]):
+        document, _ = compare(results)
+        assert not any(row["published"] for row in document["rows"])
+    assert any(row["published"] for row in compare([other], paper=True)[0]["rows"])
+
+
+def test_values_of_different_numbers_of_pictures_are_named(tmp_path: Path) -> None:
+    a, b = result(tmp_path / "a", BASE), result(tmp_path / "b", dict(list(BETTER.items())[:7]))
+    document, text = compare([a, b])
+    assert "clip: of 8 pictures in a, 7 pictures in b" in document["warnings"]
+    assert "- clip: of 8 pictures in a, 7 pictures in b" in text
+    done = run("eval", "compare", a, b, "--format", "csv")
+    assert "clip: of 8 pictures in a" in done.stderr and "of 8 pictures" not in done.stdout
+    assert compare([a, a])[0]["warnings"] == []
+
+
 def test_formats(tmp_path: Path) -> None:
     a, b = result(tmp_path / "a_1", BASE), result(tmp_path / "b|2", BETTER)
     printed = run("eval", "compare", a, b, "--metrics", "clip")
-    assert printed.exit_code == 0 and "| b\\|2 | 4 | 0." in printed.stdout and "fid" not in printed.stdout
+    assert printed.exit_code == 0 and "| b\\|2 | 4 | 8 | 0." in printed.stdout and "fid" not in printed.stdout
     rows = run("eval", "compare", a, b, "--format", "csv", "--no-paper").stdout.splitlines()
-    assert len(rows) == 1 + 2 * 2 and rows[3].startswith("b|2,0,4,clip,0.3475")
+    assert len(rows) == 1 + 2 * 2 and rows[3].startswith("b|2,0,4,8,clip,0.3475")
     latex = run("eval", "compare", a, b, "--format", "latex").stdout
     assert (
-        r"a\_1 & 4 & 0.3350 $\pm$ " in latex
-        and r"Table 1, 6) & 100 & 0.3295" in latex
+        r"a\_1 & 4 & 8 & 0.3350 $\pm$ " in latex
+        and r"Table 1, 6) &  & 100 & 0.3295" in latex
         and latex.count(r"\\") == 27 + 2 + 1
     )
     document = json.loads(run("eval", "compare", a, b, "--json").stdout)
@@ -103,6 +132,7 @@ def test_formats(tmp_path: Path) -> None:
         ({"suite__sha256": "other"}, "b of coco10k 1, or of other prompts"),
         ({"suite__pictures": 4}, "a has 8 pictures, b 4"),
         ({"metrics__clip": {"provenance": {"w": "2"}}}, "clip was measured with another provenance"),
+        ({"metrics__fid": {"references": {"num": 9, "sha256": "x"}}}, "fid was measured with other real pictures"),
         ({"metrics__clip": {"version": 2}}, "clip was measured with another version"),
         ({"metrics": {"mps": {}}}, "no metric in common"),
     ],
@@ -124,7 +154,7 @@ def test_a_file_that_is_no_result(tmp_path: Path) -> None:
 def test_published_rows_are_the_papers() -> None:
     rows = published_rows(["image_reward", "clip", "pickscore", "hpsv2", "mps"])
     assert len(rows) == 27 and all(row["published"] and "2511.20549" in row["source"] for row in rows)
-    by_name = {(row["name"], row["steps"]): row for row in rows}
+    by_name = {(row["name"], row["nfe"]): row for row in rows}
     ours = by_name["Flash-DMD TTUR1-1k", 4]
     assert {name: each["value"] for name, each in ours["values"].items()} == {
         "image_reward": 0.9509, "clip": 0.3292, "pickscore": 0.2322, "hpsv2": 0.2968, "mps": 12.67

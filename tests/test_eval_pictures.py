@@ -5,22 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
 from flashdmd_cli.evaluation.collection import read_collection
-from flashdmd_cli.evaluation.intake import look, natural
+from flashdmd_cli.evaluation.intake import Look, look, natural
+from flashdmd_cli.evaluation.metrics.diversity import Diversity
+from flashdmd_cli.evaluation.metrics.fd_dinov2 import FdDinoV2
+from flashdmd_cli.evaluation.metrics.fid import Fid
+from flashdmd_cli.evaluation.metrics.frechet import Frechet
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.metric import PictureMean, Row
+from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly
+from flashdmd_cli.evaluation.metrics.kid import Kid
+from flashdmd_cli.evaluation.metrics.metric import Metric, PictureMean, Row
+from flashdmd_cli.evaluation.metrics.precision_recall import Precision, Recall
 from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.metrics.seed_diversity import Vendi
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
-from flashdmd_cli.evaluation.suites import spec
+from flashdmd_cli.evaluation.scoring import Scored, why_not
 from flashdmd_cli.evaluation.suites.prompts import read_prompt_file
+from flashdmd_cli.evaluation.suites.spec import rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows.evaluate import evaluate
+from flashdmd_cli.workflows.picking import Request, suite_of_prompts
 
 LONG, EMOJI, LINES = "very " * 2000 + "long", "a 🦊 with a 🧢, café", "a cat\non two\nlines"
 
@@ -56,8 +69,9 @@ def brightness(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[Brightne
         monkeypatch.delitem(METRICS, name)
     monkeypatch.setitem(METRICS, "brightness", Brightness)
     monkeypatch.setitem(METRICS, "absent", Absent)
-    read = spec.read_spec  # suites that name other metrics measure these two
-    monkeypatch.setattr(spec, "read_spec", lambda *given: read(*given).model_copy(update={"metrics": None}))
+    plain = tmp_path.with_name(f"{tmp_path.name}-plain")  # pictures of no suite are measured by every metric there is
+    plain.with_suffix(".yaml").write_text("name: plain\nversion: 1\nprompts: {file: p.txt}\n")
+    monkeypatch.setattr("flashdmd_cli.workflows.picking.PLAIN_SUITE", str(plain))
     monkeypatch.chdir(tmp_path)
     return Brightness
 
@@ -226,6 +240,144 @@ def test_files_belong_to_prompts_by_name_id_or_order(tmp_path: Path) -> None:
         ("1", "a_0.png"), ("2", "a_1.png"), ("3", "b.png"), ("4", "0.png"), ("5", "x.png")
     ]  # fmt: skip
     assert sorted(["a10.png", "a2.png", "a1.png"], key=lambda name: natural([name])) == ["a1.png", "a2.png", "a10.png"]
+
+
+def test_prompts_with_names_are_never_matched_by_order(brightness: type[Brightness], tmp_path: Path) -> None:
+    rows = [{"id": name, "prompt": f"the {name}", "file_name": f"COCO_{i}.png"} for i, name in enumerate("cab")]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "own.yaml").write_text("name: own\nversion: 1\nprompts: {file: p.jsonl}\n")
+    for folder, names in (("files", ["COCO_0", "COCO_1", "COCO_2"]), ("ids", "abc"), ("order", "012")):
+        for name in names:
+            save(tmp_path / folder / f"{name}.png")
+    for folder, expected in (("files", [f"COCO_{i}.png" for i in range(3)]), ("ids", ["c.png", "a.png", "b.png"])):
+        evaluate(out=f"e-{folder}", suite="own.yaml", images=folder, metrics=["brightness"])
+        samples = [json.loads(line) for line in Path(f"e-{folder}/samples.jsonl").read_text().splitlines()]
+        assert [(each["id"], each["file"]) for each in samples] == list(zip("cab", expected, strict=True))
+    for options in ({"suite": "own.yaml"}, {"prompts": "p.jsonl"}):
+        with pytest.raises(InputError, match="--images order: no picture has the file name or the id of a prompt"):
+            evaluate(out="f", images="order", metrics=["brightness"], **options)  # type: ignore[arg-type]
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    told: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = told.append  # type: ignore[method-assign]
+    evaluate(out="g", images="order", prompts="p.txt", metrics=["brightness"], reporter=reporter)
+    assert any("the n-th picture by name belongs to the n-th prompt" in line for line in told)
+
+
+class Spread(Metric):
+    """Of sets: the standard deviation of brightness, NaN for a picture whose prompt says so; needs three pictures."""
+
+    name, heading, direction, unit = "spread", "spread", "none", "standard deviation"
+    least = 3
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        bright = pictures.double().mean(dim=(1, 2, 3))
+        return torch.stack([value * float("nan") if "NaN" in row.prompt else value
+                            for value, row in zip(bright, rows, strict=True)])[:, None]  # fmt: skip
+
+    def result(self, drawn: Tensor, real: Tensor) -> dict[str, Interval]:
+        assert drawn.isfinite().all()
+        return {self.name: exactly(float(drawn.std()))}
+
+
+class Grouped(Spread):
+    """The same of pictures of one prompt."""
+
+    name, of_groups, least = "grouped", True, 2
+
+    def takes(self, row: Row) -> bool:
+        return row.group is not None
+
+
+class Single(PictureMean):
+    """The numbers of `Spread` as a metric of single pictures."""
+
+    name, heading, direction, unit = "single", "single", "none", "mean"
+
+    def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
+        return Spread.measure(self, pictures, rows)[:, 0]  # type: ignore[arg-type]
+
+
+def test_what_is_missing_or_not_finite_is_left_out_of_the_metrics_that_need_it_and_counted(
+    brightness: type[Brightness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for metric in (Spread, Grouped, Single):
+        monkeypatch.setitem(METRICS, metric.name, metric)
+    for name in "abcd":
+        for i in range(2):
+            save(tmp_path / "in" / f"{name}_{i}.png")
+    (tmp_path / "in" / "b_1.png").write_bytes(b"torn")
+    rows = [{"id": name, "prompt": "gives NaN" if name == "c" else "fine"} for name in "abcd"]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = ["brightness", "single", "spread", "grouped"]
+    document = evaluate(out="e", images="in", prompts="p.jsonl", metrics=names).document
+    assert {name: found["n"] for name, found in document["metrics"].items()} == {
+        "brightness": 7, "single": 5, "spread": 5, "grouped": 4}  # fmt: skip
+    warnings = document["warnings"]
+    assert "single: the values of 2 of 7 pictures are not finite and left out" in warnings
+    assert "spread: left out, its features are not finite: 2 pictures (c_0.png, c_1.png)" in warnings
+    assert "grouped: left out, another picture of its prompt is missing: 1 picture (b_0.png)" in warnings
+    assert not any(line.startswith("brightness") for line in warnings)
+    # Too few pictures skip a metric; the others keep their values.
+    (tmp_path / "q.jsonl").write_text(json.dumps({"file": "a_0.png", "prompt": "fine"}))
+    few = evaluate(out="f", images="in", prompts="q.jsonl", metrics=["brightness", "spread"]).document
+    assert list(few["metrics"]) == ["brightness"] and few["skipped"] == {"spread": "needs 3 pictures, there are 1"}
+    (tmp_path / "q.jsonl").write_text(json.dumps({"file": "a_0.png", "prompt": "NaN"}))
+    few = evaluate(out="f", images="in", prompts="q.jsonl", metrics=names[:3]).document
+    assert few["skipped"]["single"] == "none of 1 pictures has a finite value"
+    assert few["skipped"]["spread"] == "no picture is left: its features are not finite"
+
+
+def test_real_pictures_are_counted_and_named_by_their_contents(
+    brightness: type[Brightness], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brightness, "compares", True)
+    monkeypatch.setattr(brightness, "min_pictures", 2)
+    for i in range(2):
+        save(tmp_path / "in" / f"{i}.png")
+        save(tmp_path / "real" / f"r{i}.png")
+    (tmp_path / "p.txt").write_text("a\nb\n")
+
+    def measured(folder: str, **changes: int) -> dict[str, Any]:
+        monkeypatch.setattr(brightness, "least", changes.get("least", 1))
+        return evaluate(out="e", images="in", prompts="p.txt", references=folder).document
+
+    first = measured("real")
+    assert first["metrics"]["brightness"]["references"]["num"] == 2 and first["warnings"] == []
+    (tmp_path / "real").rename(tmp_path / "moved")
+    (tmp_path / "moved" / "r0.png").rename(tmp_path / "moved" / "r9.png")
+    assert measured("moved")["metrics"] == first["metrics"]
+    (tmp_path / "moved" / "r1.png").unlink()
+    fewer = measured("moved")
+    assert fewer["metrics"]["brightness"]["references"] != first["metrics"]["brightness"]["references"]
+    assert fewer["warnings"] == ["brightness: unreliable with 1 real pictures, take 2 or more"]
+    with pytest.raises(InputError, match="brightness: needs 2 real pictures, there are 1"):
+        measured("moved", least=2)
+
+
+@pytest.mark.parametrize("metric", [Fid, Kid, Precision, Recall, FdDinoV2, Frechet, Diversity, Vendi])
+def test_a_metric_has_a_value_of_as_few_pictures_as_it_says(metric: type[Metric]) -> None:
+    made = metric.__new__(metric)
+    made.options = metric.Options()
+    rows = [Row(i, "", group=0) for i in range(made.least)]
+    numbers = torch.randn(made.least, 18, generator=torch.Generator().manual_seed(0))
+    numbers[:, 0] = 0  # the number of the group
+    assert made.least > 1 and made.result(numbers, numbers.roll(1, 0) + 0.1)[made.name].value is not None
+    scored = Scored([Look("a")] * (len(rows) - 1), {made.name: numbers[:-1]}, {made.name: list(range(len(rows) - 1))})
+    assert why_not(made, scored) == f"needs {made.least} pictures, there are {made.least - 1}"
+
+
+def test_drawn_pictures_have_the_hash_of_their_file_of_prompts(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\n")
+    prompts, _ = read_prompt_file(tmp_path / "p.txt", "--prompts")
+    rows = rows_of(prompts, None, 2)
+    lines = []
+    for row in rows:
+        lines.append(json.dumps({"file": save(tmp_path / f"{row.index}.png").name, "id": row.prompt_id,
+                                 "prompt": row.prompt, "group": row.group}))  # fmt: skip
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    request = Request(None, None, tmp_path / "p.txt", None, 2, None, None, None, "cpu", measures=False)
+    assert suite_of_prompts(request, Instruments()).sha256 == read_collection(tmp_path, None).sha256
 
 
 def test_a_suite_of_any_prompts_takes_no_metric_of_the_embedded_world(

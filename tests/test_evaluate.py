@@ -6,21 +6,25 @@ import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_bytes
-from flashdmd_cli.evaluation.folder import draw_missing, picture_path, read_picture, read_pictures
+from flashdmd_cli.evaluation.folder import draw_missing, missing_parts, picture_path, read_picture, read_pictures
+from flashdmd_cli.evaluation.intake import look
 from flashdmd_cli.evaluation.measuring import measure
 from flashdmd_cli.evaluation.metrics.high_frequency import HighFrequency
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.metrics.objects import ExtraObjects
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import InputError, NumericalError, UsageError
 from flashdmd_cli.runs.manifest import damaged_files, read_manifest
 from flashdmd_cli.runs.reporter import SilentReporter
+from flashdmd_cli.workflows.drawing import DrawJob
 from flashdmd_cli.workflows.evaluate import evaluate
 
 from .test_cli import shipped, world  # noqa: F401
@@ -62,6 +66,35 @@ def test_a_drawing_that_was_cut_goes_on_to_the_same_files(tmp_path: Path) -> Non
     assert draw_missing(last := Drawer(), ROWS, cut, quiet, batch=8) == 16
     assert last.drawn == [16, 17, 18, 19] and contents(cut) == contents(whole)
     assert draw_missing(none := Drawer(), ROWS, cut, quiet, batch=8) == 20 and none.drawn == []
+
+
+def test_pictures_that_are_not_finite_are_named_and_end_no_drawing(tmp_path: Path) -> None:
+    """One in a batch is left out; where none is finite the weights are no use."""
+    bad = {"1", "4", "5"}
+
+    class Some:
+        place = SimpleNamespace(device="cpu")
+
+        def draw_from(self, seed: int, prompts: list[str], first: int, **_: Any) -> torch.Tensor:
+            calls.append(prompts)
+            if bad & set(prompts):
+                raise NumericalError("not finite")
+            return torch.full((len(prompts), 3, 8, 8), 0.5)
+
+    calls: list[list[str]] = []
+    rows = [Row(i, str(i), prompt_id=str(i)) for i in range(6)]
+    parts = [rows[:2], rows[2:4], rows[4:]]
+    job = DrawJob(Some, "s", 0, parts, tmp_path, 1)  # type: ignore[arg-type]
+    job.drawer = Some()  # type: ignore[assignment]
+    missing_parts(rows, tmp_path, 2)
+    with pytest.raises(NumericalError, match="not finite"):
+        job.run(2, lambda _: None, None)  # type: ignore[arg-type]
+    for task in range(3):
+        job.run(task, lambda _: None, None)  # type: ignore[arg-type]
+    assert missing_parts(rows, tmp_path, 2) == []  # a resumed call does not meet them again
+    reasons = [look(picture_path(tmp_path, i))[0].reason for i in range(6)]
+    assert [i for i, reason in enumerate(reasons) if reason == "the model drew values that are not finite"] == [1, 4, 5]
+    assert sum(not reason for reason in reasons) == 3
 
 
 def test_files_hold_the_pictures_in_8_bits(tmp_path: Path) -> None:

@@ -68,7 +68,9 @@ def test_eval_writes_the_page_beside_its_results(world: Path) -> None:  # noqa: 
     found = evaluate("shapes-sdxl", "e", **few)
     text = Path("e/report.html").read_text(encoding="utf-8")
     value = found.document["metrics"]["exact"]
-    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} 4" in plain(text)
+    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} higher 4" in plain(text)
+    guided = found.document["guidance"] != 1
+    assert found.document["nfe"] == 1 + guided and found.document["suite"]["published"] is False
     assert "pictures of 4 prompts, the first of shapes1k" in text and found.suite.rows[0].prompt in text
     assert "hardware.device cpu" in plain(section(text, "Provenance")) and external(text) == []
     manifest = read_manifest(Path("e"))
@@ -101,7 +103,7 @@ def test_values_stand_beside_published_ones(tmp_path: Path) -> None:
     turbo = next(row for row in rows if "SDXL-Turbo" in row)
     assert turbo.startswith(' class="published"') and plain(turbo).endswith("SDXL-Turbo published, Table 1 4 0.3302 ")
     assert sum(row.startswith(' class="published"') for row in rows) == 27 and "fid" not in "".join(rows)
-    change(a, suite=json.loads((a / "results.json").read_text())["suite"] | {"limit": 8})
+    change(a, pictures={"measured": 8})
     assert "SDXL-Turbo" not in page(a)
 
 

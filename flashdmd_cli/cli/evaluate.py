@@ -144,6 +144,9 @@ def compare_command(
 
         names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
         document, text = compare(results, format=format_, metrics=names, paper=paper, out=out)
+        if format_ != "markdown":
+            for line in document["warnings"]:
+                output.say(line)
         output.result(document, text if out is None else f"written to {out}", str(out or ""))
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from flashdmd_cli.data.items import Rejected
 from flashdmd_cli.data.reading import inside
 from flashdmd_cli.evaluation.intake import picture_files
 from flashdmd_cli.evaluation.metrics.metric import Row
-from flashdmd_cli.evaluation.suites.prompts import Prompt, Refused, read_prompt_file
+from flashdmd_cli.evaluation.suites.prompts import Prompt, Refused, prompts_digest, read_prompt_file
 from flashdmd_cli.runs.errors import InputError
 
 FILE_COLUMNS = ("file", "file_name", "image", "image_path", "path", "filename")
@@ -31,20 +30,22 @@ class Collection:
     """Pictures of the folder that belong to no prompt."""
     refused: list[Refused] = field(default_factory=list)
     """Entries of the prompt file that are no prompts, and whose pictures are therefore not measured."""
+    matched: Literal["file", "id", "order"] = "file"
+    """By what the pictures were matched with the prompts."""
 
     @property
     def sha256(self) -> str:
-        """Hash of the prompts and their ids."""
-        text = json.dumps([(row.prompt_id, row.prompt, row.sample) for row in self.rows])
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        """Hash of the prompts and their ids: that of the file of prompts from which the pictures were drawn."""
+        return prompts_digest([(row.prompt_id, row.prompt) for row in self.rows])
 
 
 def read_collection(folder: Path, prompt_file: Path | None, prompts: Sequence[Prompt] | None = None) -> Collection:
     """The pictures of `folder` with the prompts of `prompt_file`, of its own `prompts.jsonl`, or with `prompts`.
 
     A file belongs to a prompt by the column `file` (or `file_name`, `image`, `path`) of the prompt file; else by the
-    prompt's id, which is the file's name, or begins it before `_`, or is the name of its folder; else by order, if
-    there are as many files as prompts. InputError if none of these fits.
+    prompt's id, which is the file's name, or begins it before `_`, or is the name of its folder. Only prompts with
+    neither such a column nor an id belong to files by order, if there are as many files as prompts: names and ids that
+    fit no file are an error, since their order says nothing about the files. InputError if none of these fits.
     """
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "no such folder"
@@ -64,11 +65,20 @@ def read_collection(folder: Path, prompt_file: Path | None, prompts: Sequence[Pr
         raise InputError(f"--images {folder}: holds no picture", hint="png, jpg, webp and others are read")
     if not prompts:
         raise InputError(f"{option} {prompt_file}: holds no prompt", hint="a prompt on each line, or JSONL")
-    if any(column in prompt.columns for prompt in prompts for column in FILE_COLUMNS):
-        return by_file(folder, files, prompts, refused)
+    has_files = any(prompt.columns.get(column) for prompt in prompts for column in FILE_COLUMNS)
+    has_ids = any(prompt.named for prompt in prompts)
+    if has_files:
+        found = by_file(folder, files, prompts, refused)
+        if len(found.unused) < len(files):
+            return found
     ids = {prompt.id for prompt in prompts}
-    if any(prompt.named for prompt in prompts) and any(id_of(path, folder, ids) for path in files):
+    if has_ids and any(id_of(path, folder, ids) for path in files):
         return by_id(folder, files, prompts, refused)
+    if has_files or has_ids:
+        raise InputError(
+            f"--images {folder}: no picture has the file name or the id of a prompt; the first is {files[0].name}",
+            hint='name them ID.png, or give --prompts FILE with lines {"file": "a.png", "id": "...", "prompt": "..."}',
+        )
     return by_order(folder, files, prompts, refused)
 
 
@@ -116,7 +126,7 @@ def by_id(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused: l
         for sample, file in enumerate(own or [None]):
             rows.append(Row(len(rows), prompt.text, number if len(own) > 1 else None, True, prompt.id, sample))
             paths.append(file)
-    return Collection(rows, paths, of.get(None, []), refused)
+    return Collection(rows, paths, of.get(None, []), refused, "id")
 
 
 def by_order(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused: list[Refused]) -> Collection:
@@ -131,7 +141,7 @@ def by_order(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused
     pairs = [(entry, path) for entry, path in zip(entries, files, strict=True) if isinstance(entry, Prompt)]
     unused = [path for entry, path in zip(entries, files, strict=True) if isinstance(entry, Refused)]
     rows = [Row(i, entry.text, None, True, entry.id) for i, (entry, _) in enumerate(pairs)]
-    return Collection(rows, [path for _, path in pairs], unused, refused)
+    return Collection(rows, [path for _, path in pairs], unused, refused, "order")
 
 
 def left_out_of(found: Collection, folder: Path) -> dict[str, dict[str, object]]:

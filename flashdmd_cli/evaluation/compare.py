@@ -17,6 +17,8 @@ from flashdmd_cli.evaluation.metrics.intervals import Interval, mean, wilson
 from flashdmd_cli.runs.errors import UsageError
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
+PUBLISHED_PICTURES = 10_000
+"""Of which the published rows are."""
 FORMATS = ("markdown", "csv", "latex")
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
 LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$", "none": ""}
@@ -109,10 +111,11 @@ def common_metrics(results: Sequence[Result], wanted: Sequence[str] | None) -> l
         first = results[0].metrics[name]
         for other in results[1:]:
             theirs = other.metrics[name]
-            for key in ("version", "scale", "provenance"):
+            for key in ("version", "scale", "provenance", "references"):
                 if first.get(key) != theirs.get(key):
+                    what = "other real pictures" if key == "references" else f"another {key}"
                     raise UsageError(
-                        f"compare: {name} was measured with another {key} in {results[0].name} and {other.name}",
+                        f"compare: {name} was measured with {what} in {results[0].name} and {other.name}",
                         hint="measure both with the same weights, options and version of flashdmd",
                     )
     return names
@@ -136,18 +139,32 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
                     if interval is not None:
                         entry[key] = {"value": interval.value, "low": interval.low, "high": interval.high}
             values[name] = entry
-        rows.append({"name": result.name, "published": False, "steps": result.document.get("steps"), "values": values})
+        rows.append({"name": result.name, "published": False, "steps": result.document.get("steps"),
+                     "nfe": result.document.get("nfe"), "values": values})  # fmt: skip
     return {
         "suite": results[0].document["suite"],
+        "warnings": measured_differently(results, names),
         "metrics": {name: {key: results[0].metrics[name].get(key) for key in ("direction", "scale", "unit")}
                     for name in names},
         "rows": rows,
     }  # fmt: skip
 
 
-def has_published(suite: Mapping[str, Any]) -> bool:
-    """Whether the paper's rows are of this suite: all of `coco10k`."""
-    return suite["name"] == "coco10k" and suite.get("limit") is None
+def measured_differently(results: Sequence[Result], names: Sequence[str]) -> list[str]:
+    """A line for each metric whose values are of different numbers of pictures, some of which were left out."""
+    told = []
+    for name in names:
+        counts = {result.name: result.metrics[name].get("n") for result in results}
+        if len(set(counts.values())) > 1:
+            told.append(f"{name}: of {', '.join(f'{num} pictures in {each}' for each, num in counts.items())}")
+    return told
+
+
+def has_published(result: Mapping[str, Any]) -> bool:
+    """Whether the paper's rows are of the pictures of a result: all of `coco10k`, whose draw was found to be the
+    published one when its prompts were prepared, and every picture measured."""
+    suite, measured = result["suite"], (result.get("pictures") or {}).get("measured")
+    return suite["name"] == "coco10k" and bool(suite.get("published")) and measured == PUBLISHED_PICTURES
 
 
 def published_rows(names: Sequence[str]) -> list[dict[str, Any]]:
@@ -167,7 +184,8 @@ def published_rows(names: Sequence[str]) -> list[dict[str, Any]]:
                 "published": True,
                 "source": document["source"],
                 "tables": [number],
-                "steps": row["nfe"],
+                "steps": None,
+                "nfe": row["nfe"],
                 "values": {name: {"value": values[name]} for name in names if name in values},
             }
     return list(rows.values())
@@ -217,13 +235,21 @@ def win_cell(entry: Mapping[str, Any]) -> str:
     return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
 
 
+def effort(row: Mapping[str, Any]) -> list[str]:
+    """Sampling steps and evaluations of the network for each picture (NFE), which guidance doubles; empty where one is
+    not known: the paper prints NFE alone."""
+    return [str(row.get(key) or "") for key in ("steps", "nfe")]
+
+
 def _markdown(document: Mapping[str, Any]) -> str:
     names, rows = list(document["metrics"]), document["rows"]
     heads = [f"{name} {ARROWS[document['metrics'][name]['direction']]}".strip() for name in names]
     suite = document["suite"]
     lines = [f"Suite {suite['name']}, version {suite['version']}; 95% intervals.", ""]
-    lines += _table(["", "steps", *heads], [[title(row), str(row["steps"] or ""),
+    lines += _table(["", "steps", "NFE", *heads], [[title(row), *effort(row),
                     *(cell(row["values"].get(name)) for name in names)] for row in rows])  # fmt: skip
+    if document.get("warnings"):
+        lines += ["", "Not of the same pictures:", "", *(f"- {line}" for line in document["warnings"])]
     others = [row for row in rows[1:] if not row["published"]]
     for what, heading, shown in (
         ("Difference from", "paired by prompt and seed", difference_cell),
@@ -244,12 +270,12 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def _csv(document: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "published", "steps", "metric", "value", "low", "high", "n", "difference", "paired",
+    writer.writerow(["row", "published", "steps", "nfe", "metric", "value", "low", "high", "n", "difference", "paired",
                      "paired_low", "paired_high", "pairs", "wins", "wins_low", "wins_high"])  # fmt: skip
     for row in document["rows"]:
         for name, entry in row["values"].items():
             pair, wins = entry.get("paired", {}), entry.get("wins", {})
-            writer.writerow([row["name"], int(row["published"]), row["steps"], name, entry.get("value"),
+            writer.writerow([row["name"], int(row["published"]), row["steps"], row["nfe"], name, entry.get("value"),
                              entry.get("low"), entry.get("high"), entry.get("n"), entry.get("difference"),
                              pair.get("value"), pair.get("low"), pair.get("high"), entry.get("pairs"),
                              wins.get("value"), wins.get("low"), wins.get("high")])  # fmt: skip
@@ -264,12 +290,12 @@ def _latex(document: Mapping[str, Any]) -> str:
 
     heads = [f"{escaped(name)} {LATEX_ARROWS[document['metrics'][name]['direction']]}" for name in names]
     lines = [
-        rf"\begin{{tabular}}{{lr{'r' * len(names)}}}",
+        rf"\begin{{tabular}}{{lrr{'r' * len(names)}}}",
         r"\toprule",
-        " & ".join(["Method", "steps", *heads]) + r" \\",
+        " & ".join(["Method", "steps", "NFE", *heads]) + r" \\",
     ]
     lines.append(r"\midrule")
     for row in document["rows"]:
         cells = [cell(row["values"].get(name)).replace("±", r"$\pm$") for name in names]
-        lines.append(" & ".join([escaped(title(row)), str(row["steps"] or ""), *cells]) + r" \\")
+        lines.append(" & ".join([escaped(title(row)), *effort(row), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flashdmd_cli.evaluation.intake import NOT_FINITE
 from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.pictures import to_image
 from flashdmd_cli.evaluation.suites.suite import Batch
@@ -66,14 +67,20 @@ def missing_parts(rows: Sequence[Row], folder: Path, batch: int) -> list[Sequenc
         folder.mkdir(parents=True, exist_ok=True)
         there = {path.name for path in folder.iterdir()}
     parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    there |= {Path(name).with_suffix(".png").name for name in there if name.endswith(NOT_FINITE)}
     return [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
 
 
 def write_part(part: Sequence[Row], pictures: Tensor, folder: Path) -> None:
-    """Write the pictures of a part, each whole or not at all."""
+    """Write the pictures of a part, each whole or not at all; in place of one that is not finite, an empty file that
+    says so, for which it is counted and named, and not drawn again."""
     with writing(folder):
         for row, picture in zip(part, pictures, strict=True):
-            write_picture(picture_path(folder, row.index), picture)
+            path = picture_path(folder, row.index)
+            if picture.isfinite().all():
+                write_picture(path, picture)
+            else:
+                path.with_suffix(NOT_FINITE).touch()
 
 
 def read_pictures(folder: Path, rows: Sequence[Row], batch: int = BATCH) -> Iterator[Batch]:

@@ -17,6 +17,8 @@ from flashdmd_cli.data.reading import read_file
 
 MIN_SIDE = 8
 """Pictures with a shorter side show nothing that a metric could see."""
+NOT_FINITE = ".not-finite"
+"""Suffix of an empty file in place of a picture of which a model drew values that are not finite."""
 GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 
 
@@ -39,6 +41,8 @@ def look(path: Path | None, side: int | None = None) -> tuple[Look, Tensor | Non
     """
     if path is None:
         return Look(None, meaning_of("missing_file")), None
+    if not path.exists() and path.with_suffix(NOT_FINITE).exists():
+        return Look(None, "the model drew values that are not finite"), None
     try:
         data = read_file(path)
     except Rejected as rejected:

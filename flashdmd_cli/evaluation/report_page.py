@@ -10,6 +10,7 @@ from flashdmd_cli.evaluation.compare import (
     ARROWS,
     Result,
     compare_results,
+    effort,
     has_published,
     number,
     published_rows,
@@ -68,7 +69,7 @@ def evaluation_page(result: Result) -> Page:
     small = gallery.thumbnails()
     names = list(result.metrics)
     sections = [Section("Values", [INTERVALS, *document.get("warnings", [])], values(result))]
-    if has_published(document["suite"]):
+    if has_published(document):
         compared = compare_results([result], names)
         compared["rows"] += published_rows(names)
         sections.append(published(compared))
@@ -90,7 +91,11 @@ def comparison_page(results: Sequence[Result], document: Mapping[str, Any]) -> P
     small = gallery.thumbnails()
     few = len(results) <= MAX_COLUMNS
     sections = [
-        Section("Values", [INTERVALS], columns_table(document) if few else rows_table(document, names)),
+        Section(
+            "Values",
+            [INTERVALS, *document.get("warnings", [])],
+            columns_table(document) if few else rows_table(document, names),
+        ),
         published(document),
         Section(f"Differences from {results[0].name}", [PAIRED], differences(document)),
         Section("Side by side", [EVENLY], even(small)),
@@ -167,11 +172,10 @@ def rows_table(document: Mapping[str, Any], names: Sequence[str], printed: bool 
     """A line for each result, and with `printed` for each published row; a column for each metric."""
     rows = [row for row in document["rows"] if printed or not row["published"]]
     lines: list[list[Cell | str]] = [
-        [row_cell(row), str(row["steps"] or ""), *(value_cell(row["values"].get(name)) for name in names)]
-        for row in rows
+        [row_cell(row), *effort(row), *(value_cell(row["values"].get(name)) for name in names)] for row in rows
     ]
     heads = [metric_cell(name, document["metrics"][name]).text for name in names]
-    return table(["", "steps", *heads], lines, published=[i for i, row in enumerate(rows) if row["published"]])
+    return table(["", "steps", "NFE", *heads], lines, published=[i for i, row in enumerate(rows) if row["published"]])
 
 
 def row_cell(row: Mapping[str, Any]) -> Cell:

@@ -6,12 +6,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.metrics.intervals import Interval
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
-from flashdmd_cli.evaluation.scoring import Scored
+from flashdmd_cli.evaluation.scoring import Scored, num_finite
 from flashdmd_cli.runs.errors import InputError
 
 SCHEMA = 1
@@ -20,8 +21,17 @@ SHOWN = 20
 """How many files are named for each reason; all are in `samples.jsonl`."""
 
 
-def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scored: Scored) -> dict[str, Any]:
-    """Value, 95% interval, number of pictures, scale, direction and provenance of each metric."""
+def metric_table(
+    metrics: Sequence[Metric],
+    values: Mapping[str, Interval],
+    scored: Scored,
+    references: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Value, 95% interval, number of pictures, scale, direction and provenance of each metric.
+
+    `references`: number and hash of the real pictures, of metrics that compare with files. `n` counts the pictures of
+    which the value is made.
+    """
     table = {}
     for metric in metrics:
         found = values[metric.name]
@@ -34,7 +44,7 @@ def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scor
             "value": found.value,
             "low": found.low,
             "high": found.high,
-            "n": len(scored.numbers[metric.name]),
+            "n": num_finite(metric, scored.numbers[metric.name]),
             "direction": metric.direction,
             "unit": metric.unit,
             "scale": metric.scale,
@@ -42,6 +52,8 @@ def metric_table(metrics: Sequence[Metric], values: Mapping[str, Interval], scor
             "backend": metric.backend,
             "provenance": metric.provenance(),
         }
+        if metric.name in references:
+            table[metric.name]["references"] = dict(references[metric.name])
         if parts:
             table[metric.name]["parts"] = {
                 name: {"value": each.value, "low": each.low, "high": each.high} for name, each in parts.items()
@@ -68,8 +80,17 @@ def picture_facts(looks: Sequence[Look], names: Sequence[str | None], rows: Sequ
     }
 
 
-def warnings_of(facts: Mapping[str, Any], metrics: Sequence[Metric], scored: Scored) -> list[str]:
-    """What a reader of the values must know: pictures left out or conspicuous, and metrics with too few pictures."""
+def warnings_of(
+    facts: Mapping[str, Any],
+    metrics: Sequence[Metric],
+    scored: Scored,
+    names: Sequence[str | None] = (),
+    real: Mapping[str, int] = MappingProxyType({}),
+) -> list[str]:
+    """What a reader of the values must know: pictures left out or conspicuous, and metrics with too few pictures.
+
+    `names` of the files; `real`: of each metric that compares, the number of real pictures.
+    """
     told = []
     for why, found in facts["left_out"].items():
         told.append(f"left out, {why}: {named(found)}")
@@ -77,8 +98,18 @@ def warnings_of(facts: Mapping[str, Any], metrics: Sequence[Metric], scored: Sco
         if what in facts["notes"]:
             told.append(f"measured, but {what}: {named(facts['notes'][what])}")
     for metric in metrics:
-        if (num := len(scored.numbers[metric.name])) < metric.min_pictures:
+        for why, positions in scored.dropped.get(metric.name, {}).items():
+            files = [str(names[i]) if names else str(i) for i in positions]
+            told.append(f"{metric.name}: left out, {why}: {named({'num': len(files), 'files': files})}")
+        num, total = num_finite(metric, scored.numbers[metric.name]), len(scored.numbers[metric.name])
+        if num < total:
+            told.append(f"{metric.name}: the values of {total - num} of {total} pictures are not finite and left out")
+        if num < metric.min_pictures:
             told.append(f"{metric.name}: unreliable from {num} pictures, take {metric.min_pictures} or more")
+        if real.get(metric.name, metric.min_pictures) < metric.min_pictures:
+            told.append(
+                f"{metric.name}: unreliable with {real[metric.name]} real pictures, take {metric.min_pictures} or more"
+            )
     return told
 
 

@@ -32,8 +32,8 @@ def compare(
 ) -> tuple[dict[str, Any], str]:
     """Compare finished evaluations, each given by its folder, with the first of them.
 
-    `paper` adds the rows that the paper prints, marked as published (None: for the whole of `coco10k` alone, the set
-    that they are of). Returns the comparison, and its table in `format`. `out` is a file for
+    `paper` adds the rows that the paper prints, marked as published (None: where they are of the same pictures: all of
+    `coco10k`, with its published draw). Returns the comparison, and its table in `format`. `out` is a file for
     the table (`table.md`) or for the page (`page.html`), or a folder for `report.html`, the table and
     `comparison.json`.
 
@@ -62,7 +62,7 @@ def compare(
     check_comparable(found)
     chosen = common_metrics(found, metrics)
     document = compare_results(found, chosen)
-    if paper or (paper is None and has_published(document["suite"])):
+    if paper or (paper is None and all(has_published(each.document) for each in found)):
         document["rows"] += published_rows(chosen)
     text = render(document, format)
     if out is not None:

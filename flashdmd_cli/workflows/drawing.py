@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import NumericalError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
 from flashdmd_cli.runs.reporter import Reporter, counted
 from flashdmd_cli.runs.workers import Stop, Tick, run_tasks
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flashdmd_cli.evaluation.generate import NoiseKey
     from flashdmd_cli.evaluation.metrics.metric import Row
     from flashdmd_cli.evaluation.suites.suite import Suite
 
@@ -57,19 +60,43 @@ class DrawJob:
         part, device = self.parts[task], torch.device(self.drawer.place.device)
         keys = [NoiseKey(self.seed + row.sample, purpose=f"{self.suite}/{row.prompt_id}") for row in part]
         began = seconds_of(device)
-        pictures = self.drawer.draw_from(
-            self.seed,
-            [row.prompt for row in part],
-            part[0].index,
-            keys=keys,
-            batch=1 if device.type == "cpu" else len(part),
-        )
+        prompts, batch = [row.prompt for row in part], 1 if device.type == "cpu" else len(part)
+        try:
+            pictures = self.drawer.draw_from(self.seed, prompts, part[0].index, keys=keys, batch=batch)
+        except NumericalError:
+            pictures = self.draw_singly(part, keys)
         seconds = seconds_of(device) - began
         write_part(part, pictures, self.folder)
         note = {"pictures": len(part), "seconds": round(seconds, 6), "memory": peak_memory(device)}
         with writing(self.folder), (self.folder / TIMES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
         tick(len(part))
+
+    def draw_singly(self, part: Sequence[Row], keys: Sequence[NoiseKey]) -> Tensor:
+        """The pictures of a part, each by itself, NaN in place of those that are not finite.
+
+        The error of the last one where no picture of this part, and none before it, is finite: such weights are no use,
+        and drawing on would only take time.
+        """
+        import torch
+
+        from flashdmd_cli.evaluation.folder import picture_path
+
+        drawn: dict[int, Tensor] = {}
+        failure: NumericalError | None = None
+        for i, (row, key) in enumerate(zip(part, keys, strict=True)):
+            try:
+                drawn[i] = self.drawer.draw_from(self.seed, [row.prompt], row.index, keys=[key], batch=1)[0]
+            except NumericalError as error:
+                failure = error
+        if failure is None:
+            return torch.stack(list(drawn.values()))
+        if not drawn:
+            if next(self.folder.glob(f"*{picture_path(Path(), 0).suffix}"), None) is None:
+                raise failure
+            return torch.full((len(part), 3, 1, 1), float("nan"))
+        empty = torch.full_like(next(iter(drawn.values())), float("nan"))
+        return torch.stack([drawn.get(i, empty) for i in range(len(part))])
 
 
 def draw_suite(

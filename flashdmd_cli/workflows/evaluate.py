@@ -166,7 +166,8 @@ def evaluate(
         if layout is not None:
             from flashdmd_cli.evaluation.layouts import write_layout
 
-            write_layout(layout, picked.suite.rows, picked.paths, folder / layout, request.prompts)
+            there = [path if path is not None and path.is_file() else None for path in picked.paths]
+            write_layout(layout, picked.suite.rows, there, folder / layout, request.prompts)
     drawing_seconds = time.monotonic() - began
     measured = None
     document = {
@@ -240,6 +241,7 @@ def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> d
         "pictures": len(picked.suite.rows),
         "limit": limit,
         "seeds": seeds,
+        "published": picked.suite.published,
     }
 
 
@@ -258,7 +260,7 @@ def finish(
         records = [FileRecord(path=path.relative_to(folder).as_posix()) for path in files]
         write_manifest(folder, Manifest(kind="eval", files=records, recipe=facts, seed=seed, wall_seconds=seconds))
         return
-    drawn = [path for path in picked.paths if path is not None]
+    drawn = [path for path in picked.paths if path is not None and path.is_file()]
     write_result(folder, "eval", drawer, [*files, pictures / PROMPTS, *drawn], seed, facts, seconds)
     for other in set((folder / PICTURES).iterdir()) - {pictures}:  # of earlier results
         shutil.rmtree(other, ignore_errors=True)

@@ -94,18 +94,19 @@ def pick(request: Request, reporter: Reporter) -> Picked:
         raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
     if request.images is None:
         return Picked(suite_of_prompts(request, instruments))
-    return picked_images(request, instruments)
+    return picked_images(request, instruments, reporter)
 
 
-def picked_images(request: Request, instruments: Instruments) -> Picked:
+def picked_images(request: Request, instruments: Instruments, reporter: Reporter) -> Picked:
     """Pictures that are there already, with their prompts; those of a suite, if one is named."""
     from flashdmd_cli.evaluation.collection import read_collection
-    from flashdmd_cli.evaluation.suites.prompts import Prompt
-    from flashdmd_cli.evaluation.suites.spec import read_suite
+    from flashdmd_cli.evaluation.suites.names import suite_path
+    from flashdmd_cli.evaluation.suites.spec import read_prompts, read_spec, read_suite
 
     assert request.images is not None
     if request.suite is None:
         found = cut(read_collection(request.images, request.prompts), request.limit)
+        say_order(found, request.images, reporter)
         name = request.images.resolve().name
         suite = plain_suite(name, found.rows, found.sha256, request, instruments)
         return Picked(suite, found.paths, request.images, found)
@@ -118,10 +119,11 @@ def picked_images(request: Request, instruments: Instruments) -> Picked:
         backend=request.backend,
     )
     texts = {row.prompt_id: row.prompt for row in chosen.rows}
-    # Ids that are numbers of lines do not name files: `1.png` may be the first or the second.
-    named = list(texts) != [str(number) for number in range(1, len(texts) + 1)]
-    prompts = [Prompt(name, text, {}, number, named) for number, (name, text) in enumerate(texts.items(), start=1)]
+    # With the columns of the suite's file, which may name the pictures.
+    path, option = suite_path(request.suite), f"--suite {request.suite}"
+    prompts = read_prompts(read_spec(path, option), path.parent, option)[0][: request.limit]
     found = read_collection(request.images, request.prompts, prompts)
+    say_order(found, request.images, reporter)
     for row in found.rows:
         if texts.get(row.prompt_id) != row.prompt:
             raise InputError(
@@ -136,6 +138,12 @@ def picked_images(request: Request, instruments: Instruments) -> Picked:
     return Picked(replace(chosen, rows=rows), paths, request.images, found)
 
 
+def say_order(found: Collection, folder: Path, reporter: Reporter) -> None:
+    """Say where nothing but the order of the files decides which prompt each picture belongs to."""
+    if found.matched == "order":
+        reporter.say(f"--images {folder}: the prompts have no ids; the n-th picture by name belongs to the n-th prompt")
+
+
 def cut(found: Collection, limit: int | None) -> Collection:
     """The first prompts alone."""
     if limit is None:
@@ -147,10 +155,7 @@ def cut(found: Collection, limit: int | None) -> Collection:
 
 def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
     """The prompts of a file as a suite of its name; UsageError for an entry that is no prompt."""
-    import hashlib
-    import json
-
-    from flashdmd_cli.evaluation.suites.prompts import read_prompt_file, refuse_twice
+    from flashdmd_cli.evaluation.suites.prompts import prompts_digest, read_prompt_file, refuse_twice
     from flashdmd_cli.evaluation.suites.spec import rows_of
 
     assert request.prompts is not None
@@ -161,7 +166,7 @@ def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
     prompts = prompts[: request.limit]
     if not prompts:
         raise InputError(f"--prompts {request.prompts}: holds no prompt", hint="a prompt on each line, or JSONL")
-    digest = hashlib.sha256(json.dumps([(each.id, each.text) for each in prompts]).encode()).hexdigest()
+    digest = prompts_digest([(each.id, each.text) for each in prompts])
     return plain_suite(request.prompts.stem, rows_of(prompts, None, request.seeds), digest, request, instruments)
 
 

@@ -34,6 +34,7 @@ def score(
     from flashdmd_cli.evaluation.collection import left_out_of
     from flashdmd_cli.evaluation.measuring import Measured, values_of
     from flashdmd_cli.evaluation.results import metric_table, picture_facts, warnings_of
+    from flashdmd_cli.evaluation.scoring import why_not
 
     suite, device = picked.suite, drawing_place(request.device).device
     refuse_processes(num_processes, device)
@@ -42,24 +43,30 @@ def score(
     at = folder / MEASURED, request, num_processes, reporter
     scored = score_files(metrics, suite.rows, picked.paths, *at, folder / SAMPLES, seed, picked.names)
     skipped = dict(suite.skipped)
-    for metric in list(metrics):
-        if not len(scored.numbers[metric.name]):
-            skipped[metric.name] = "no picture that it could measure"
-            metrics.remove(metric)
+    skipped |= {metric.name: why for metric in metrics if (why := why_not(metric, scored))}
+    metrics = [metric for metric in metrics if metric.name not in skipped]
+    real: dict[str, Tensor] = {}
+    references: dict[str, dict[str, Any]] = {}
+    counts: dict[str, int] = {}
+    if metrics:
+        real, references = real_numbers(suite, metrics, request, num_processes, reporter)
+        counts = {name: len(numbers) for name, numbers in real.items()}
+        skipped |= {each.name: why for each in metrics if (why := why_not(each, scored, counts.get(each.name)))}
+        metrics = [metric for metric in metrics if metric.name not in skipped]
     if not metrics:
-        reason = next((each.reason for each in scored.looks if each.reason), "none was taken by a metric")
+        reason = next((each.reason for each in scored.looks if each.reason), None)
+        reason = reason or "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "none was taken by a metric"
         raise InputError(f"--images: none of {len(suite.rows)} pictures could be measured: {reason}")
-    real = real_numbers(suite, metrics, request, num_processes, reporter)
     values = values_of(metrics, scored.numbers, real)
     facts = picture_facts(scored.looks, picked.names, suite.rows)
     if picked.collection is not None:
         facts["left_out"] |= left_out_of(picked.collection, picked.folder)
-    warnings = warnings_of(facts, metrics, scored)
+    warnings = warnings_of(facts, metrics, scored, picked.names, counts)
     for line in [*warnings, *(f"{name}: not measured: {why}" for name, why in skipped.items())]:
         reporter.say(line)
     counting = sum(row.counts and not each.reason for row, each in zip(suite.rows, scored.looks, strict=True))
     document = {
-        "metrics": metric_table(metrics, values, scored),
+        "metrics": metric_table(metrics, values, scored, references),
         "skipped": skipped,
         "pictures": facts,
         "num_pictures": counting,
@@ -138,18 +145,21 @@ def score_files(
 
 def real_numbers(
     suite: Suite, metrics: Sequence[Metric], request: Request, num_processes: int, reporter: Reporter
-) -> dict[str, Tensor]:
-    """What the metrics that compare find in the real pictures; of a folder it is kept under ./runs."""
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """What the metrics that compare find in the real pictures, and of files their number and hash, by metric.
+
+    What is measured of a folder is kept under ./runs.
+    """
     from flashdmd_cli.evaluation.intake import picture_files
     from flashdmd_cli.evaluation.measuring import Evaluator
     from flashdmd_cli.evaluation.metrics.metric import Row
 
     comparing = [metric for metric in metrics if metric.compares]
     if not comparing:
-        return {}
+        return {}, {}
     if suite.reference_folder is None:
         real = Evaluator(suite).real
-        return {metric.name: real.of(metric) for metric in comparing}
+        return {metric.name: real.of(metric) for metric in comparing}, {}
     if not suite.reference_folder.is_dir():
         raise InputError(f"--references {suite.reference_folder}: no such folder", hint="a folder of real pictures")
     paths: list[Path | None] = list(
@@ -163,4 +173,10 @@ def real_numbers(
     scored = score_files(comparing, rows, paths, store, request, num_processes, reporter)
     if bad := next((each for each in zip(paths, scored.looks, strict=True) if each[1].reason), None):
         raise InputError(f"--references: {bad[0]}: {bad[1].reason}", hint="the real pictures must be whole")
-    return scored.numbers
+    for name, dropped in scored.dropped.items():
+        for why, positions in dropped.items():
+            shown = ", ".join(str(paths[i]) for i in positions[:5])
+            reporter.say(f"{name}: {len(positions)} real pictures left out, {why}: {shown}")
+    digest = scored.references_sha256
+    facts = {name: {"num": len(numbers), "sha256": digest} for name, numbers in scored.numbers.items()}
+    return scored.numbers, facts

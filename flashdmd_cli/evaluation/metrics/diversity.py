@@ -47,7 +47,7 @@ class Diversity(Metric):
     """Distance between pictures of one caption over that of real ones, in what the caption leaves open."""
 
     name, heading, direction, unit = "diversity", "diversity", "one", "ratio to real pictures"
-    compares = True
+    compares, of_groups, least = True, True, 2
 
     def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector

@@ -125,7 +125,7 @@ def _around(value: float, half: float) -> Interval:
 class FeatureDistance(Metric):
     """Fréchet distance to real pictures of some features; a subclass defines `measure`, the features (B, D)."""
 
-    direction, compares, digits = "lower", True, 2
+    direction, compares, digits, least = "lower", True, 2, 2
 
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
         """The distance; below `unbiased.` the same without the bias of finite samples, to first order."""
@@ -137,7 +137,7 @@ class Frechet(Metric):
     """Squared Fréchet distance to real pictures on the inspector's features."""
 
     name, heading, direction, unit = "frechet", "Fréchet", "lower", "squared distance of inspector features"
-    compares, digits = True, 1
+    compares, digits, least = True, 1, 2
 
     def prepare(self, instruments: Instruments) -> None:
         self.inspector = instruments.inspector

@@ -49,6 +49,7 @@ class Kid(OnInception):
 
     name, heading, direction, unit = "kid", "KID", "lower", "squared kernel distance of Inception features"
     min_pictures = 100
+    least = 2
     digits = 5
 
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:

@@ -60,6 +60,10 @@ class Metric(ABC):
     """Scale on which the value is published, where there are several: `cosine`, `cosine x 100`."""
     compares: ClassVar[bool] = False
     """Whether it needs the suite's real pictures."""
+    of_groups: ClassVar[bool] = False
+    """Whether it compares pictures of one prompt with each other: a prompt of which one is missing is left out."""
+    least: int = 1
+    """With fewer pictures, drawn or (where it `compares`) real, there is no value, and the metric is skipped."""
     min_pictures: ClassVar[int] = 2
     """With fewer pictures the value is computed, and a warning says that it is unreliable."""
     in_table: ClassVar[bool] = True

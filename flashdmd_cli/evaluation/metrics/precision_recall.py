@@ -38,6 +38,11 @@ class Precision(OnInception):
     digits = 3
     Options = NeighbourOptions
 
+    @property
+    def least(self) -> int:  # type: ignore[override]
+        """A neighbourhood needs a neighbour of its rank."""
+        return int(self.options.neighbours) + 1
+
     def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
         found = inside(drawn.double(), real.double(), self.options.neighbours)
         return {self.name: wilson(int(found.sum()), len(found))}

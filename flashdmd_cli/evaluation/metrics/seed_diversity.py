@@ -34,7 +34,7 @@ def vendi(features: Tensor) -> float:
 class OfGroups(Metric):
     """A mean over groups of pictures of the same prompt."""
 
-    direction = "higher"
+    direction, of_groups, least = "higher", True, 2
 
     def takes(self, row: Row) -> bool:
         """Those of which there are several of one prompt."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,3 +91,9 @@ def refuse_twice(prompts: Sequence[Prompt], option: str) -> None:
         if prompt.id in seen:
             raise InputError(f"{option}: the id {prompt.id} is there twice", hint="give each prompt an id of its own")
         seen.add(prompt.id)
+
+
+def prompts_digest(prompts: Iterable[tuple[str, str]]) -> str:
+    """Hash of prompts, (id, text) in order, each counted once however many pictures it has."""
+    text = json.dumps(list(dict.fromkeys(prompts)))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -35,6 +35,7 @@ class ShapesSuite:
     world: str | None = "shapes"
     reference_folder: Path | None = None
     reference_names: Sequence[str] | None = None
+    published: bool = False
 
     def references(self, seed: int | None = None) -> Iterator[Batch]:
         """Rendered pictures of all captions, 250 at a time (the last ones fewer); `seed` draws another set."""

@@ -89,6 +89,9 @@ class SuiteSpec(Config):
     """Draws the real pictures of the embedded world."""
     references: str | None = None
     """Folder of real pictures, for metrics that compare with them; relative to the YAML file."""
+    published: bool = False
+    """Whether values on this suite may stand beside published ones: `prepare-data` writes it into the suite `coco10k`
+    whose draw is that of the published tables."""
     metrics: Annotated[list[Measure] | None, Field(min_length=1)] = None
     """What is measured, in the order of a report. Left out: every metric of pictures of any kind and size."""
 
@@ -134,13 +137,16 @@ def read_suite(
                 metrics.remove(metric)
                 continue
             raise UsageError(f"{said}: {metric.name}: has nothing to measure", hint="give the suite `groups`")
-    decides = {**spec.model_dump(mode="json", exclude={"metrics", "references"}), "prompts_sha256": prompts_hash}
+    decides = {
+        **spec.model_dump(mode="json", exclude={"metrics", "references", "published"}),
+        "prompts_sha256": prompts_hash,
+    }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
     if spec.world == "shapes":
         return ShapesSuite(spec.name, spec.version, rows, metrics, spec.reference_seed, digest, skipped)
     files = [prompt.columns.get(COLUMN_OF_FILES) for prompt in prompts]
     named = [str(name) for name in files] if references is not None and None not in files else None
-    return PromptSuite(spec.name, spec.version, rows, metrics, digest, skipped, None, references, named)
+    return PromptSuite(spec.name, spec.version, rows, metrics, digest, skipped, None, references, named, spec.published)
 
 
 def read_spec(path: Path, said: str) -> SuiteSpec:

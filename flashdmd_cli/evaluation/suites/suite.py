@@ -55,6 +55,10 @@ class Suite(Protocol):
     def reference_names(self) -> Sequence[str] | None:
         """The files of that folder that are the suite's; None: all pictures there."""
 
+    @property
+    def published(self) -> bool:
+        """Whether its prompts are those of published tables."""
+
     def references(self) -> Iterator[Batch]:
         """Real pictures with what is known of them, batch by batch; the same in every call. None if they are files."""
 
@@ -73,6 +77,8 @@ class PromptSuite:
     reference_folder: Path | None = None
     reference_names: Sequence[str] | None = None
     """The files of `reference_folder` that are the suite's; None: all pictures there."""
+    published: bool = False
+    """Whether its prompts are those of published tables."""
 
     def references(self) -> Iterator[Batch]:
         """Nothing: the real pictures are files."""

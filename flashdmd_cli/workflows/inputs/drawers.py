@@ -126,6 +126,7 @@ class FamilyDrawer(Drawer):
             "teacher": self.teacher,
             "sampler": self.sampler,
             "steps": self.steps,
+            "nfe": self.steps * (1 if self.guidance == 1 else 2),
             "guidance": self.guidance,
         }
 

@@ -102,12 +102,20 @@ class PresetDrawer(Drawer):
             "precision": self.place.precision,
         }
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether guidance takes a second evaluation at each step, by the rule of diffusers' pipelines: not where the
+        network takes the guidance as an input, as that of LCM-SDXL does."""
+        config = getattr(self.pipeline, self.preset.part).config
+        return self.preset.guidance > 1 and getattr(config, "time_cond_proj_dim", None) is None
+
     def facts(self) -> dict[str, object]:
         return {
             "model": self.name,
             "teacher": self.preset.base,
             "sampler": type(self.pipeline.scheduler).__name__,
             "steps": self.steps,
+            "nfe": self.steps * (2 if self.is_guided else 1),
             "guidance": self.preset.guidance,
             "licence": self.preset.licence,
             "preset": self.preset.model_dump(mode="json", exclude_none=True),

@@ -61,7 +61,7 @@ def prepare_suite(
     reporter.phase(f"reading {source}")
     document, folder, digest = read_annotations(Path(source))
     rows = draw(document)
-    known = check(rows)
+    genuine, known = is_genuine(rows), check(rows)
     claim(out, "suite", yes=replace)
     lines = [
         json.dumps({"id": str(row.image_id), "prompt": str(row.caption).strip(), "image_id": int(row.image_id),
@@ -72,7 +72,7 @@ def prepare_suite(
     prompts = hashlib.sha256((out / PROMPTS).read_bytes()).hexdigest()
     pictures = find_pictures(folder, str(rows.file_name.iloc[0]))
     for name in SUITES:
-        write_text_atomically(out / f"{name}.yaml", suite_text(name, prompts, pictures))
+        write_text_atomically(out / f"{name}.yaml", suite_text(name, prompts, pictures, genuine))
     files = [PROMPTS, *(f"{name}.yaml" for name in SUITES)]
     content = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     collection = Collection(
@@ -157,13 +157,19 @@ def draw(document: Mapping[str, Any], num: int = NUM) -> pandas.DataFrame:
     return rows
 
 
-def check(rows: pandas.DataFrame) -> str:
-    """Whether the draw begins as that from COCO's own file does, in a sentence."""
+def is_genuine(rows: pandas.DataFrame) -> bool:
+    """Whether the draw begins as that from COCO's own file does."""
     first = tuple(int(image) for image in rows.image_id.iloc[: len(FIRST)])
-    if first == FIRST and str(rows.caption.iloc[0]).strip() == FIRST_CAPTION:
+    return first == FIRST and str(rows.caption.iloc[0]).strip() == FIRST_CAPTION
+
+
+def check(rows: pandas.DataFrame) -> str:
+    """The same in a sentence."""
+    first = [int(image) for image in rows.image_id.iloc[:3]]
+    if is_genuine(rows):
         return f"the draw begins with the images {', '.join(map(str, FIRST[:3]))}, ...: it is DMD2's COCO-10k"
     return (
-        f"this is not COCO's {MEMBER}: the draw begins with the images {', '.join(map(str, first[:3]))}, not with"
+        f"this is not COCO's {MEMBER}: the draw begins with the images {', '.join(map(str, first))}, not with"
         f" {', '.join(map(str, FIRST[:3]))}; results are not comparable with published ones"
     )
 
@@ -177,12 +183,14 @@ def find_pictures(folder: Path, name: str) -> Path | None:
     return None
 
 
-def suite_text(name: str, prompts: str, pictures: Path | None) -> str:
-    """A shipped suite with the hash of its prompts and the folder of its real pictures."""
+def suite_text(name: str, prompts: str, pictures: Path | None, genuine: bool) -> str:
+    """A shipped suite with the hash of its prompts, the folder of its real pictures, and for `coco10k` whether its draw
+    is that of published tables."""
     from flashdmd_cli.evaluation.suites.names import FOLDER
 
     spec = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     spec["prompts"]["sha256"] = prompts
+    spec["published"] = genuine and name == "coco10k"
     if pictures is not None:
         spec["references"] = str(pictures)
     return yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)

@@ -63,7 +63,7 @@ class Vendi(OfGroups):
         group = torch.tensor([[float(row.group or 0)] for row in rows])
         return torch.cat([group, self.dino.of(pictures)], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
         groups = self.members(drawn[:, 1:], drawn[:, 0])
         return {self.name: mean(torch.tensor([vendi(rows) for rows in groups], dtype=torch.float64))}
 
@@ -95,7 +95,7 @@ class LpipsDiversity(OfGroups):
         small = each(pictures, lambda image: image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
         return torch.cat([group, small.flatten(1)], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
         from flashdmd_cli.evaluation.scorers.lpips import load_lpips
 
         net = self.instruments.network(self.trunk, lambda: load_lpips(self.linear, self.trunk, self.instruments.device))

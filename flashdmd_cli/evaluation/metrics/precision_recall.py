@@ -11,12 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.fid import FidOptions, OnInception
-from flashdmd_cli.evaluation.metrics.intervals import Interval, clusters, share
+from flashdmd_cli.evaluation.metrics.intervals import BOOTSTRAP_SEED, Interval, clusters, share
 
 ROWS = 1024
 """Rows of the distance matrix that are computed at once."""
-BLOCKS = 20
-"""Of the jackknife of a manifold."""
+NUM_HALVES = 20
+"""Random halves of a manifold from which its error is estimated."""
 
 
 class NeighbourOptions(FidOptions):
@@ -43,29 +43,31 @@ def share_inside(
 ) -> Interval:
     """Share of `queries` (N, D) that lie in the neighbourhood of any row of `manifold` (M, D), with its interval.
 
-    Both sets are random. The error of the manifold is that of a jackknife: the share without each of 20 blocks of it,
-    whole prompts together. Prompt ids as in `intervals`.
+    Both sets are random. The error of the manifold is that of a jackknife that leaves out half (Shao and Wu, 1989): the
+    variance of the share over 20 random halves, whole prompts together. Leaving out single pictures would overestimate
+    it, for a distance to a neighbour is not smooth. Prompt ids as in `intervals`.
     """
     found = inside(queries, manifold, neighbours)
     each = clusters(manifold_prompts) if manifold_prompts else list(torch.arange(len(manifold)).split(1))
-    num = min(BLOCKS, len(each))
-    blocks = [torch.cat(each[i::num]) for i in range(num)]
-    if min(len(manifold) - len(block) for block in blocks) <= neighbours:
+    generator = torch.Generator().manual_seed(BOOTSTRAP_SEED)
+    orders = [torch.randperm(len(each), generator=generator)[: len(each) // 2].tolist() for _ in range(NUM_HALVES)]
+    halves = [torch.cat([each[i] for i in order]) for order in orders if order]
+    if not halves or min(len(manifold) - len(half) for half in halves) <= neighbours:
         return share(found, query_prompts)
-    shares = _without_each(queries, manifold, neighbours, blocks).double().mean(dim=1)
-    return share(found, query_prompts, float(shares.var(correction=0)) * (num - 1))
+    shares = _without_each(queries, manifold, neighbours, halves).double().mean(dim=1)
+    return share(found, query_prompts, float(shares.var()))
 
 
-def _without_each(queries: Tensor, manifold: Tensor, neighbours: int, blocks: Sequence[Tensor]) -> Tensor:
-    """`inside` with each of `B` blocks of the manifold left out, (B, N) bool; distances are computed once."""
+def _without_each(queries: Tensor, manifold: Tensor, neighbours: int, parts: Sequence[Tensor]) -> Tensor:
+    """`inside` without each of `B` parts of the manifold, as positions: (B, N) bool. Distances are found once."""
     radii = []
     for rows in manifold.split(ROWS):
         distances = torch.cdist(rows, manifold)
-        left = [distances.index_fill(1, block, math.inf).kthvalue(neighbours + 1).values for block in blocks]
+        left = [distances.index_fill(1, part, math.inf).kthvalue(neighbours + 1).values for part in parts]
         radii.append(torch.stack(left))
     reach = torch.cat(radii, dim=1)  # (B, M)
-    for i, block in enumerate(blocks):
-        reach[i, block] = -1.0  # no neighbourhood
+    for i, part in enumerate(parts):
+        reach[i, part] = -1.0  # no neighbourhood
     found = []
     for rows in queries.split(ROWS):
         distances = torch.cdist(rows, manifold)

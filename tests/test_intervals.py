@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.compare import cell, paired
+from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.measuring import Measured, values_of
 from flashdmd_cli.evaluation.metrics.frechet import frechet
 from flashdmd_cli.evaluation.metrics.high_frequency import ratio_of_means
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.intervals import Interval, by_prompt, mean, share, shown, wilson
 from flashdmd_cli.evaluation.metrics.kid import kernel_distance
+from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.metrics.precision_recall import Precision, share_inside
 from flashdmd_cli.evaluation.metrics.registry import METRICS
+from flashdmd_cli.evaluation.metrics.seed_diversity import LpipsDiversity
 from flashdmd_cli.evaluation.report import _cell
+from flashdmd_cli.evaluation.scoring import Chunk, chunk_path, gather, write_chunk
 
 PROMPTS = [str(i) for i in range(60) for _ in range(4)]
 
@@ -83,6 +88,29 @@ def test_metrics_get_the_prompts_of_their_pictures() -> None:
     kept = [i for i in range(240) if i != 7]
     assert found == mean(numbers[kept], [PROMPTS[i] for i in kept])
     assert found.high - found.low > 1.5 * (mean(numbers[kept]).high - mean(numbers[kept]).low)
+
+
+def test_groups_are_condensed_whole_also_across_chunks(tmp_path: Path) -> None:
+    """Groups of 3 in chunks of 32: no group is condensed in two pieces, and no picture is lost."""
+
+    class Groups(LpipsDiversity):
+        def __init__(self) -> None:
+            self.calls: list[list[float]] = []
+
+        def condense(self, numbers: Tensor) -> Tensor:
+            self.calls.append(numbers.tolist())
+            return numbers[:, None]
+
+    metric, rows = Groups(), [Row(i, "a", group=i // 3) for i in range(69)]
+    for number in range(3):
+        own = list(range(number * 32, min(69, number * 32 + 32)))
+        chunk = Chunk(
+            [Look("a", None, ()) for _ in own], {"lpips": torch.tensor(own) / 1}, {"lpips": [*range(len(own))]}
+        )
+        write_chunk(chunk_path(tmp_path, number), chunk, [])
+    scored = gather([metric], rows, tmp_path)
+    assert scored.numbers["lpips"][:, 0].tolist() == scored.positions["lpips"] == list(range(69))
+    assert len(metric.calls) == 4 and all(len(each) % 3 == 0 for each in metric.calls)
 
 
 def test_win_rates_cover_with_several_seeds() -> None:

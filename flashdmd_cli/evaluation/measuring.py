@@ -66,9 +66,9 @@ class Measurements:
         self.num_pictures += sum(row.counts for row in rows)
 
     def of(self, metric: Metric) -> Tensor:
-        """What a metric measured, (N, ...), a row for each picture that it takes."""
+        """What a metric measured, condensed: (N, ...), a row for each picture that it takes."""
         parts = self._numbers[metric.name]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return metric.condense(torch.cat(parts)) if parts else torch.empty(0)
 
 
 def measure(metrics: Sequence[Metric], batches: Iterable[Batch]) -> Measurements:

@@ -88,12 +88,17 @@ class Metric(ABC):
         """Numbers of `B` pictures (B, 3, H, W) uint8 on the CPU: a tensor (B, ...) on the CPU, each row a function of
         its own picture and prompt alone. All pictures of one call have one size; sizes may differ between calls."""
 
+    def condense(self, numbers: Tensor) -> Tensor:
+        """Fewer numbers in place of those of `measure`, a row for each picture still, from all pictures of some groups
+        (N, ...). `result` gets these rows. By default the same: only a metric of groups may need whole pictures."""
+        return numbers
+
     @abstractmethod
     def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
-        """The value with its interval, from the rows of `measure` for all `N` drawn pictures, (N, ...), in suite order.
+        """The value with its interval, from the rows of `condense` for all `N` drawn pictures, (N, ...), in order.
 
         `prompts` are their prompt ids: pictures of one prompt are not independent, so that intervals take a prompt as
-        one observation. Empty: each picture has a prompt of its own. No value depends on them.
+        one observation. Empty: each picture has a prompt of its own. They change no value but `unbiased.*`.
         `real` holds the same for the real pictures, (M, ...), if the metric `compares`, else nothing. The key `name` is
         the metric itself; keys with a dot (`attributes.colour`) are breakdowns of it.
         """

@@ -203,9 +203,11 @@ def test_real_pictures_are_those_of_the_prompts_and_measured_once(
         yaml.safe_dump({key: each for key, each in yaml.safe_load(path.read_text()).items() if key != "metrics"})
     )
     monkeypatch.setattr(brightness, "compares", True)
-    monkeypatch.setattr(brightness, "result", lambda self, drawn, real: seen.append(real) or real_mean(self, real))
+    monkeypatch.setattr(
+        brightness, "result", lambda self, drawn, real, prompts=(): seen.append(real) or real_mean(self, real)
+    )
     seen: list[Any] = []
-    real_mean = lambda self, real: {"brightness": self.interval(self.scores(real))}  # noqa: E731
+    real_mean = lambda self, real, prompts=(): {"brightness": self.interval(self.scores(real))}  # noqa: E731
     found = read_suite("coco10k", 40, only=["brightness"])
     for row in found.rows:
         path = small / "in" / f"{row.prompt_id}.png"

@@ -275,7 +275,7 @@ class Spread(Metric):
         return torch.stack([value * float("nan") if "NaN" in row.prompt else value
                             for value, row in zip(bright, rows, strict=True)])[:, None]  # fmt: skip
 
-    def result(self, drawn: Tensor, real: Tensor) -> dict[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> dict[str, Interval]:
         assert drawn.isfinite().all()
         return {self.name: exactly(float(drawn.std()))}
 

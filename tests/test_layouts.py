@@ -109,6 +109,17 @@ def test_results_of_geneval(tmp_path: Path) -> None:
     fails(run("eval", "read", "parti", tmp_path / "better.jsonl"), 2, "LAYOUT parti")
 
 
+def test_four_pictures_of_a_geneval_prompt_are_one_observation(tmp_path: Path) -> None:
+    """If they are all right or all wrong, intervals are those of a picture of each prompt, or wider."""
+    for num in (1, 4):
+        lines = [{"filename": f"/out/{i:05d}/samples/{k:04d}.png", "tag": "colors", "prompt": "p", "correct": i % 2 < 1}
+                 for i in range(30) for k in range(num)]  # fmt: skip
+        (tmp_path / f"{num}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (one, _), (four, _) = (read_bench("geneval", tmp_path / f"{num}.jsonl") for num in (1, 4))
+    assert four["geneval"].low == pytest.approx(one["geneval"].low) and one["geneval"].low > 0.3
+    assert 0.25 < four["geneval.colors"].low <= one["geneval.colors"].low
+
+
 DPG = """/in/partiprompts0.png, 1.0, 0.5, 0.75
 /in/a, b.png, 0.5, 0.5, 0.5
 Model: in

@@ -68,7 +68,7 @@ def test_eval_writes_the_page_beside_its_results(world: Path) -> None:  # noqa: 
     found = evaluate("shapes-sdxl", "e", **few)
     text = Path("e/report.html").read_text(encoding="utf-8")
     value = found.document["metrics"]["exact"]
-    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} higher 4" in plain(text)
+    assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} 4" in plain(text)
     guided = found.document["guidance"] != 1
     assert found.document["nfe"] == 1 + guided and found.document["suite"]["published"] is False
     assert "pictures of 4 prompts, the first of shapes1k" in text and found.suite.rows[0].prompt in text

@@ -207,7 +207,7 @@ def mps_by_the_formula(weights: Path, picture: Tensor, prompt: str, threshold: f
         return float(net.logit_scale.exp() * (x[0] @ whole) / (x[0].norm() * whole.norm()))
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.01])
+@pytest.mark.parametrize("threshold", [0.3, 0.01, 0.9, 0.95, 0.99])
 def test_mps_is_its_published_formula_for_each_picture_by_itself(
     instruments: Instruments, weights: Path, threshold: float
 ) -> None:

@@ -13,8 +13,15 @@ import torch
 
 sys.path.insert(0, ".")
 from flashdmd_cli.evaluation.metrics.frechet import frechet, frechet_gaussians  # noqa: E402
-from flashdmd_cli.evaluation.metrics.intervals import Interval, mean, paired_difference, wilson  # noqa: E402
+from flashdmd_cli.evaluation.metrics.intervals import (  # noqa: E402
+    Interval,
+    mean,
+    paired_difference,
+    share,
+    wilson,
+)
 from flashdmd_cli.evaluation.metrics.kid import kernel_distance  # noqa: E402
+from flashdmd_cli.evaluation.metrics.precision_recall import share_inside  # noqa: E402
 
 NUM = 1000
 generator = torch.Generator().manual_seed(0)
@@ -26,20 +33,41 @@ def normal(*shape: int) -> torch.Tensor:
 
 
 def report(name: str, truth: float | None, draw: Callable[[], Interval]) -> None:
-    """A line; without `truth`, the mean of all values stands for it (their expectation)."""
+    """A line; without `truth`, the mean of all values stands for it (their expectation). Unbounded intervals
+    (of distances without bias) hold everything, and are left out of `claimed`."""
     found = [draw() for _ in range(NUM)]
     value = sum(each.value for each in found) / NUM
     aim = value if truth is None else truth
-    share = sum(each.low <= aim <= each.high for each in found) / NUM
+    held = sum(each.low <= aim <= each.high for each in found) / NUM
     error = torch.tensor([each.value for each in found]).std()
-    half = sum(each.high - each.low for each in found) / NUM / 2 / 1.96
-    print(f"{name:58} {aim:9.4f} {value:9.4f} {error:9.4f} {half:9.4f} {share:7.1%}", flush=True)
+    bounded = [each.high - each.low for each in found if each.high < math.inf]
+    half = sum(bounded) / max(1, len(bounded)) / 2 / 1.96
+    print(f"{name:58} {aim:9.4f} {value:9.4f} {error:9.4f} {half:9.4f} {held:7.1%}", flush=True)
 
 
 def scores(num: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Skewed scores of two models on the same prompts, whose difficulty they share; means exp(1/2) and 0.1 more."""
     prompts = normal(num).exp()
     return prompts + 0.3 * normal(num), prompts + 0.1 + 0.3 * normal(num)
+
+
+PROMPTS = [str(i) for i in range(100) for _ in range(4)]
+
+
+def seeds(*dims: int) -> torch.Tensor:
+    """Four pictures of each of 100 prompts, (400, ...): standard deviation 1 between prompts, 0.5 within."""
+    return (normal(100, 1, *dims) + 0.5 * normal(100, 4, *dims)).flatten(0, 1)
+
+
+def several_seeds() -> None:
+    """100 prompts with four pictures each, with and without the ids of the prompts; precision and recall."""
+    for ids, how in ((PROMPTS, "by prompt"), ((), "by picture")):
+        report(f"mean, 100 x 4, {how}", 0.0, lambda ids=ids: mean(seeds(), ids))
+        report(f"share, 100 x 4, {how}", None, lambda ids=ids: share(seeds() > -0.5, ids))
+        report(f"kernel distance, 100 x 4, {how}", None, lambda ids=ids: kernel_distance(seeds(6), normal(400, 6), ids))
+        report(f"Fréchet distance, 100 x 4, {how}", None, lambda ids=ids: frechet(seeds(6), normal(400, 6), 1, ids)[0])
+    report("precision of 300", None, lambda: share_inside(1.2 * normal(300, 4), normal(300, 4), 3))
+    report("recall, 100 x 4", None, lambda: share_inside(normal(300, 4), seeds(4), 3, manifold_prompts=PROMPTS))
 
 
 def distances(dims: int, num: int, shift: float) -> tuple[float, Callable[[], tuple[torch.Tensor, torch.Tensor]]]:
@@ -64,6 +92,7 @@ def main() -> None:
         name = f"Fréchet distance, {num} pictures in {dims} dimensions"
         report(f"{name}: its expectation", None, lambda draw=draw: frechet(*draw(), num_resamples=1)[0])
         report(f"{name}: without bias", truth, lambda draw=draw: frechet(*draw())[1])
+    several_seeds()
     _, draw = distances(8, 200, 0.5)
     report("kernel distance, 200 pictures in 8 dimensions", None, lambda: kernel_distance(*draw()))
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from flashdmd_cli.evaluation.metrics.intervals import Interval, mean, wilson
+from flashdmd_cli.evaluation.metrics.intervals import Interval, mean, share, shown
 from flashdmd_cli.runs.errors import UsageError
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
@@ -56,27 +56,27 @@ class Difference:
     """Mean of the differences of the same prompt and seed, with its interval; None for a metric of whole sets."""
     pairs: int
     wins: Interval | None
-    """Share of pairs that the result wins, ties counted half, with Wilson's interval."""
+    """Share of pairs that the result wins, ties counted half, with its interval."""
 
 
 def paired(ours: Mapping[tuple[str, int], float], base: Mapping[tuple[str, int], float], higher: bool) -> Difference:
     """The differences `ours - base` of the same prompt and seed.
 
-    Several pictures of one prompt are not independent, so that the interval is that of the means of the prompts.
+    Several pictures of one prompt are not independent, so that the interval of the difference is that of the means of
+    the prompts, and that of the share of pairs won takes a prompt as one observation.
     """
     common = sorted(ours.keys() & base.keys())
     if not common:
         return Difference(None, 0, None)
     by_prompt: dict[str, list[float]] = {}
-    won = 0.0
+    won: list[float] = []
     for key in common:
         difference = ours[key] - base[key]
         by_prompt.setdefault(key[0], []).append(difference)
-        won += 0.5 if difference == 0 else float((difference > 0) == higher)
+        won.append(0.5 if difference == 0 else float((difference > 0) == higher))
     means = torch.tensor([sum(each) / len(each) for each in by_prompt.values()], dtype=torch.float64)
-    share = won / len(common)
-    bounds = wilson(round(won), len(common))
-    return Difference(mean(means), len(common), Interval(share, bounds.low, bounds.high))
+    wins = share(torch.tensor(won, dtype=torch.float64), [prompt for prompt, _ in common])
+    return Difference(mean(means), len(common), wins)
 
 
 def check_comparable(results: Sequence[Result]) -> None:
@@ -204,12 +204,12 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def cell(entry: Mapping[str, Any] | None) -> str:
-    """`0.3301 ± 0.0012`; of a published row the value alone."""
+    """`0.3301 ± 0.0012`, or with both ends of an interval that is not symmetric; of a published row the value alone."""
     if entry is None or entry.get("value") is None:
         return "-"
     if entry.get("low") is None or entry.get("high") is None:
         return number(entry["value"])
-    return f"{number(entry['value'])} ± {number((entry['high'] - entry['low']) / 2)}"
+    return shown(entry["value"], entry["low"], entry["high"], number)
 
 
 def title(row: Mapping[str, Any]) -> str:
@@ -251,13 +251,13 @@ def _markdown(document: Mapping[str, Any]) -> str:
     if document.get("warnings"):
         lines += ["", "Not of the same pictures:", "", *(f"- {line}" for line in document["warnings"])]
     others = [row for row in rows[1:] if not row["published"]]
-    for what, heading, shown in (
+    for what, heading, write in (
         ("Difference from", "paired by prompt and seed", difference_cell),
         ("Share of pairs won against", "ties count half", win_cell),
     ):
         if others:
             lines += ["", f"{what} {rows[0]['name']}, {heading}:", ""]
-            lines += _table(["", *heads], [[row["name"], *(shown(row["values"][name]) for name in names)]
+            lines += _table(["", *heads], [[row["name"], *(write(row["values"][name]) for name in names)]
                                            for row in others])  # fmt: skip
     return "\n".join(lines)
 

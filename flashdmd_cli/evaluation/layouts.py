@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly, mean, wilson
+from flashdmd_cli.evaluation.metrics.intervals import Z95, Interval, by_prompt, exactly, mean, share
 from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
@@ -134,21 +134,28 @@ def read_bench(layout: str, path: Path) -> tuple[dict[str, Interval], list[dict[
 
 
 def _read_geneval(text: str) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
-    """The overall score is the mean over the six tasks; its interval from the standard errors of the tasks."""
+    """The overall score is the mean over the six tasks; its interval from the standard errors of the tasks. The four
+    pictures of a prompt are one observation."""
     rows = [json.loads(line) for line in text.splitlines() if line.strip()]
     tasks: dict[str, list[bool]] = defaultdict(list)
+    prompts: dict[str, list[str]] = defaultdict(list)
     samples = []
     for row in rows:
         tasks[row["tag"]].append(bool(row["correct"]))
         parts = Path(row["filename"]).parts
-        samples.append({"id": parts[-3] if len(parts) > 2 else row["filename"], "seed": int(Path(row["filename"]).stem),
+        prompts[row["tag"]].append(parts[-3] if len(parts) > 2 else row["filename"])
+        samples.append({"id": prompts[row["tag"]][-1], "seed": int(Path(row["filename"]).stem),
                         "prompt": row["prompt"], "scores": {"geneval": float(bool(row["correct"]))}})  # fmt: skip
     if not rows:
         raise ValueError("it is empty")
-    shares = {tag: wilson(sum(right), len(right)) for tag, right in tasks.items()}
+    shares = {tag: share(torch.tensor(right), prompts[tag]) for tag, right in tasks.items()}
     overall = sum(each.value for each in shares.values()) / len(shares)
-    variance = sum(each.value * (1 - each.value) / len(tasks[tag]) for tag, each in shares.items()) / len(shares) ** 2
-    half = 1.959964 * variance**0.5
+    variance = 0.0
+    for tag, right in tasks.items():
+        each, value = by_prompt(torch.tensor(right), prompts[tag]), shares[tag].value
+        spread = float(each.var(correction=0)) if len(each) > 1 else value * (1 - value)
+        variance += spread / len(each) / len(tasks) ** 2
+    half = Z95 * variance**0.5
     total = Interval(overall, max(0.0, overall - half), min(1.0, overall + half))
     return {"geneval": total, **{f"geneval.{tag}": each for tag, each in shares.items()}}, samples
 

@@ -48,6 +48,8 @@ class Measurements:
         self.metrics = metrics
         self.num_pictures = 0
         self._numbers: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
+        self.prompts: dict[str, list[str]] = {metric.name: [] for metric in metrics}
+        """By metric: the prompt ids of the pictures that it takes."""
 
     def update(self, pictures: Tensor, rows: Sequence[Row]) -> None:
         """Measure `B` pictures (B, 3, H, W) uint8, the next ones in the order of the suite."""
@@ -60,12 +62,13 @@ class Measurements:
             if taken:
                 part = chosen.setdefault(taken, pictures if len(taken) == len(rows) else pictures[list(taken)])
                 self._numbers[metric.name].append(metric.measure(part, [rows[i] for i in taken]))
+                self.prompts[metric.name] += [rows[i].prompt_id for i in taken]
         self.num_pictures += sum(row.counts for row in rows)
 
     def of(self, metric: Metric) -> Tensor:
-        """What a metric measured, (N, ...), a row for each picture that it takes."""
+        """What a metric measured, condensed: (N, ...), a row for each picture that it takes."""
         parts = self._numbers[metric.name]
-        return torch.cat(parts) if parts else torch.empty(0)
+        return metric.condense(torch.cat(parts)) if parts else torch.empty(0)
 
 
 def measure(metrics: Sequence[Metric], batches: Iterable[Batch]) -> Measurements:
@@ -94,15 +97,20 @@ class Evaluator:
             raise ValueError(f"{found.num_pictures} pictures where {self.suite.name} has {wanted} that count")
         numbers = {metric.name: found.of(metric) for metric in self.suite.metrics}
         real = {metric.name: self.real.of(metric) for metric in self.suite.metrics if metric.compares}
-        return Measured(values_of(self.suite.metrics, numbers, real), found.num_pictures)
+        return Measured(values_of(self.suite.metrics, numbers, real, found.prompts), found.num_pictures)
 
 
 def values_of(
-    metrics: Sequence[Metric], numbers: Mapping[str, Tensor], real: Mapping[str, Tensor]
+    metrics: Sequence[Metric],
+    numbers: Mapping[str, Tensor],
+    real: Mapping[str, Tensor],
+    prompts: Mapping[str, Sequence[str]],
 ) -> dict[str, Interval]:
-    """The values with their intervals, from what was measured of drawn and of real pictures; parts come last."""
+    """The values with their intervals, from what was measured of drawn and of real pictures, and the prompt ids of the
+    drawn ones, by metric; parts come last."""
     values: dict[str, Interval] = {}
     for metric in metrics:
-        values |= metric.result(numbers[metric.name], real[metric.name] if metric.compares else torch.empty(0))
+        compared = real[metric.name] if metric.compares else torch.empty(0)
+        values |= metric.result(numbers[metric.name], compared, prompts[metric.name])
     parts = {name: values.pop(name) for name in list(values) if "." in name}
     return values | parts

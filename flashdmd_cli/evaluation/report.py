@@ -9,6 +9,7 @@ from rich.text import Text
 
 from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.frechet import UNBIASED
+from flashdmd_cli.evaluation.metrics.intervals import shown
 from flashdmd_cli.evaluation.metrics.metric import Metric
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import visible
@@ -26,14 +27,14 @@ def heading(metric: Metric) -> str:
 
 def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
     """A column for every metric with `in_table` (for all, if none has it), a line for every row: values with half of
-    their 95% interval."""
+    their 95% interval, or with its ends where it is not symmetric."""
     drawn = Table(title=title or None)
     drawn.add_column("")
-    shown = [metric for metric in metrics if metric.in_table] or list(metrics)
-    for metric in shown:
+    columns = [metric for metric in metrics if metric.in_table] or list(metrics)
+    for metric in columns:
         drawn.add_column(heading(metric), justify="right")
     for name, measured in rows.items():
-        drawn.add_row(Text(visible(name)), *(_cell(measured, metric.name, metric.digits) for metric in shown))
+        drawn.add_row(Text(visible(name)), *(_cell(measured, metric.name, metric.digits) for metric in columns))
     return drawn
 
 
@@ -56,7 +57,7 @@ def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
 
 def _cell(measured: Measured, figure: str, digits: int = 3) -> str:
     found = measured.figures[figure]
-    return f"{found.value:.{digits}f} ± {(found.high - found.low) / 2:.{digits}f}"
+    return shown(found.value, found.low, found.high, lambda value: f"{value:.{digits}f}")
 
 
 def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], highest: Mapping[str, float]) -> None:

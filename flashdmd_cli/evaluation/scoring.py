@@ -259,6 +259,7 @@ def gather(metrics: Sequence[Metric], rows: Sequence[Row], store: Path) -> Score
     looks: list[Look] = []
     parts: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
     positions: dict[str, list[int]] = {metric.name: [] for metric in metrics}
+    waiting: dict[str, Tensor] = {}  # pictures of the last group, which may go on in the next chunk
     for number in range(num_chunks(rows)):
         chunk = read_chunk(chunk_path(store, number))
         if chunk is None:
@@ -266,8 +267,18 @@ def gather(metrics: Sequence[Metric], rows: Sequence[Row], store: Path) -> Score
         looks += chunk.looks
         for metric in metrics:
             if metric.name in chunk.numbers:
-                parts[metric.name].append(chunk.numbers[metric.name])
-                positions[metric.name] += [number * CHUNK + i for i in chunk.taken[metric.name]]
+                found, own = chunk.numbers[metric.name], positions[metric.name]
+                if metric.name in waiting:
+                    found = torch.cat([waiting[metric.name], found])
+                own += [number * CHUNK + i for i in chunk.taken[metric.name]]
+                last = rows[own[-1]].group
+                num_whole = sum(last is None or rows[i].group != last for i in own[len(own) - len(found) :])
+                if num_whole:
+                    parts[metric.name].append(metric.condense(found[:num_whole]))
+                waiting[metric.name] = found[num_whole:].clone()
+    for metric in metrics:
+        if len(waiting.get(metric.name, ())):
+            parts[metric.name].append(metric.condense(waiting[metric.name]))
     whole = {name: torch.cat(each) if each else torch.empty(0) for name, each in parts.items()}
     scored = Scored(looks, whole, positions)
     for metric in metrics:

@@ -57,7 +57,8 @@ def score(
         reason = next((each.reason for each in scored.looks if each.reason), None)
         reason = reason or "; ".join(f"{name}: {why}" for name, why in skipped.items()) or "none was taken by a metric"
         raise InputError(f"--images: none of {len(suite.rows)} pictures could be measured: {reason}")
-    values = values_of(metrics, scored.numbers, real)
+    prompts = {name: [suite.rows[i].prompt_id for i in found] for name, found in scored.positions.items()}
+    values = values_of(metrics, scored.numbers, real, prompts)
     facts = picture_facts(scored.looks, picked.names, suite.rows)
     if picked.collection is not None:
         facts["left_out"] |= left_out_of(picked.collection, picked.folder)

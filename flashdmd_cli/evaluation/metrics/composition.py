@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.intervals import Interval, wilson
+from flashdmd_cli.evaluation.metrics.intervals import Interval, share
 from flashdmd_cli.evaluation.metrics.metric import PictureShare, Row
 from flashdmd_cli.evaluation.metrics.objects import third_object
 from flashdmd_cli.shapes.captions import parse
@@ -32,9 +32,9 @@ class Composition(PictureShare):
         """1 where everything is right, else 0."""
         return numbers.all(dim=1).double()
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        single = {f"attributes.{name}": share(drawn[:, i]) for i, name in enumerate(ATTRIBUTES)}
-        return {**super().result(drawn, real), **single}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        single = {f"attributes.{name}": share(drawn[:, i], prompts) for i, name in enumerate(ATTRIBUTES)}
+        return {**super().result(drawn, real, prompts), **single}
 
 
 class Exact(PictureShare):
@@ -48,8 +48,3 @@ class Exact(PictureShare):
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """Whether a picture is exactly what its caption says, (B,) bool."""
         return self.composition.measure(pictures, rows).all(dim=1) & ~third_object(pictures)
-
-
-def share(right: Tensor) -> Interval:
-    """How many of (N,) bool are true, with Wilson's interval."""
-    return wilson(int(right.sum()), len(right))

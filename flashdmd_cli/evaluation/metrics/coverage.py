@@ -31,7 +31,7 @@ def covered(generated: Tensor, real: Tensor, num_patterns: int) -> Callable[[Ten
     )
 
 
-def coverage(generated: Tensor, real: Tensor, num_patterns: int) -> Interval:
+def coverage(generated: Tensor, real: Tensor, num_patterns: int, prompts: Sequence[str] = ()) -> Interval:
     """1 minus total-variation distance, on [0, 1]; arguments as for `covered`.
 
     Mean of the background pattern's and of the layout's, which is itself a mean over its numbers.
@@ -43,13 +43,13 @@ def coverage(generated: Tensor, real: Tensor, num_patterns: int) -> Interval:
         found = shares(g, r)
         return float(found[0] + found[1:].mean()) / 2
 
-    return bootstrap(half_each, len(generated), len(real), high=1.0)
+    return bootstrap(half_each, len(generated), len(real), high=1.0, prompts=prompts)
 
 
-def pattern_coverage(generated: Tensor, real: Tensor, num_patterns: int) -> Interval:
+def pattern_coverage(generated: Tensor, real: Tensor, num_patterns: int, prompts: Sequence[str] = ()) -> Interval:
     """The background pattern alone, where mode seeking shows first."""
     shares = covered(generated.double(), real.double(), num_patterns)
-    return bootstrap(lambda g, r: float(shares(g, r)[0]), len(generated), len(real), high=1.0)
+    return bootstrap(lambda g, r: float(shares(g, r)[0]), len(generated), len(real), high=1.0, prompts=prompts)
 
 
 def _one_hot(seen: Tensor, edges: Tensor, num_patterns: int) -> list[Tensor]:
@@ -73,8 +73,8 @@ class Coverage(Metric):
         seen = self.inspector.read(pictures)
         return torch.cat([seen.pattern[:, None].to(seen.layout), seen.layout], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: coverage(drawn, real, len(PATTERNS))}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: coverage(drawn, real, len(PATTERNS), prompts)}
 
 
 class PatternCoverage(Coverage):
@@ -83,5 +83,5 @@ class PatternCoverage(Coverage):
     name, heading = "pattern_coverage", "patterns"
     in_table = False
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: pattern_coverage(drawn, real, len(PATTERNS))}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: pattern_coverage(drawn, real, len(PATTERNS), prompts)}

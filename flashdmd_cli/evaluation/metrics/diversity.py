@@ -65,5 +65,5 @@ class Diversity(Metric):
         group = torch.tensor([[float(row.group or 0)] for row in rows])
         return torch.cat([group, seen.layout, one_hot(seen.pattern, len(PATTERNS)).float()], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
         return {self.name: diversity(grouped(drawn), grouped(real))}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.intervals import BOOTSTRAP_SEED, Z95, Interval
+from flashdmd_cli.evaluation.metrics.intervals import BOOTSTRAP_SEED, Z95, Interval, by_prompt, resample
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 
 NUM_RESAMPLES = 8
@@ -53,10 +53,11 @@ class Expansion:
     moves_real: Tensor
     """Of the real ones, (M,), with mean zero."""
 
-    @property
-    def variance(self) -> float:
-        """Of the distance between random sets of as many pictures, to first order."""
-        return float(self.moves.var() / len(self.moves) + self.moves_real.var() / len(self.moves_real))
+    def variance(self, prompts: Sequence[str] = ()) -> float:
+        """Of the distance between random sets of as many pictures, to first order; `prompts` are the ids of the
+        generated ones."""
+        moves = by_prompt(self.moves, prompts)
+        return float(moves.var() / len(moves) + self.moves_real.var() / len(self.moves_real))
 
 
 def expand(generated: Tensor, real: Tensor) -> Expansion:
@@ -91,7 +92,9 @@ def _powers(matrix: Tensor) -> tuple[Tensor, Tensor, float]:
     return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T, float(root.sum())
 
 
-def frechet(generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES) -> tuple[Interval, Interval]:
+def frechet(
+    generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES, prompts: Sequence[str] = ()
+) -> tuple[Interval, Interval]:
     """`frechet_features`, and the distance of the distributions themselves, each with its interval.
 
     The first is biased upwards, as every published value is; its interval is that of its expectation: where other seeds
@@ -100,9 +103,10 @@ def frechet(generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES)
     The standard error is that of the delta method: the moves of single pictures add up. (Bootstrap intervals are too
     wide in many dimensions, for a resample repeats pictures.) The bias is how much further apart resamples lie than
     what they were drawn from; of each the sum of its pictures' moves, whose mean is zero, is taken off first, so that
-    few resamples are enough. It is exact to first order in D / N: where the bias is most of the value (features of
-    equal
-    variance in 2048 dimensions and 10,000 pictures), some 7% of it stays, which the interval does not cover.
+    few resamples are enough. It is exact to first order in D / N: where the bias is most of the value some 10% of it
+    stays. So the second has an interval only if the correction is at most half the width of it, else an unbounded one.
+
+    Of repeated `prompts` (the ids of the generated pictures) each is one observation, for the error and in resamples.
     """
     generated, real = generated.double(), real.double()
     if len(generated) + len(real) < generated.shape[1]:  # in fewer dimensions, with the same distances
@@ -111,15 +115,15 @@ def frechet(generated: Tensor, real: Tensor, num_resamples: int = NUM_RESAMPLES)
     plain, generator = expand(generated, real), torch.Generator().manual_seed(BOOTSTRAP_SEED)
     biases = []
     for _ in range(num_resamples):
-        drawn, other = (torch.randint(len(each), (len(each),), generator=generator) for each in (generated, real))
+        drawn, other = resample(len(generated), generator, prompts), resample(len(real), generator)
         moved = float(plain.moves[drawn].mean() + plain.moves_real[other].mean())
         biases.append(frechet_features(generated[drawn], real[other]) - plain.value - moved)
-    half, value = Z95 * math.sqrt(plain.variance), frechet_features(generated, real)
-    return _around(value, half), _around(value - fmean(biases), half)
+    half, value, bias = Z95 * math.sqrt(plain.variance(prompts)), frechet_features(generated, real), fmean(biases)
+    return _around(value, half), _around(value - bias, half if abs(bias) <= half else math.inf)
 
 
 def _around(value: float, half: float) -> Interval:
-    return Interval(max(0.0, value), max(0.0, value - half), max(0.0, value + half))
+    return Interval(max(0.0, value), max(0.0, value - half) if half < math.inf else -half, max(0.0, value + half))
 
 
 class FeatureDistance(Metric):
@@ -127,9 +131,10 @@ class FeatureDistance(Metric):
 
     direction, compares, digits, least = "lower", True, 2, 2
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        """The distance; below `unbiased.` the same without the bias of finite samples, to first order."""
-        plain, without_bias = frechet(drawn, real)
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        """The distance; below `unbiased.` the same without the bias of finite samples, to first order,
+        with an interval where that correction is small."""
+        plain, without_bias = frechet(drawn, real, prompts=prompts)
         return {self.name: plain, f"{UNBIASED}.{self.name}": without_bias}
 
 
@@ -146,5 +151,5 @@ class Frechet(Metric):
         """The inspector's last hidden layer, (B, 128)."""
         return self.inspector.read(pictures).features
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: frechet(drawn, real, num_resamples=1)[0]}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: frechet(drawn, real, num_resamples=1, prompts=prompts)[0]}

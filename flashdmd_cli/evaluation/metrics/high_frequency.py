@@ -11,9 +11,9 @@ from flashdmd_cli.evaluation.metrics.intervals import Interval, bootstrap
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 
 
-def ratio_of_means(above: Tensor, below: Tensor) -> Interval:
+def ratio_of_means(above: Tensor, below: Tensor, prompts: Sequence[str] = ()) -> Interval:
     """Mean of (N,) over the mean of (M,)."""
-    return bootstrap(lambda g, r: float(above[g].mean() / below[r].mean()), len(above), len(below))
+    return bootstrap(lambda g, r: float(above[g].mean() / below[r].mean()), len(above), len(below), prompts=prompts)
 
 
 class HighFrequency(Metric):
@@ -26,5 +26,5 @@ class HighFrequency(Metric):
         """Power of the luminance spectrum above the cutoff, (B,) float64."""
         return high_frequency_energy(as_float(pictures))
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: ratio_of_means(drawn, real)}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: ratio_of_means(drawn, real, prompts)}

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.fid import OnInception
-from flashdmd_cli.evaluation.metrics.intervals import Z95, Interval
+from flashdmd_cli.evaluation.metrics.intervals import Z95, Interval, by_prompt
 
 ROWS = 1024
 """Rows of the kernel matrix that are computed at once."""
 
 
-def kernel_distance(generated: Tensor, real: Tensor) -> Interval:
+def kernel_distance(generated: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Interval:
     """Squared maximum mean discrepancy with the kernel (x . y / D + 1)^3 of features (N, D) and (M, D), over all pairs.
 
-    Unbiased, so it may be negative. The interval is that of a U-statistic: to first order, means over pictures.
+    Unbiased, so it may be negative. The interval is that of a U-statistic: to first order, means over pictures. Of
+    repeated `prompts` (the ids of the generated pictures) each is one observation; pairs of one prompt stay in.
     """
     if min(len(generated), len(real)) < 2:
         raise ValueError("a kernel distance needs at least two pictures")
@@ -26,7 +27,8 @@ def kernel_distance(generated: Tensor, real: Tensor) -> Interval:
     own, cross = _row_means(generated, generated, True), _row_means(generated, real, False)
     own_real, cross_real = _row_means(real, real, True), _row_means(real, generated, False)
     value = float(own.mean() + own_real.mean() - 2 * cross.mean())
-    variance = 4 * ((own - cross).var() / len(own) + (own_real - cross_real).var() / len(own_real))
+    parts = by_prompt(own - cross, prompts)
+    variance = 4 * (parts.var() / len(parts) + (own_real - cross_real).var() / len(own_real))
     half = Z95 * math.sqrt(float(variance))
     return Interval(value, value - half, value + half)
 
@@ -52,5 +54,5 @@ class Kid(OnInception):
     least = 2
     digits = 5
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        return {self.name: kernel_distance(drawn, real)}
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: kernel_distance(drawn, real, prompts)}

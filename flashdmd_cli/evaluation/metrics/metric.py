@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
-from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly, mean, wilson
+from flashdmd_cli.evaluation.metrics.intervals import Interval, exactly, mean, share
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.tables import Config
 
@@ -92,10 +92,17 @@ class Metric(ABC):
         """Numbers of `B` pictures (B, 3, H, W) uint8 on the CPU: a tensor (B, ...) on the CPU, each row a function of
         its own picture and prompt alone. All pictures of one call have one size; sizes may differ between calls."""
 
-    @abstractmethod
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
-        """The value with its interval, from the rows of `measure` for all `N` drawn pictures, (N, ...), in suite order.
+    def condense(self, numbers: Tensor) -> Tensor:
+        """Fewer numbers in place of those of `measure`, a row for each picture still, from all pictures of some groups
+        (N, ...). `result` gets these rows. By default the same: only a metric of groups may need whole pictures."""
+        return numbers
 
+    @abstractmethod
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        """The value with its interval, from the rows of `condense` for all `N` drawn pictures, (N, ...), in order.
+
+        `prompts` are their prompt ids: pictures of one prompt are not independent, so that intervals take a prompt as
+        one observation. Empty: each picture has a prompt of its own. They change no value but `unbiased.*`.
         `real` holds the same for the real pictures, (M, ...), if the metric `compares`, else nothing. The key `name` is
         the metric itself; keys with a dot (`attributes.colour`) are breakdowns of it.
         """
@@ -122,22 +129,23 @@ class PictureMean(Metric):
         """`numbers` themselves; a subclass that measures more than one number computes the score from them."""
         return numbers.double()
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
         scores = self.scores(drawn)
         finite = scores.isfinite()
         if not finite.any():
             raise NumericalError(f"{self.name}: none of {len(scores)} pictures has a finite value")
         left_out = int((~finite).sum())
-        found = {self.name: self.interval(scores[finite])}
+        kept = [prompt for prompt, fine in zip(prompts, finite.tolist(), strict=True) if fine] if prompts else ()
+        found = {self.name: self.interval(scores[finite], kept)}
         return found | {f"not_finite.{self.name}": exactly(left_out)} if left_out else found
 
-    def interval(self, scores: Tensor) -> Interval:
+    def interval(self, scores: Tensor, prompts: Sequence[str]) -> Interval:
         """The mean of finite `scores` (N,), with its interval."""
-        return mean(scores)
+        return mean(scores, prompts)
 
 
 class PictureShare(PictureMean):
     """The share of pictures for which `measure` is true, with Wilson's interval."""
 
-    def interval(self, scores: Tensor) -> Interval:
-        return wilson(int(scores.sum()), len(scores))
+    def interval(self, scores: Tensor, prompts: Sequence[str]) -> Interval:
+        return share(scores, prompts)

@@ -63,7 +63,7 @@ class Vendi(OfGroups):
         group = torch.tensor([[float(row.group or 0)] for row in rows])
         return torch.cat([group, self.dino.of(pictures)], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
         groups = self.members(drawn[:, 1:], drawn[:, 0])
         return {self.name: mean(torch.tensor([vendi(rows) for rows in groups], dtype=torch.float64))}
 
@@ -90,18 +90,26 @@ class LpipsDiversity(OfGroups):
 
     def measure(self, pictures: Tensor, rows: Sequence[Row]) -> Tensor:
         """The group as four bytes, then the pictures at 512 x 512, (B, 4 + 3 * 512 * 512) uint8: LPIPS compares
-        features of every place, of which there are more than pixels."""
+        features of every place, of which there are more than pixels. That is 786 kB, so `condense` follows."""
         group = torch.tensor([row.group or 0 for row in rows], dtype=torch.int32).view(-1, 1).view(torch.uint8)
         small = each(pictures, lambda image: image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
         return torch.cat([group, small.flatten(1)], dim=1)
 
-    def result(self, drawn: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    def condense(self, numbers: Tensor) -> Tensor:
+        """Number of the group, and the mean LPIPS of its pairs (0 for a single picture), (N, 2) float64."""
         from flashdmd_cli.evaluation.scorers.lpips import load_lpips
 
         net = self.instruments.network(self.trunk, lambda: load_lpips(self.linear, self.trunk, self.instruments.device))
-        group = drawn[:, :4].contiguous().view(torch.int32)[:, 0]
-        groups = self.members(drawn[:, 4:].unflatten(1, (3, SIDE, SIDE)), group)
-        return {self.name: mean(torch.stack([net.between(as_float(rows)) for rows in groups]))}
+        group = numbers[:, :4].contiguous().view(torch.int32)[:, 0]
+        found = torch.stack([group.double(), torch.zeros(len(group), dtype=torch.float64)], dim=1)
+        for which in group.unique():
+            own = group == which
+            if own.sum() > 1:
+                found[own, 1] = net.between(as_float(numbers[own, 4:].unflatten(1, (3, SIDE, SIDE))))
+        return found
+
+    def result(self, drawn: Tensor, real: Tensor, prompts: Sequence[str] = ()) -> Mapping[str, Interval]:
+        return {self.name: mean(torch.stack([rows[0] for rows in self.members(drawn[:, 1], drawn[:, 0])]))}
 
     def provenance(self) -> dict[str, Any]:
         return {

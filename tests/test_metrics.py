@@ -276,7 +276,7 @@ def test_a_third_object_is_seen_where_the_inspector_sees_two(suite: ShapesSuite,
     metrics = evaluator.evaluate([(as_bytes(render(scenes, generator)), suite.rows)])
     assert metrics["extra_objects"] > 0.75 and metrics["composition"] > 0.5  # it may cover one of the two
     assert metrics["exact"] < min(metrics["composition"], 1 - metrics["extra_objects"] + 1e-9)
-    assert metrics.figures["extra_objects"].high <= 1
+    assert metrics.values_by_name["extra_objects"].high <= 1
 
 
 @pytest.mark.usefixtures("quick")

@@ -84,7 +84,7 @@ def evaluate_command(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure a student or a teacher on a suite, or pictures that are there. The same command again goes on.
+    """Measure a student or a teacher on a suite, or existing pictures. The same command again resumes.
 
     The default is the newest checkpoint under ./runs. `eval compare A B` compares results, `eval read LAYOUT FILE`
     reads those of GenEval, DPG-Bench and T2I-CompBench.
@@ -198,7 +198,7 @@ def show(result: Evaluation, output: Output) -> None:
     if not console.is_terminal:
         console = Console(width=160)
     rows = {result.name: result.metrics}
-    shown = [metric for metric in result.suite.metrics if metric.name in result.metrics.figures]
+    shown = [metric for metric in result.suite.metrics if metric.name in result.metrics.values_by_name]
     with to_stdout():
         title = f"{result.suite.name}, {result.metrics.num_pictures} pictures"
         console.print(table(rows, shown, title))

@@ -1,1 +1,1 @@
-"""Draws pictures from students and teachers, measures them, and puts the figures side by side."""
+"""Draws pictures from students and teachers, measures them, and compares the results."""

@@ -87,14 +87,14 @@ def by_file(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused:
     rows, paths, seen = list[Row](), list[Path | None](), dict[str, int]()
     names = {path.name: path for path in files}
     for prompt in prompts:
-        told = next((str(prompt.columns[key]) for key in FILE_COLUMNS if prompt.columns.get(key)), "")
+        named = next((str(prompt.columns[key]) for key in FILE_COLUMNS if prompt.columns.get(key)), "")
         path: Path | None = None
         try:
-            path = inside(folder.resolve(), told) if told else None
+            path = inside(folder.resolve(), named) if named else None
         except Rejected:
             path = None
         if path is None or not path.is_file():
-            path = names.get(told.replace("\\", "/").rpartition("/")[2])
+            path = names.get(named.replace("\\", "/").rpartition("/")[2])
         group, sample = prompt.columns.get("group"), seen.get(prompt.id, 0)
         seen[prompt.id] = sample + 1
         counts = bool(prompt.columns.get("counts", True))
@@ -146,9 +146,9 @@ def by_order(folder: Path, files: list[Path], prompts: Sequence[Prompt], refused
 
 def left_out_of(found: Collection, folder: Path) -> dict[str, dict[str, object]]:
     """Pictures without a prompt, and prompts that are none, as `results.json` counts them."""
-    told: dict[str, list[str]] = defaultdict(list)
+    problems: dict[str, list[str]] = defaultdict(list)
     for refused in found.refused:
-        told[f"not a prompt, {refused.reason}"].append(refused.source)
+        problems[f"not a prompt, {refused.reason}"].append(refused.source)
     if found.unused:
-        told["no prompt belongs to the picture"] = [path.relative_to(folder).as_posix() for path in found.unused]
-    return {why: {"num": len(names), "files": names[:20]} for why, names in told.items()}
+        problems["no prompt belongs to the picture"] = [path.relative_to(folder).as_posix() for path in found.unused]
+    return {why: {"num": len(names), "files": names[:20]} for why, names in problems.items()}

@@ -152,12 +152,12 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
 
 def measured_differently(results: Sequence[Result], names: Sequence[str]) -> list[str]:
     """A line for each metric whose values are of different numbers of pictures, some of which were left out."""
-    told = []
+    lines = []
     for name in names:
         counts = {result.name: result.metrics[name].get("n") for result in results}
         if len(set(counts.values())) > 1:
-            told.append(f"{name}: of {', '.join(f'{num} pictures in {each}' for each, num in counts.items())}")
-    return told
+            lines.append(f"{name}: of {', '.join(f'{num} pictures in {each}' for each, num in counts.items())}")
+    return lines
 
 
 def has_published(result: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """Pictures as files: drawn batch by batch, each written at once, and read again in batches.
 
-A drawing that was interrupted goes on. Noise belongs to a picture, but the last bits of a network's output may depend
+An interrupted drawing can be resumed. Noise belongs to a picture, but the last bits of a network's output may depend
 on the batch in which it is computed: so a batch of which a picture is missing is drawn again whole, and the files are
 those of a drawing without interruption.
 """

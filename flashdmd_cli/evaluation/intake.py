@@ -74,8 +74,8 @@ def conspicuous(pixels: Tensor) -> tuple[str, ...]:
 
 def meaning_of(reason: str, detail: str = "") -> str:
     """The reason of a rejection in words."""
-    told = {"missing_file": "missing"}.get(reason) or meaning(reason)
-    return f"{told}: {detail}" if reason == "undecodable" and detail.startswith("floating") else told
+    message = {"missing_file": "missing"}.get(reason) or meaning(reason)
+    return f"{message}: {detail}" if reason == "undecodable" and detail.startswith("floating") else message
 
 
 def picture_files(folder: Path) -> list[Path]:

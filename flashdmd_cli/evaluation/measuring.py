@@ -19,25 +19,25 @@ from flashdmd_cli.evaluation.suites.suite import Batch, Suite
 class Measured:
     """The values of one set of pictures."""
 
-    figures: dict[str, Interval]
+    values_by_name: dict[str, Interval]
     """By the metric's name; parts of a metric as `GROUP.NAME`."""
     num_pictures: int
     """How many count, pictures that are drawn for groups alone left out."""
 
     def __getitem__(self, name: str) -> float:
         """The value of a metric."""
-        return self.figures[name].value
+        return self.values_by_name[name].value
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: values by name, parts in a table of their group, intervals, and the number of pictures."""
         values: dict[str, Any] = {}
-        for name, interval in self.figures.items():
+        for name, interval in self.values_by_name.items():
             group, _, part = name.partition(".")
             if part:
                 values.setdefault(group, {})[part] = interval.value
             else:
                 values[name] = interval.value
-        intervals = {name: [interval.low, interval.high] for name, interval in self.figures.items()}
+        intervals = {name: [interval.low, interval.high] for name, interval in self.values_by_name.items()}
         return {**values, "intervals": intervals, "num_pictures": self.num_pictures}
 
 
@@ -72,7 +72,7 @@ class Measurements:
 
 
 def measure(metrics: Sequence[Metric], batches: Iterable[Batch]) -> Measurements:
-    """Measure all `batches`, of which one at a time is held."""
+    """Measure all `batches`, one of which is in memory at a time."""
     found = Measurements(metrics)
     for pictures, rows in batches:
         found.update(pictures, rows)

@@ -185,7 +185,7 @@ def metric_table(
 ) -> str:
     """A row per sampler and a column per metric; `columns` maps a metric's key to its heading.
 
-    `intervals` adds a 95% interval below a figure; the row named `chosen` is marked.
+    `intervals` adds a 95% interval below a value; the row named `chosen` is marked.
     """
 
     def cell(name: str, key: str) -> str:

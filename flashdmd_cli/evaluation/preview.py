@@ -1,4 +1,4 @@
-"""The pictures that a run shows of itself while it goes on."""
+"""Preview pictures of a training run."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = 
 
 def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
     """A table for each group of parts (`attributes.color_1`, ...) of the values."""
-    names = [name for name in (next(iter(rows.values())).figures if rows else ()) if "." in name]
+    names = [name for name in (next(iter(rows.values())).values_by_name if rows else ()) if "." in name]
     tables = []
     groups = dict.fromkeys(name.partition(".")[0] for name in names)
     for group in (group for group in groups if group not in NOT_SHOWN):
@@ -56,7 +56,7 @@ def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
 
 
 def _cell(measured: Measured, figure: str, digits: int = 3) -> str:
-    found = measured.figures[figure]
+    found = measured.values_by_name[figure]
     return shown(found.value, found.low, found.high, lambda value: f"{value:.{digits}f}")
 
 
@@ -80,12 +80,12 @@ def check_thresholds(metrics: Sequence[Metric], lowest: Mapping[str, float], hig
 
 def missed(measured: Measured, lowest: Mapping[str, float], highest: Mapping[str, float]) -> list[str]:
     """Which thresholds (lowest and highest allowed value by metric) the values miss, a line each; NaN misses all."""
-    told = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
+    lines = [f"--fail-below: {name} is {value:.4g}, below {least:.4g}" for name, least in lowest.items()
             if not (value := value_of(measured, name)) >= least]  # fmt: skip
-    return told + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
+    return lines + [f"--fail-above: {name} is {value:.4g}, above {most:.4g}" for name, most in highest.items()
                    if not (value := value_of(measured, name)) <= most]  # fmt: skip
 
 
 def value_of(measured: Measured, name: str) -> float:
     """The value of a metric; NaN, which misses every threshold, where no picture could be measured."""
-    return measured[name] if name in measured.figures else float("nan")
+    return measured[name] if name in measured.values_by_name else float("nan")

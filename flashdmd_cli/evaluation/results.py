@@ -91,26 +91,26 @@ def warnings_of(
 
     `names` of the files; `real`: of each metric that compares, the number of real pictures.
     """
-    told = []
+    lines = []
     for why, found in facts["left_out"].items():
-        told.append(f"left out, {why}: {named(found)}")
+        lines.append(f"left out, {why}: {named(found)}")
     for what in ("black", "one colour"):
         if what in facts["notes"]:
-            told.append(f"measured, but {what}: {named(facts['notes'][what])}")
+            lines.append(f"measured, but {what}: {named(facts['notes'][what])}")
     for metric in metrics:
         for why, positions in scored.dropped.get(metric.name, {}).items():
             files = [str(names[i]) if names else str(i) for i in positions]
-            told.append(f"{metric.name}: left out, {why}: {named({'num': len(files), 'files': files})}")
+            lines.append(f"{metric.name}: left out, {why}: {named({'num': len(files), 'files': files})}")
         num, total = num_finite(metric, scored.numbers[metric.name]), len(scored.numbers[metric.name])
         if num < total:
-            told.append(f"{metric.name}: the values of {total - num} of {total} pictures are not finite and left out")
+            lines.append(f"{metric.name}: the values of {total - num} of {total} pictures are not finite and left out")
         if num < metric.min_pictures:
-            told.append(f"{metric.name}: unreliable from {num} pictures, take {metric.min_pictures} or more")
+            lines.append(f"{metric.name}: unreliable from {num} pictures, take {metric.min_pictures} or more")
         if real.get(metric.name, metric.min_pictures) < metric.min_pictures:
-            told.append(
+            lines.append(
                 f"{metric.name}: unreliable with {real[metric.name]} real pictures, take {metric.min_pictures} or more"
             )
-    return told
+    return lines
 
 
 def named(found: Mapping[str, Any]) -> str:

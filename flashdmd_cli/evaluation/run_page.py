@@ -1,4 +1,4 @@
-"""`page.html` of a run: its pictures, its curves, what the tripwires said; written again while the run goes on."""
+"""`page.html` of a run: its pictures, its curves, warnings of the tripwires; rewritten during the run."""
 
 from __future__ import annotations
 

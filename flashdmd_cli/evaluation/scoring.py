@@ -259,7 +259,7 @@ def gather(metrics: Sequence[Metric], rows: Sequence[Row], store: Path) -> Score
     looks: list[Look] = []
     parts: dict[str, list[Tensor]] = {metric.name: [] for metric in metrics}
     positions: dict[str, list[int]] = {metric.name: [] for metric in metrics}
-    waiting: dict[str, Tensor] = {}  # pictures of the last group, which may go on in the next chunk
+    waiting: dict[str, Tensor] = {}  # pictures of the last group, which may continue in the next chunk
     for number in range(num_chunks(rows)):
         chunk = read_chunk(chunk_path(store, number))
         if chunk is None:

@@ -55,7 +55,7 @@ def compare(
     paths = [Path(each) for each in results]
     found = [read_result(path) for path in paths]
     folders = [path if path.is_dir() else path.parent for path in paths]
-    # Two runs of one model are told apart by their folders, or the paths of these.
+    # Two runs of one model are distinguished by their folders, or by the paths of these.
     for names in ([folder.resolve().name for folder in folders], [str(folder) for folder in folders]):
         if len({each.name for each in found}) < len(found):
             found = [replace(each, name=name) for each, name in zip(found, names, strict=True)]

@@ -84,7 +84,7 @@ def evaluate(
 ) -> Evaluation:
     """Draw the first `limit` prompts of a suite (None: all) with a student or a teacher, and measure the pictures.
 
-    The same call again goes on where an interrupted one ended: pictures and measurements that are there are kept.
+    The same call again resumes an interrupted one: existing pictures and measurements are kept.
 
     Args:
         source: the folder of a student, an exported pipeline, or a teacher as `--teacher` names one; None: the newest
@@ -198,8 +198,8 @@ def evaluate(
         files += [folder / SAMPLES, write_evaluation_report(folder)]
     facts |= {"suite": document["suite"], "limit": limit, "pictures": pictures.name}
     finish(folder, drawer, picked, pictures, files, seed, facts, time.monotonic() - began)
-    told = [] if measured is None else missed(measured, lowest, highest)
-    return Evaluation(folder, name, picked.suite, measured, pictures, document, told)
+    missing = [] if measured is None else missed(measured, lowest, highest)
+    return Evaluation(folder, name, picked.suite, measured, pictures, document, missing)
 
 
 def check_options(
@@ -231,7 +231,7 @@ def check_backend(backend: str, generate_only: bool) -> None:
 
 
 def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> dict[str, Any]:
-    """The suite, as a result names it."""
+    """The suite as it is recorded in results."""
     return {
         "name": picked.suite.name,
         "version": picked.suite.version,

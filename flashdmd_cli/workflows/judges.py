@@ -74,7 +74,7 @@ def second_judge(
 def _same_judge(
     recipe: Recipe, teacher: str, captions: Sequence[str], out: Path, device: str, reporter: Reporter
 ) -> SecondJudge:
-    """The judge of a run that goes on. One without a note began when there was none but the inspector."""
+    """The judge of a resumed run. Runs without a recorded judge are older and had only the inspector."""
     note = {"judge": INSPECTOR if is_shapes(teacher) else NONE, "weights": None}
     if (out / NOTE).is_file():
         try:

@@ -71,7 +71,7 @@ def name_below(path: Path, folder: Path) -> str:
 
 
 def pick(request: Request, reporter: Reporter) -> Picked:
-    """The suite that is asked for, or one made of pictures or prompts; raises what `read_suite` raises."""
+    """The requested suite, or one made of pictures or prompts. Raises the errors of `read_suite`."""
     from flashdmd_cli.evaluation.metrics.instruments import Instruments
     from flashdmd_cli.evaluation.suites.spec import read_suite
 
@@ -171,7 +171,7 @@ def suite_of_prompts(request: Request, instruments: Instruments) -> Suite:
 
 
 def plain_suite(name: str, rows: Sequence[Row], digest: str, request: Request, instruments: Instruments) -> Suite:
-    """A suite of any prompts, with the metrics that are asked for, else with those of COCO prompts."""
+    """A suite of any prompts, with the requested metrics, else with those for COCO prompts."""
     from flashdmd_cli.evaluation.suites.names import FOLDER
     from flashdmd_cli.evaluation.suites.spec import make_metrics, read_spec, refuse_world
     from flashdmd_cli.evaluation.suites.suite import PromptSuite

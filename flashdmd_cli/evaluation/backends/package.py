@@ -72,7 +72,7 @@ class Package:
         last = ([line.strip() for line in self._log.read().splitlines() if line.strip()] or ["no reason given"])[-1]
         return InputError(
             f"{OPTION}: the package of {self.metric} ended after {self.num_scored} pictures: {last}",
-            "what was measured before is kept, and the same command goes on; or leave the option out",
+            "finished measurements are kept, and the same command resumes; or omit the option",
         )
 
 

@@ -21,7 +21,7 @@ def covered(generated: Tensor, real: Tensor, num_patterns: int) -> Callable[[Ten
     Both are (N, 1 + L): a pattern below `num_patterns`, then the numbers of a layout, as an inspector reads them. The
     function's first number is the pattern's, the others are those of the layout. A layout number is cut into eight bins
     that hold equally many real pictures. Two finite samples of one distribution differ by chance, so even real pictures
-    stay a little under 1: read figures against that of a second real set.
+    stay a little under 1: compare values with that of a second real set.
     """
     quantiles = torch.linspace(0, 1, NUM_BINS + 1, dtype=torch.float64)[1:-1]
     edges = real[:, 1:].quantile(quantiles, dim=0).T.contiguous()  # (L, 7)

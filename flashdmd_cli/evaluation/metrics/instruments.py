@@ -41,7 +41,7 @@ class ReadsOnce:
 
 
 class Instruments:
-    """Given to every metric when it is made; the metric takes from it what it looks through.
+    """The networks that metrics need, loaded on first use and shared; passed to every metric when it is created.
 
     Weights are found when a metric is made, so that missing ones are reported before any work; networks are loaded at
     the first picture, and `release` frees them.
@@ -79,7 +79,7 @@ class Instruments:
         return self._files[wanted]
 
     def network(self, key: Any, load: Callable[[], Network]) -> Network:
-        """The network of this `key`, from `load` the first time that it is asked for."""
+        """The network of this `key`, loaded by `load` on first use."""
         if key not in self._networks:
             self._networks[key] = load()
         return self._networks[key]

@@ -41,5 +41,5 @@ METRICS: dict[str, type[Metric]] = {each.name: each for each in CLASSES}
 
 
 def metric_class(name: str, backend: Backend) -> type[Metric]:
-    """The class of a known metric: of the authors' package, if that backend is asked for and there is one."""
+    """The class of a known metric: of the authors' package, if that backend is requested and has one."""
     return UPSTREAM.get(name, METRICS[name]) if backend == "upstream" else METRICS[name]

@@ -116,17 +116,17 @@ def read_suite(
     Raises `UsageError` for an unknown name, key or metric, `InputError` for what cannot be read or is missing, each in
     one line that begins with `--suite` (or `--limit`, `--metrics`).
     """
-    said = f"--suite {name}"
+    flag = f"--suite {name}"
     path = suite_path(name)
-    spec = read_spec(path, said)
-    prompts, prompts_hash = read_prompts(spec, path.parent, said)
+    spec = read_spec(path, flag)
+    prompts, prompts_hash = read_prompts(spec, path.parent, flag)
     if limit is not None and not MIN_PROMPTS <= limit <= len(prompts):
         raise UsageError(f"--limit {limit}: {spec.name} takes from {MIN_PROMPTS} to {len(prompts)} captions")
     rows = rows_of(prompts[:limit], spec.groups, seeds)
     if references is None and spec.references is not None:
         references = path.parent / expanded(spec.references)
     real = spec.world is not None or references is not None
-    wanted = spec, instruments or Instruments(), said, only, real, backend
+    wanted = spec, instruments or Instruments(), flag, only, real, backend
     metrics, skipped = make_metrics(*wanted) if measures else ([], {})
     if spec.world is None:
         refuse_world(metrics, rows)
@@ -136,7 +136,7 @@ def read_suite(
                 skipped[metric.name] = "needs several pictures of a prompt: --seeds 4"
                 metrics.remove(metric)
                 continue
-            raise UsageError(f"{said}: {metric.name}: has nothing to measure", hint="give the suite `groups`")
+            raise UsageError(f"{flag}: {metric.name}: has nothing to measure", hint="give the suite `groups`")
     decides = {
         **spec.model_dump(mode="json", exclude={"metrics", "references", "published"}),
         "prompts_sha256": prompts_hash,
@@ -149,27 +149,27 @@ def read_suite(
     return PromptSuite(spec.name, spec.version, rows, metrics, digest, skipped, None, references, named, spec.published)
 
 
-def read_spec(path: Path, said: str) -> SuiteSpec:
+def read_spec(path: Path, flag: str) -> SuiteSpec:
     """The checked contents of a suite's file."""
     try:
         return SuiteSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{said}: cannot be read: {error}", hint="a suite is a YAML text file") from None
+        raise InputError(f"{flag}: cannot be read: {error}", hint="a suite is a YAML text file") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{said}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from None
+        raise UsageError(f"{flag}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{said}: {key}: no such key", hint=f"compare with {FOLDER / 'shapes1k.yaml'}") from None
-        told = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        raise UsageError(f"{said}: {key + ': ' if key else ''}{told}", hint="mend the file") from None
+            raise UsageError(f"{flag}: {key}: no such key", hint=f"compare with {FOLDER / 'shapes1k.yaml'}") from None
+        message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
+        raise UsageError(f"{flag}: {key + ': ' if key else ''}{message}", hint="mend the file") from None
 
 
 def make_metrics(
     spec: SuiteSpec,
     instruments: Instruments,
-    said: str,
+    flag: str,
     only: Sequence[str] | None = None,
     real: bool = True,
     backend: Backend = "inprocess",
@@ -188,16 +188,16 @@ def make_metrics(
     for i, wanted in enumerate(listed):
         if wanted.name not in METRICS:
             hint = f"one of {', '.join(METRICS)}"
-            raise UsageError(f"{said}: metrics.{i}.name: no metric {wanted.name!r}", hint=hint)
+            raise UsageError(f"{flag}: metrics.{i}.name: no metric {wanted.name!r}", hint=hint)
         metric = METRICS[wanted.name]
         for key in ("direction", "version"):
             if (has := getattr(metric, key)) != (asked := getattr(wanted, key)):
                 raise UsageError(
-                    f"{said}: metrics.{i}.{key}: {wanted.name} is measured with {key} {has} here, not {asked}",
+                    f"{flag}: metrics.{i}.{key}: {wanted.name} is measured with {key} {has} here, not {asked}",
                     hint="change it, and the suite's version, where the values are to be compared",
                 )
         if wanted.name in [each.name for each in listed[:i]]:
-            raise UsageError(f"{said}: metrics.{i}.name: {wanted.name} is there twice", hint="name it once")
+            raise UsageError(f"{flag}: metrics.{i}.name: {wanted.name} is there twice", hint="name it once")
     options = {wanted.name: wanted.options for wanted in listed}
     if only is not None:
         check_metric_names(only)
@@ -211,23 +211,23 @@ def make_metrics(
         try:
             if METRICS[name].compares and not real:
                 raise WeightsMissing(
-                    f"{said}: {name}: there are no real pictures to compare with", hint="--references DIR names them"
+                    f"{flag}: {name}: there are no real pictures to compare with", hint="--references DIR names them"
                 )
             made.append(metric_class(name, backend)(instruments, options.get(name, {})))
         except WeightsMissing as error:
             if only is not None:
                 raise
-            why = error.message.removeprefix(f"{said}: ").removeprefix(f"{name}: ")
+            why = error.message.removeprefix(f"{flag}: ").removeprefix(f"{name}: ")
             skipped[name] = f"{why} ({error.hint})" if error.hint else why
         except FileNotFoundError as error:
-            raise InputError(f"{said}: {error}") from None
+            raise InputError(f"{flag}: {error}") from None
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, ("options", *first["loc"])))
-            raise UsageError(f"{said}: metrics: {name}: {key}: {first['msg'].lower()}", hint="mend the file") from None
+            raise UsageError(f"{flag}: metrics: {name}: {key}: {first['msg'].lower()}", hint="mend the file") from None
     if not made and skipped:
         raise InputError(
-            f"{said}: none of its metrics can be measured here: {'; '.join(skipped.values())}", hint="see --metrics"
+            f"{flag}: none of its metrics can be measured here: {'; '.join(skipped.values())}", hint="see --metrics"
         )
     return made, skipped
 
@@ -253,16 +253,16 @@ def check_metric_names(names: Sequence[str], flag: str = "--metrics") -> None:
             raise UsageError(f"{flag} {name}: is there twice", hint="name it once")
 
 
-def read_prompts(spec: SuiteSpec, folder: Path, said: str) -> tuple[list[Prompt], str]:
+def read_prompts(spec: SuiteSpec, folder: Path, flag: str) -> tuple[list[Prompt], str]:
     """The prompts that a suite names, and the hash of their file."""
-    path, option = folder / expanded(spec.prompts.file), f"{said}: prompts.file"
+    path, option = folder / expanded(spec.prompts.file), f"{flag}: prompts.file"
     prompts, refused = read_prompt_file(path, option)
     if refused:
         raise InputError(f"{option}: {refused[0].source}: {refused[0].reason}", hint="mend the line")
     refuse_twice(prompts, f"{option}: {path}")
     if spec.prompts.sha256 not in (None, found := sha256_file(path)):
         raise InputError(
-            f"{said}: prompts.sha256: {path} is not the file that the suite was written for (its hash is {found})",
+            f"{flag}: prompts.sha256: {path} is not the file that the suite was written for (its hash is {found})",
             hint="restore the file, or give the suite another version and this hash",
         )
     for prompt in prompts if spec.world == "shapes" else ():

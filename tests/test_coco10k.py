@@ -207,7 +207,7 @@ def test_real_pictures_are_those_of_the_prompts_and_measured_once(
         brightness, "result", lambda self, drawn, real, prompts=(): seen.append(real) or real_mean(self, real)
     )
     seen: list[Any] = []
-    real_mean = lambda self, real, prompts=(): {"brightness": self.interval(self.scores(real))}  # noqa: E731
+    real_mean = lambda self, real: {"brightness": self.interval(self.scores(real), ())}  # noqa: E731
     found = read_suite("coco10k", 40, only=["brightness"])
     for row in found.rows:
         path = small / "in" / f"{row.prompt_id}.png"

@@ -193,7 +193,7 @@ def test_what_was_measured_before_a_package_ended_is_kept(
     write_prompts(pictures, p35="stop")
     with pytest.raises(InputError, match=r"ended after 35 pictures: RuntimeError: out of memory") as caught:
         evaluated(weights)
-    assert caught.value.hint is not None and "is kept" in caught.value.hint
+    assert caught.value.hint is not None and "are kept" in caught.value.hint
     write_prompts(pictures)
     asked: list[str] = []
     score = package.Package.score

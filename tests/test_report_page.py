@@ -67,6 +67,7 @@ def test_eval_writes_the_page_beside_its_results(world: Path) -> None:  # noqa: 
     few: dict[str, Any] = {"limit": 4, "sampler": "stochastic", "steps": 1, "metrics": ["exact"]}
     found = evaluate("shapes-sdxl", "e", **few)
     text = Path("e/report.html").read_text(encoding="utf-8")
+    assert found.name == found.document["name"] == "shapes-sdxl-stochastic-1"
     value = found.document["metrics"]["exact"]
     assert f"{value['value']:.4f} {value['low']:.4f} to {value['high']:.4f} 4" in plain(text)
     guided = found.document["guidance"] != 1

@@ -188,8 +188,8 @@ def evaluate(
         document |= {"backend": backend} | found
     document["seconds"] = {"generate": drawing_seconds, "score": time.monotonic() - began - drawing_seconds}
     document = plain(document)
-    for name in (MANIFEST, REPORT):  # of an earlier result, which stays until there is another
-        (folder / name).unlink(missing_ok=True)
+    for earlier in (MANIFEST, REPORT):  # an earlier result stays until there is another
+        (folder / earlier).unlink(missing_ok=True)
     write_text_atomically(folder / RESULTS, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     files = [folder / RESULTS]
     if measured is not None:

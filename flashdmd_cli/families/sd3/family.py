@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.pipeline import PipelineFamily
 from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
@@ -39,7 +40,7 @@ LORA_TARGETS = (
 """Every linear layer of the blocks' attention and feed-forward parts, of both streams."""
 
 
-class SD3Family:
+class SD3Family(PipelineFamily):
     """A `StableDiffusion3Pipeline` folder, frozen, in eval mode.
 
     Its `Conditioning` has `context` (B, L, D), the tokens of both CLIPs side by side followed by those of T5, and
@@ -49,6 +50,7 @@ class SD3Family:
     name = SD3.name
     prediction: Prediction = "v_prediction"
     adapter_targets: tuple[str, ...] = LORA_TARGETS
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     compiled_blocks: tuple[str, ...] = ("JointTransformerBlock",)
 
     def __init__(self, pipeline: StableDiffusion3Pipeline, source: str, precision: str = "fp32") -> None:
@@ -65,11 +67,8 @@ class SD3Family:
         self.base = Base(self, net)
         self.vae = pipeline.vae.eval().requires_grad_(False)
         self.vae.register_to_config(_name_or_path="")
-        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3):
-            if encoder is not None:
-                encoder.eval().requires_grad_(False)
+        self.freeze_encoders()
         self._empty_prompt: Conditioning | None = None
-        self._kept: dict[str, dict[str, Tensor]] | None = None
         self.tap_widths: tuple[int, ...] = (net.inner_dim,)
         config = net.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
@@ -95,54 +94,17 @@ class SD3Family:
         return net.eval().requires_grad_(False)
 
     @property
-    def teacher(self) -> View:
-        """The original denoiser, without adapters."""
-        return self.base.view()
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
     def tokenizers(self) -> list[Any]:
         """The tokenizers of all text encoders."""
         pipeline = self.pipeline
         return [each for each in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3) if each is not None]
 
-    def to(self, device: torch.device | str) -> SD3Family:
-        """Move every component."""
-        self.pipeline.to(device)
-        return self
-
-    def release_encoders(self, prompts: Sequence[str]) -> None:
-        """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
-        self._kept = {prompt: dict(self.embed([prompt])) for prompt in (*prompts, "")}
-        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-            setattr(self.pipeline, name, None)
-
-    def checkpoint_decoder(self) -> None:
-        """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""
-        self.pipeline.vae.enable_gradient_checkpointing()
-
-    def autocast(self) -> torch.autocast:
-        """Context for forward passes in the family's precision; pictures for display are decoded without it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning for prompts."""
-        return self.conditioning(self.embed(prompts))
-
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text embeddings: penultimate hidden states of both CLIPs side by side, then T5's; pooled outputs of both."""
-        if self._kept is not None:
-            rows = [self._kept[prompt] for prompt in prompts]
-            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        texts = list(prompts)
         context, _, pooled, _ = self.pipeline.encode_prompt(
-            texts,
-            texts,
-            texts,
+            prompts,
+            prompts,
+            prompts,
             do_classifier_free_guidance=False,
             max_sequence_length=T5_TOKENS if self.has_t5 else 1,
         )
@@ -203,10 +165,6 @@ class SD3Family:
     def load_student(self, folder: Path) -> View:
         """Load a student from its diffusers folder, frozen, on the CPU."""
         return Base(self, self._prepared(read_network(SD3Transformer2DModel, folder))).view()
-
-    def save_network(self, net: nn.Module, folder: Path) -> None:
-        """Write a denoiser as a stock diffusers folder."""
-        net.save_pretrained(folder)  # type: ignore[operator]
 
     def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
         """Write a stock pipeline folder with the denoiser `net` and the scheduler of `grid`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flashdmd_cli.core.rollout import at
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.pipeline import PipelineFamily
 from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.reading import read_pipeline
@@ -36,7 +37,7 @@ TEXT = ("context", "pooled")
 """Names of the text embeddings: token embeddings (B, L, D) of both encoders, and a pooled embedding (B, P)."""
 
 
-class SDXLFamily:
+class SDXLFamily(PipelineFamily):
     """A `StableDiffusionXLPipeline` folder, frozen, in eval mode.
 
     Its `Conditioning` has `context` (B, L, D), `pooled` (B, P) and `time_ids` (B, 6): original height and width, crop
@@ -45,6 +46,7 @@ class SDXLFamily:
 
     name = SDXL.name
     adapter_targets: tuple[str, ...] = LORA_TARGETS
+    encoders = ("text_encoder", "text_encoder_2")
     compiled_blocks: tuple[str, ...] = ("BasicTransformerBlock",)
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, source: str, precision: str = "fp32") -> None:
@@ -62,11 +64,8 @@ class SDXLFamily:
         self.vae = pipeline.vae.eval().requires_grad_(False)
         for part in (pipeline.unet, pipeline.vae):
             _forget_folder(part)
-        for encoder in (pipeline.text_encoder, pipeline.text_encoder_2):
-            if encoder is not None:
-                encoder.eval().requires_grad_(False)
+        self.freeze_encoders()
         self._empty_prompt: Conditioning | None = None
-        self._kept: dict[str, dict[str, Tensor]] | None = None
         self.tap_widths: tuple[int, ...] = (pipeline.unet.config.block_out_channels[-1],)
         config = pipeline.unet.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
@@ -86,49 +85,13 @@ class SDXLFamily:
         return cls(pipeline, str(source.weights), precision)
 
     @property
-    def teacher(self) -> View:
-        """The original denoiser, without adapters."""
-        return self.base.view()
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
     def tokenizers(self) -> list[Any]:
         """The tokenizers of both text encoders."""
         return [self.pipeline.tokenizer, self.pipeline.tokenizer_2]
 
-    def to(self, device: torch.device | str) -> SDXLFamily:
-        """Move every component."""
-        self.pipeline.to(device)
-        return self
-
-    def release_encoders(self, prompts: Sequence[str]) -> None:
-        """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
-        self._kept = {prompt: dict(self.embed([prompt])) for prompt in (*prompts, "")}
-        for name in ("text_encoder", "text_encoder_2"):
-            setattr(self.pipeline, name, None)
-
-    def checkpoint_decoder(self) -> None:
-        """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""
-        self.pipeline.vae.enable_gradient_checkpointing()
-
-    def autocast(self) -> torch.autocast:
-        """Context for forward passes in the family's precision; pictures for display are decoded without it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning for prompts, for uncropped square pictures."""
-        return self.conditioning(self.embed(prompts))
-
-    @torch.no_grad()
-    def embed(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text embeddings: penultimate hidden states of both encoders concatenated, pooled output of the second."""
-        if self._kept is not None:
-            rows = [self._kept[prompt] for prompt in prompts]
-            return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-        context, _, pooled, _ = self.pipeline.encode_prompt(list(prompts), do_classifier_free_guidance=False)
+        context, _, pooled, _ = self.pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
         return {"context": context, "pooled": pooled}
 
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
@@ -206,10 +169,6 @@ class SDXLFamily:
         net = read_network(UNet2DConditionModel, folder).requires_grad_(False)
         _forget_folder(net)
         return Base(self, net).view()
-
-    def save_network(self, net: nn.Module, folder: Path) -> None:
-        """Write a denoiser as a stock diffusers folder."""
-        net.save_pretrained(folder)  # type: ignore[operator]
 
     def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
         """Write a stock pipeline folder with the denoiser `net` and the scheduler of `grid`."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from flashdmd_cli.core.shards import local
+
 
 def dm_gradient(x: Tensor, x0_real: Tensor, x0_fake: Tensor) -> Tensor:
     """Distribution-matching gradient (Eq. 4) of samples `x` (B, ...), same shape.
@@ -94,5 +96,8 @@ def pairwise_cross_entropy(score_0: Tensor, score_1: Tensor, label: Tensor, weig
 
 @torch.no_grad()
 def ema_update_(target: Iterable[Tensor], source: Iterable[Tensor], decay: float) -> None:
-    """In-place moving average `target <- decay * target + (1 - decay) * source` (Eq. 11: fake score and student)."""
-    torch._foreach_lerp_(list(target), list(source), 1.0 - decay)
+    """In-place moving average `target <- decay * target + (1 - decay) * source` (Eq. 11: fake score and student).
+
+    Sharded tensors have to be sharded alike; each process averages its own rows.
+    """
+    torch._foreach_lerp_([local(t) for t in target], [local(s) for s in source], 1.0 - decay)

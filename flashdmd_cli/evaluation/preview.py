@@ -49,6 +49,8 @@ class Preview:
     family: Family
     captions: Sequence[str]
     out: Path
+    writes: bool = True
+    """Whether this process writes the file. Others draw along if the networks are sharded."""
     before: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(
@@ -71,6 +73,8 @@ class Preview:
         drawn = self._draw([*([] if self.before else first), *now], progress)
         self.before = self.before or {row.label: drawn[row.label] for row in first}
         rows = self.before | drawn
+        if not self.writes:
+            return
         with writing(self.out / PREVIEW):
             save_grid(list(rows.values()), list(rows), self.out / PREVIEW, self.captions)
 

@@ -26,6 +26,7 @@ from flashdmd_cli.core.attention import attention_kernel
 from flashdmd_cli.core.schedules import x0_from_output
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
+from flashdmd_cli.families.sharding import is_sharded, shard_, whole_network
 from flashdmd_cli.families.storage import stock_layers, stored_in_fp32
 
 
@@ -105,6 +106,19 @@ class Base:
             if type(module).__name__ in self.calls.compiled_blocks:
                 module.compile()
         return self
+
+    def sharded(self, precision: str) -> Base:
+        """Shard the network over all processes, in place (see `families.sharding`); returns itself.
+
+        Then it can be copied no more, and every forward pass is a collective call.
+        """
+        if not self.is_sharded:
+            shard_(self.net, precision)
+        return self
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self.net)
 
     # -- adapters -----------------------------------------------------------------------------------------------------
 
@@ -212,9 +226,9 @@ class View:
 
     def merged(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The network with this view's adapters merged into its weights: a copy in `dtype`, or the base itself if it
-        has no adapters. The sums are computed in float32."""
+        has no adapters. The sums are computed in float32. Of a sharded network, the first process gets a whole copy."""
         if not self.base._layers:
-            return self.base.net
+            return whole_network(self.base.net) if self.base.is_sharded else self.base.net
         # Tensor by tensor: a copy in float32 that is converted later would not fit into memory with a large network.
         copies: dict[int, Any] = {}
         for layer in self.base._layers:

@@ -37,6 +37,9 @@ class Model(Config):
     checkpointing: bool = False
     """Activation checkpointing for student, fake score and the decoder: about a third more operations, far less memory,
     same results."""
+    sharding: Literal["none", "fsdp"] = "none"
+    """`fsdp`: with several processes and `form: full`, each stores an equal part of every denoiser, its gradients and
+    moments (FSDP2), and gathers layers when they are computed; `none`: each process stores all. Same results."""
     compile: bool = False
     """Compile the blocks of the denoisers with `torch.compile`: a few minutes at the start, then fewer and larger
     operations. Losses change by rounding."""
@@ -48,6 +51,12 @@ class Model(Config):
     """Autoencoder that replaces the teacher's: folder, `.safetensors` file or hub id."""
     teacher_config: str | None = None
     """Folder or hub id with configurations and tokenizers, for a teacher in a single file; null: SDXL's."""
+
+    @model_validator(mode="after")
+    def _sharded_in_full(self) -> Self:
+        if self.sharding == "fsdp" and self.form == "lora":
+            raise ValueError("sharding should be none where form is lora: adapters are small, and their base is shared")
+        return self
 
     def storage(self, precision: str) -> str:
         """Number format in which the denoiser is stored, where forward passes are in `precision`."""

@@ -139,13 +139,17 @@ class World:
     def mean_gradients_(self, parameters: Sequence[Tensor]) -> None:
         """Average gradients over processes, in place; a missing gradient counts as zero, unless all processes lack it.
 
-        Processes may lack gradients of different parameters, such as one that has no preference pairs.
+        Processes may lack gradients of different parameters, such as one that has no preference pairs. Those of sharded
+        parameters were averaged in the backward pass.
         """
         if self.size == 1:
             return
         import torch
         import torch.distributed as dist
 
+        from flashdmd_cli.core.shards import is_sharded
+
+        parameters = [p for p in parameters if not is_sharded(p)]
         present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
         with _contact():
             dist.all_reduce(present, dist.ReduceOp.MAX)
@@ -187,6 +191,16 @@ class World:
             self.wait()
 
     # -- errors --------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def contact(self) -> Iterator[None]:
+        """Context of passes through sharded networks: raises `LostContact` if another process has ended."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not _is_of_connection(error):
+                raise
+            raise _lost() from error
 
     def report_failure(self, error: BaseException, code: int) -> tuple[bool, int]:
         """Whether this process prints `error`, and the exit code for it, instead of `code`.
@@ -233,7 +247,18 @@ def _contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise LostContact(
-            "--nproc: another process of this run has ended, perhaps for want of memory",
-            hint="the same command resumes from the newest saved state",
-        ) from error
+        raise _lost() from error
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Whether NCCL or gloo raised this; gloo's errors have no class of their own."""
+    import torch.distributed as dist
+
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _lost() -> LostContact:
+    return LostContact(
+        "--nproc: another process of this run has ended, perhaps for want of memory",
+        hint="the same command resumes from the newest saved state",
+    )

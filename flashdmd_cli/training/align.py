@@ -96,14 +96,21 @@ def preference_step(
         pool += new_pairs
         for name, value in pool_metrics.items():
             metrics.add(name, value, len(parts))
-    num_pairs = sum(world.gather(sum(map(len, pool))))
-    for pairs in (part for whole in pool for part in whole.split(train.micro_batch)):
+    parts_of_pool = [part for whole in pool for part in whole.split(train.micro_batch)]
+    counts = world.gather((sum(map(len, pool)), len(parts_of_pool)))
+    num_pairs, most = sum(pairs for pairs, _ in counts), max(num for _, num in counts)
+    # Each pass through sharded networks takes all processes, so those with fewer pairs make theirs without weight.
+    num_idle = most - len(parts_of_pool) if state.is_sharded else 0
+    idle = pool[0].blank(cond, o.family.latent_shape)
+    for pairs, num in [*((part, len(part)) for part in parts_of_pool), *[(idle, 0)] * num_idle]:
         # Gradients and metrics are averaged over processes, which may have different numbers of pairs.
-        share = len(pairs) / num_pairs * world.size
+        share = num / num_pairs * world.size
         margin, kl = margins(o, student, state.reference, pairs)
         num_dimensions = pairs.winner[0].numel()
         loss = preference_loss(margin, recipe.align.beta, num_dimensions)
         (loss * share).backward()
+        if not num:
+            continue
         metrics.add("preference", loss, 1 / share)
         metrics.add("margin", margin.mean() / num_dimensions, 1 / share)
         metrics.add("accuracy", margin.sign().mean() / 2 + 0.5, 1 / share)

@@ -42,7 +42,8 @@ class Watch:
     """(finished iterations, metrics)."""
     warn: Callable[[str], None]
     preview: Callable[[View, View, int, Sequence[str]], None]
-    """(student, student before training, finished iterations, all warnings so far)."""
+    """(student, student before training, finished iterations, all warnings so far); called in the main process, and in
+    all if the networks are sharded: the others have to compute the same, and to write nothing."""
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
@@ -123,10 +124,11 @@ def run(
             state.save(state_folder(out / "state", state.iteration))
 
     def preview() -> None:
-        if not world.is_main:
+        if not (world.is_main or state.is_sharded):
             return
-        # An interrupted preview is drawn when the run is resumed; the loop ends at its next check.
-        with suppress(StopSignal), stop.answering():
+        # An interrupted preview is drawn when the run is resumed; the loop ends at its next check. Of sharded networks,
+        # all processes draw, so none may stop alone.
+        with suppress(StopSignal), stop.answering(not state.is_sharded), world.contact():
             watch.preview(state.shipped, state.start, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
@@ -144,7 +146,8 @@ def run(
         undo = Undo(stop, state.contents, state.take, world.size == 1)
         while not ended():
             with undo.round():
-                metrics = iteration()
+                with world.contact():
+                    metrics = iteration()
                 state.follow_average(recipe)
                 state.iteration += 1
                 state.images_seen += train.batch
@@ -156,7 +159,8 @@ def run(
                 warnings = probe.check(metrics)
                 probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
                 if collapse is not None and probed:
-                    probe_metrics, warning = collapse.check(state)
+                    with world.contact():
+                        probe_metrics, warning = collapse.check(state)
                     metrics |= probe_metrics
                     warnings += [warning] if warning else []
             for warning in warnings if world.is_main else ():

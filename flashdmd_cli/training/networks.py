@@ -14,6 +14,7 @@ from flashdmd_cli.families.family import Family
 from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator
 from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.roles import assign, fill
 
 
@@ -78,25 +79,34 @@ class Networks:
     """Stage 2: the student before its first update."""
 
 
-def new_networks(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
-    """The networks at iteration 0: copies of the teacher in stage 1, those of `stage1` in stage 2."""
+def new_networks(recipe: Recipe, family: Family, stage1: Stage1 | None, world: World | None = None) -> Networks:
+    """The networks at iteration 0: copies of the teacher in stage 1, those of `stage1` in stage 2.
+
+    With `model.sharding: fsdp` and several processes, all are sharded, also the family's teacher and `stage1`.
+    """
     if recipe.model.checkpointing:
         family.checkpoint_decoder()
-    return (_adapters if recipe.model.form == "lora" else _full)(recipe, family, stage1)
+    if recipe.model.form == "lora":
+        return _adapters(recipe, family, stage1)
+    return _full(recipe, family, stage1, recipe.model.sharding == "fsdp" and (world or World()).size > 1)
 
 
-def _full(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:
+def _full(recipe: Recipe, family: Family, stage1: Stage1 | None, sharded: bool) -> Networks:
     """Full fine-tuning: every trained role has its own network."""
-    student = family.base if stage1 is None else stage1.student.base.to(family.device)
-    fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
-    average = student.copy(trainable=False).view() if recipe.train.average_images else None
-    reference = student.view() if stage1 is not None else None
-    student, fake = student.copy(), fake.copy()
-    if recipe.model.checkpointing:
-        student, fake = student.checkpointed(), fake.checkpointed()
-    if recipe.model.compile:
-        student, fake, _ = student.compiled(), fake.compiled(), family.base.compiled()
-    return Networks(student.view(), fake.view(), family.teacher, average, reference)
+
+    def prepared(base: Base, checkpointed: bool = False, compiled: bool = False) -> Base:
+        base = base.checkpointed() if checkpointed and recipe.model.checkpointing else base
+        base = base.compiled() if compiled and recipe.model.compile else base
+        return base.sharded(family.precision) if sharded else base  # at once: whole copies may not fit side by side
+
+    first = family.base if stage1 is None else stage1.student.base.to(family.device)
+    average = prepared(first.copy(trainable=False)).view() if recipe.train.average_images else None
+    student = prepared(first.copy(), True, True).view()
+    first_fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
+    fake = prepared(first_fake.copy(), True, True).view()
+    teacher = prepared(family.base, compiled=True).view()
+    reference = prepared(first).view() if stage1 is not None else None
+    return Networks(student, fake, teacher, average, reference)
 
 
 def _adapters(recipe: Recipe, family: Family, stage1: Stage1 | None) -> Networks:

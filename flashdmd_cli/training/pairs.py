@@ -46,6 +46,13 @@ class Pairs:
             yield Pairs(self.index, self.x_t[part], winner, loser, self.cond.rows(part), x_t_loser)
 
 
+    def blank(self, cond: Conditioning, shape: Sequence[int]) -> Pairs:
+        """One pair of zeros of the same grid step, whose latents have this shape (C, h, w); `cond` has any rows."""
+        zeros = torch.zeros((1, *shape), device=self.x_t.device)
+        x_t_loser = None if self.x_t_loser is None else zeros
+        return Pairs(self.index, zeros, zeros, zeros, cond.rows(slice(0, 1)), x_t_loser)
+
+
 @dataclass(frozen=True)
 class Ranking:
     """Ranking of `k` candidates for each of `B` prompts by the reward model."""

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from flashdmd_cli.core.shards import clip_gradients_
 from flashdmd_cli.families.base import View
 from flashdmd_cli.runs.checkpoint import difference, kinds, unfit
 from flashdmd_cli.runs.errors import NumericalError
@@ -43,7 +44,7 @@ class Role(Generic[Net]):
         """
         if world is not None:
             world.mean_gradients_(self.parameters)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.optim.clip)
+        norm = clip_gradients_(self.parameters, self.optim.clip)
         if torch.isfinite(norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr * factor

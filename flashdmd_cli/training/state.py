@@ -71,7 +71,7 @@ class State:
     ) -> State:  # fmt: skip
         """The state at iteration 0, initialised from the teacher, or in stage 2 from `stage1`."""
         torch.manual_seed(recipe.train.seed)
-        networks = new_networks(recipe, family, stage1)
+        networks = new_networks(recipe, family, stage1, world)
         optim = recipe.optim
         heads = new_discriminator(recipe, family, stage1)
         state = cls(
@@ -111,6 +111,11 @@ class State:
     def shipped(self) -> View:
         """The student to preview and export: the average, if the recipe has one."""
         return self.average or self.student.net
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process has only a part of each network, so that all have to make the same forward passes."""
+        return self.student.net.base.is_sharded
 
     @property
     def start(self) -> View:

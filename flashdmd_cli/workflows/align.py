@@ -119,11 +119,11 @@ def align(
     if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
         reporter.say(f"{student.folder} has no saved state: the fake score is initialised from the student")
     probe = CollapseProbe(objective, captions, reward_judge(sampler), judge.score, judge.name)
-    watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN)
+    watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN, world)
     reporter.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe, world)
     raise_if_stopped(recipe, state, reporter.stop, out)
-    return world.from_main(lambda: write_checkpoint("align", recipe, family, state, shards_at, out, parents))
+    return write_checkpoint("align", recipe, family, state, shards_at, out, parents)
 
 
 def ratio(recipe: Recipe) -> str:

@@ -25,27 +25,33 @@ from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.workflows.inputs.teachers import license_of
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
+    from flashdmd_cli.runs.world import World
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.state import State
 
 
 def watch_run(
-    recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str]
+    recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str],
+    world: World,
 ) -> Watch:  # fmt: skip
     """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page."""
     from flashdmd_cli.evaluation.preview import Preview
     from flashdmd_cli.evaluation.run_page import write_run_page
     from flashdmd_cli.training.loop import Watch
 
-    draw = Preview(recipe, family, captions, out)
+    draw = Preview(recipe, family, captions, out, world.is_main)
 
     def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
         when = f"at iteration {iteration}" if iteration else "before training"
         with reporter.aside(f"drawing a preview by teacher and student {when}", "evaluation"):
             draw(student, start, iteration, reporter.progress)
-        write_run_page(recipe, out, iteration, warnings)
+        if world.is_main:
+            write_run_page(recipe, out, iteration, warnings)
 
     def warn(text: str) -> None:
         reporter.say(f"warning: {text}")
@@ -94,17 +100,28 @@ def write_checkpoint(
 ) -> Manifest:
     """Write `student/` as a stock diffusers network (adapters merged), then the run page and the manifest.
 
-    `parents` are the input folders other than `data`.
+    `parents` are the input folders other than `data`. Every process of the run makes this call; the first writes.
     """
     import torch
 
-    from flashdmd_cli.evaluation.run_page import write_run_page
     from flashdmd_cli.families.storage import is_stored_in_bf16
 
     # A network that is stored in 16 bits is too large for a copy in 32, and has no more digits than float16.
     dtype = torch.float16 if is_stored_in_bf16(state.shipped.base.net) else torch.float32
+    # Sharded networks are collected from all processes.
+    net = state.shipped.merged(dtype) if state.world.is_main or state.is_sharded else None
+    return state.world.from_main(lambda: _write(kind, recipe, family, state, net, dtype, data, out, parents))
+
+
+def _write(
+    kind: Kind, recipe: Recipe, family: Family, state: State, net: nn.Module | None, dtype: torch.dtype, data: Path,
+    out: Path, parents: Sequence[Path],
+) -> Manifest:  # fmt: skip
+    """Write the student's network `net`, run page and manifest."""
+    from flashdmd_cli.evaluation.run_page import write_run_page
+
     with saving_weights(out / "student"):
-        family.save_network(state.shipped.merged(dtype), out / "student")
+        family.save_network(net, out / "student")
     write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     return write_manifest(

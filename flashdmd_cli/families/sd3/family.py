@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
 from flashdmd_cli.families.sd3.reading import read_pipeline
+from flashdmd_cli.families.sharding import shallow_copy
 from flashdmd_cli.families.storage import store_in_bf16
 
 LORA_TARGETS = (
@@ -184,8 +184,7 @@ def first_half(net: Any) -> Any:
     The tokens are arranged as the network arranges its output, `patch` x `patch` values to a token and channel. It
     shares modules and does not change `net`.
     """
-    half: Any = copy.copy(net)
-    half._modules = dict(net._modules)
+    half = shallow_copy(net)
     half.transformer_blocks = net.transformer_blocks[: (len(net.transformer_blocks) + 1) // 2]
     half.norm_out = _First()
     half.proj_out = nn.Identity()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from flashdmd_cli.families.sdxl.settings import (
     noise_settings,
     prediction_of,
 )
+from flashdmd_cli.families.sharding import shallow_copy
 from flashdmd_cli.families.storage import store_in_bf16
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
@@ -191,8 +191,7 @@ class SDXLFamily(PipelineFamily):
 
 def encoder_half(unet: nn.Module) -> nn.Module:
     """A UNet that returns the output of the middle block of `unet`; it shares modules and does not change `unet`."""
-    half: Any = copy.copy(unet)
-    half._modules = dict(unet._modules)
+    half = shallow_copy(unet)
     half.up_blocks = nn.ModuleList()
     half.conv_norm_out = None
     half.conv_out = nn.Identity()

@@ -262,6 +262,6 @@ def test_the_raw_student_of_a_run_that_ships_an_average(form, world):
     raw, shipped = load_file(world / "raw" / file), load_file(world / "runs" / "student" / file)
     assert raw.keys() == shipped.keys() and any(not raw[name].equal(shipped[name]) for name in raw)
     if form == "full":
-        state, _ = load_state(latest_state(world / "runs" / "student" / "state"))
+        state = dict(load_state(latest_state(world / "runs" / "student" / "state"))[0])
         assert all(value.equal(state[f"student.net.{name}"]) for name, value in raw.items())
     assert run("eval", "--limit", 2, "--from", "raw").exit_code == 0

@@ -32,6 +32,7 @@ from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward
 from flashdmd_cli.families.sdxl.settings import noise_settings
 from flashdmd_cli.networks.sam import load_sam_encoder
+from flashdmd_cli.runs.checkpoint import kinds
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.training import networks as training_networks
 from flashdmd_cli.training import state as training_state
@@ -235,6 +236,13 @@ def test_a_preview_of_a_student_that_was_loaded_on_the_cpu(form, student, family
         assert preview._draw([Row("", view, "few_step", 2)], None)[""].shape == (1, 3, 32, 32)
 
 
+class Saved(dict):
+    """The tensors of a state, without a file."""
+
+    def kinds(self):
+        return kinds(self)
+
+
 def test_a_state_goes_back_to_the_card(encoder, family, monkeypatch):
     state = State.new(recipe(train__average_images=20), family)
     for role in state.roles:
@@ -246,6 +254,6 @@ def test_a_state_goes_back_to_the_card(encoder, family, monkeypatch):
     saved = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in held.items()}
     meta = {"iteration": 1, "images_seen": 2, "seconds": 0.0, "probe": {}, "updates": state.updates}
     meta["bad_updates"] = dict.fromkeys(state.updates, 0)
-    monkeypatch.setattr(training_state, "load_state", lambda _: (saved, meta))
+    monkeypatch.setattr(training_state, "load_state", lambda *_, **__: (Saved(saved), meta))
     state.load(Path("state"))
     assert all_on_card(state)

@@ -23,6 +23,7 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.lock import LOCK, hold, release
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.workflows import training
 from flashdmd_cli.workflows.inputs.drawers import FamilyDrawer
 
@@ -80,7 +81,7 @@ def test_a_preview_counts_while_it_is_drawn(tiny_family, tmp_path, monkeypatch):
     """In evaluations of the network on one picture: steps with guidance take two, those of a student one."""
     monkeypatch.setattr("flashdmd_cli.evaluation.run_page.write_run_page", lambda *_: None)
     recipe, told = load_recipe("shapes-4step", flags={"dm.guidance": 2.0}), Listener()
-    watch = training.watch_run(recipe, tiny_family, ["a", "b"], tmp_path, told, ())
+    watch = training.watch_run(recipe, tiny_family, ["a", "b"], tmp_path, told, (), World())
     watch.preview(tiny_family.teacher, tiny_family.teacher, 0, [])
     counts = told.told[1:]
     assert "before training" in told.told[0] and len(counts) == 1 + 30 + 4 + 4

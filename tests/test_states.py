@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,8 +51,14 @@ def saved(new, tmp_path_factory) -> Path:
             p.grad = torch.ones_like(p)
         role.update()
     state.iteration = STEP
-    state.save(folder)
+    save_state(folder, *state.contents())
     return folder
+
+
+def opened(folder: Path) -> tuple[Tensors, dict[str, Any]]:
+    """The tensors of a state, all read, and its metadata."""
+    tensors, meta = load_state(folder)
+    return dict(tensors), meta
 
 
 def drop(*prefixes: str) -> Callable[[Tensors], Tensors]:
@@ -137,7 +144,7 @@ def test_an_altered_file_is_refused(kind, new, saved, tmp_path):
 def test_a_whole_file_of_another_run_is_refused(kind, new, saved, tmp_path):
     """Its record agrees with it, but it is not what this run's networks have."""
     alter, said = STRUCTURE[kind]
-    tensors, meta = load_state(saved)
+    tensors, meta = opened(saved)
     save_state(state_folder(tmp_path, STEP), alter(tensors), meta)
     refused(new(), state_folder(tmp_path, STEP), said)
 
@@ -170,10 +177,10 @@ def test_an_alignment_refuses_a_state_that_lost_a_tensor(
     state = State.new(stage1, tiny_family)
     tiny_family.save_network(state.shipped.merged(), tmp_path / "student")
     folder = state_folder(tmp_path / "state", STEP)
-    state.save(folder)
+    save_state(folder, *state.contents())
     aligned = stage1.model_copy(update={"model": recipe(model__form=aligned_form, model__lora_rank=3).model})
     State.new(aligned, tiny_family, load_stage1(tmp_path, STEP, stage1, aligned, tiny_family))  # whole, it is taken
-    tensors, meta = load_state(folder)
+    tensors, meta = opened(folder)
     gone = min(name for name in tensors if name.startswith(prefix))
     save_state(folder, {k: v for k, v in tensors.items() if k != gone}, meta)
     with pytest.raises(InputError, match="^--from: the saved state") as caught:
@@ -187,8 +194,8 @@ def test_a_fake_score_of_another_shape_is_refused(form, tiny_family, sam_folder,
     stage1 = seeing(sam_folder, recipe(model__form=form, model__lora_rank=2))
     state, folder = State.new(stage1, tiny_family), state_folder(tmp_path / "state", STEP)
     tiny_family.save_network(state.shipped.merged(), tmp_path / "student")
-    state.save(folder)
-    tensors, meta = load_state(folder)
+    save_state(folder, *state.contents())
+    tensors, meta = opened(folder)
     name = min(key for key in tensors if key.startswith(FAKE))
     save_state(folder, tensors | {name: tensors[name][:1].clone()}, meta)
     with pytest.raises(InputError, match=f"another {name.removeprefix(FAKE)}"):
@@ -207,7 +214,7 @@ def test_a_reward_model_refuses_a_state_that_lost_a_tensor(tiny_family, tmp_path
     assert go()[0] == 1
     assert go()[0] == 1  # taken back as it is
     folder = state_folder(tmp_path / "state", 1)
-    tensors, meta = load_state(folder)
+    tensors, meta = opened(folder)
     for gone in ("reward.net.visual_projection.weight", "reward.optimizer.0.exp_avg"):
         save_state(folder, {k: v for k, v in tensors.items() if k != gone}, meta)
         with pytest.raises(InputError, match=f"lacks {gone}"):

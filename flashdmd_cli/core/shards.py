@@ -16,7 +16,8 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's rows of a sharded tensor, or the tensor itself; shares memory with it and has no gradient."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor
+    with torch.no_grad():
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def local_rows(tensor: Tensor) -> slice:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from flashdmd_cli.runs.align_schema import Alignment, Bands, ProbeConfig
-from flashdmd_cli.runs.tables import AdamW, Config, Count, Decay, Device, NonNegative, Positive, Precision
+from flashdmd_cli.runs.tables import AdamW, Config, Count, Decay, Device, NonNegative, Positive, Precision, Saving
 
 HIGH_NOISE_STEPS = 2
 """Number of high-noise grid steps: timesteps 999 and 749 of 4 steps, 999 and 874 of 8 (section 8 of the paper)."""
@@ -161,7 +161,7 @@ class Optimizer(AdamW):
         return min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
 
 
-class Train(Config):
+class Train(Saving):
     """Sizes and intervals."""
 
     batch: Count = 64

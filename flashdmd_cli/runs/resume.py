@@ -19,7 +19,7 @@ RECIPE, TEACHER = "recipe.yaml", "teacher.json"
 PRECISION = "model.precision"
 FREE_TO_CHANGE = {
     "name", "train.iterations", "train.log_every", "train.save_every", "train.preview_every", "probe.stop_on_collapse",
-    "model.device", "model.checkpointing", "model.sharding",
+    "train.keep_states", "train.async_save", "model.device", "model.checkpointing", "model.sharding",
 }  # fmt: skip
 """Recipe keys that may change when a run is resumed, because they do not change the result of an iteration."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from flashdmd_cli.runs.tables import AdamW, Config, Count, Device, NonNegative, Positive, Precision, Share
+from flashdmd_cli.runs.tables import AdamW, Config, Count, Device, NonNegative, Positive, Precision, Saving, Share
 
 Timestep = Annotated[int, Field(ge=0, le=999)]
 
@@ -70,7 +70,7 @@ class RewardOptimizer(AdamW):
     """Decrease the learning rate linearly to zero from the end of the warm-up to the end of the run."""
 
 
-class RewardTrain(Config):
+class RewardTrain(Saving):
     """Sizes and intervals."""
 
     batch: Count = 32

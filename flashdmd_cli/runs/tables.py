@@ -23,6 +23,15 @@ class Config(BaseModel):
     )
 
 
+class Saving(Config):
+    """Saved states of a run."""
+
+    keep_states: Count = 2
+    """Number of states that are kept, the newest ones."""
+    async_save: bool = False
+    """Write states in a thread while training goes on; takes main memory for one more state."""
+
+
 class AdamW(Config):
     """Settings that all optimizers of a run share."""
 

@@ -6,11 +6,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flashdmd_cli.runs.errors import Interrupted, LostContact, UsageError
+from flashdmd_cli.runs.errors import FlashDMDError, Interrupted, LostContact, UsageError
 from flashdmd_cli.runs.launcher import LAUNCHER, end_with
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ class World:
     size: int = 1
     store: Any = field(default=None, compare=False, repr=False)
     """Key-value store of all processes (`torch.distributed.Store`), for errors; None in a process group of others."""
+    group: Any = field(default=None, compare=False, repr=False)
+    """Process group of `torch.distributed` for `gather`; None: the default one."""
 
     @classmethod
     def current(cls) -> World:
@@ -166,7 +168,7 @@ class World:
 
         values: list[Any] = [None] * self.size
         with _contact():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, self.group)
         return values
 
     def any(self, flag: bool) -> bool:
@@ -180,6 +182,30 @@ class World:
     def from_main(self, work: Callable[[], T]) -> T:
         """The result of `work`, which only the main process does; it has to be picklable."""
         return self.gather(work() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def each(self, work: Callable[[], Any] | None) -> list[Any]:
+        """The results of all processes' `work` (None: None), by rank; the first error of one is raised in all."""
+        outcome: Any
+        try:
+            outcome = None if work is None else work()
+        except FlashDMDError as error:
+            if self.size == 1:
+                raise
+            outcome = error
+        outcomes = self.gather(outcome)
+        for each in outcomes:
+            if isinstance(each, FlashDMDError):
+                raise each
+        return outcomes
+
+    def apart(self) -> World:
+        """The same processes in a group of their own, for another thread; only `gather` and what uses it use this
+        group. A collective call."""
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        return replace(self, group=dist.new_group(backend="gloo"))
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

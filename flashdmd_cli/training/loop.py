@@ -20,6 +20,7 @@ from flashdmd_cli.runs.device import peak_memory
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
+from flashdmd_cli.runs.state_writer import StateWriter
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.collapse import CollapseProbe
@@ -107,12 +108,12 @@ def run(
     `probe.stop_on_collapse`; the state is then saved, unless no iteration was finished. Random numbers depend only on
     counters in the state, so no generator has to be restored.
     """
-    saved = latest_state(out / "state")
+    train, world, saved = recipe.train, state.world, latest_state(out / "state")
+    require_same(world, saved, out)
     if saved is not None:
         state.load(saved)
-    train, world, began, seconds = recipe.train, state.world, time.monotonic(), state.seconds
-
-    require_same(world, state.iteration, out)
+    began, seconds = time.monotonic(), state.seconds
+    states = StateWriter(world, train.keep_states, train.async_save)
 
     def ended() -> bool:
         # Asked of all processes: rounding may let one see a collapse, or a signal reach one alone.
@@ -120,15 +121,14 @@ def run(
         return share_stop(world, stop, collapsed) or state.iteration >= train.iterations
 
     def save() -> None:
-        if world.is_main:
-            state.save(state_folder(out / "state", state.iteration))
+        states.save(state_folder(out / "state", state.iteration), *state.contents())
 
     def preview() -> None:
         if not (world.is_main or state.is_sharded):
             return
         # An interrupted preview is drawn when the run is resumed; the loop ends at its next check. Of sharded networks,
         # all processes draw, so none may stop alone.
-        with suppress(StopSignal), stop.answering(not state.is_sharded), world.contact():
+        with suppress(StopSignal), stop.answering(not state.is_sharded):
             watch.preview(state.shipped, state.start, state.iteration, state.probe.get("warnings", []))
 
     def preview_is_due() -> bool:
@@ -136,57 +136,55 @@ def run(
             return False
         return state.iteration % train.preview_every == 0 or state.iteration == train.iterations
 
-    with Tracker(out, state.iteration, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
-        if preview_is_due():  # at iteration 0, and in a run that was interrupted during a preview
-            preview()
-        if state.iteration == 0 and collapse is not None:
-            with stop.answering(world.size == 1):
-                collapse.begin(state)
-        probe = Probe(state.probe, recipe.bands, train.batch)
-        undo = Undo(stop, state.contents, state.take, world.size == 1)
-        while not ended():
-            with undo.round():
-                with world.contact():
-                    metrics = iteration()
-                state.follow_average(recipe)
-                state.iteration += 1
-                state.images_seen += train.batch
-                before, state.seconds = state.seconds, seconds + time.monotonic() - began
-                costs = {
-                    "seconds_per_kimg": (state.seconds - before) / train.batch * 1000,
-                    "memory_gb": peak_memory(state.student.net.base.device) / 1e9,
-                }
-                warnings = probe.check(metrics)
-                probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
-                if collapse is not None and probed:
-                    with world.contact():
-                        probe_metrics, warning = collapse.check(state)
-                    metrics |= probe_metrics
-                    warnings += [warning] if warning else []
-            for warning in warnings if world.is_main else ():
-                watch.warn(warning)
-            # Counted from the first iteration, which updates the student for any TTUR.
-            if probed or (state.iteration - 1) % train.log_every == 0:
-                tracker.log(state.iteration - 1, metrics, costs)
-            if world.is_main:
-                watch.progress(state.iteration, metrics)
-            if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
-                save()
-            if preview_is_due():
+    with world.contact(), stop.postponed(), states:
+        with Tracker(out, state.iteration, world.is_main) as tracker, suppress(StopSignal):
+            if preview_is_due():  # at iteration 0, and in a run that was interrupted during a preview
                 preview()
-    if 0 < state.iteration < train.iterations:
-        with stop.postponed():
+            if state.iteration == 0 and collapse is not None:
+                with stop.answering(world.size == 1):
+                    collapse.begin(state)
+            probe = Probe(state.probe, recipe.bands, train.batch)
+            undo = Undo(stop, state.contents, state.take, world.size == 1)
+            while not ended():
+                with undo.round():
+                    metrics = iteration()
+                    state.follow_average(recipe)
+                    state.iteration += 1
+                    state.images_seen += train.batch
+                    before, state.seconds = state.seconds, seconds + time.monotonic() - began
+                    costs = {
+                        "seconds_per_kimg": (state.seconds - before) / train.batch * 1000,
+                        "memory_gb": peak_memory(state.student.net.base.device) / 1e9,
+                    }
+                    warnings = probe.check(metrics)
+                    probed = collapse is not None and collapse.is_due(state.iteration, train.iterations)
+                    if collapse is not None and probed:
+                        probe_metrics, warning = collapse.check(state)
+                        metrics |= probe_metrics
+                        warnings += [warning] if warning else []
+                for warning in warnings if world.is_main else ():
+                    watch.warn(warning)
+                # Counted from the first iteration, which updates the student for any TTUR.
+                if probed or (state.iteration - 1) % train.log_every == 0:
+                    tracker.log(state.iteration - 1, metrics, costs)
+                if world.is_main:
+                    watch.progress(state.iteration, metrics)
+                if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
+                    save()
+                if preview_is_due():
+                    preview()
+        if 0 < state.iteration < train.iterations:
             save()
-        if not share_stop(world, stop):
-            # A collapse: what one wants to see now.
-            preview()
+            if not share_stop(world, stop):
+                # A collapse: what one wants to see now.
+                preview()
     share_stop(world, stop)  # all end alike, after the main process has saved
     return state
 
 
-def require_same(world: World, iteration: int, out: Path) -> None:
-    """Raise InputError if the processes have resumed from states of different iterations. A collective call."""
-    if len(set(world.gather(iteration))) > 1:
+def require_same(world: World, state: Path | None, out: Path) -> None:
+    """Raise InputError if the processes would resume from different states. A collective call."""
+    if len(set(world.gather(state and state.name))) > 1:
         raise InputError(f"--out {out}: the processes found different states", hint="use a folder that all of them see")
 
 

@@ -45,7 +45,6 @@ class Pairs:
             winner, loser = self.winner[part], self.loser[part]
             yield Pairs(self.index, self.x_t[part], winner, loser, self.cond.rows(part), x_t_loser)
 
-
     def blank(self, cond: Conditioning, shape: Sequence[int]) -> Pairs:
         """One pair of zeros of the same grid step, whose latents have this shape (C, h, w); `cond` has any rows."""
         zeros = torch.zeros((1, *shape), device=self.x_t.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
 from flashdmd_cli.families.family import Family
 from flashdmd_cli.families.reward import RewardModel
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel
-from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder, unfit
+from flashdmd_cli.runs.checkpoint import latest_state, load_state, state_folder, unfit
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
+from flashdmd_cli.runs.state_writer import StateWriter
 from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.distill import micro_batches
@@ -102,48 +103,50 @@ def train_reward(
     def contents() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return role.tensors(), {"updates": role.updates, "bad_updates": role.bad_updates}
 
-    def take(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    def take(tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
         role.load(tensors)
         role.updates, role.bad_updates = meta["updates"], meta["bad_updates"]
 
-    if (saved := latest_state(out / "state")) is not None:
-        tensors, meta = load_state(saved)
+    saved = latest_state(out / "state")
+    require_same(world, saved, out)
+    if saved is not None:
+        tensors, meta = load_state(saved, world=world)
         try:
             updates, bad_updates, done, seconds = (
                 meta[key] for key in ("updates", "bad_updates", "iteration", "seconds")
             )
         except KeyError as error:
             raise unfit(saved, f"lacks {error}") from None
-        check_state(saved, tensors, [role], {role.name: updates})
+        check_state(saved, tensors.kinds(), [role], {role.name: updates})
         take(tensors, {"updates": updates, "bad_updates": bad_updates})
     training, validation = PairLatents(pairs, family), PairLatents(held_out, family)
     train = recipe.train
-    require_same(world, done, out)
+    states = StateWriter(world, train.keep_states, train.async_save)
 
     def save() -> None:
-        if not world.is_main:
-            return
         tensors, meta = contents()
         meta |= {"iteration": done, "seconds": seconds + time.monotonic() - began}
-        save_state(state_folder(out / "state", done), tensors, meta)
+        states.save(state_folder(out / "state", done), tensors, meta)
 
-    with Tracker(out, done, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
-        undo = Undo(stop, contents, take, world.size == 1)
-        while not share_stop(world, stop) and done < train.iterations:
-            due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
-            with undo.round():
-                metrics = _step(recipe, family, model, role, training, done, world)
-                if due and validation.pairs and world.is_main:
-                    metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()}
-            done += 1
-            if due or (done - 1) % train.log_every == 0:
-                tracker.log(done - 1, metrics)
-            if world.is_main:
-                watch.progress(done, metrics)
-            if due:
-                save()
-    if stop.requested is not None and done:
-        with stop.postponed():
+    with stop.postponed(), states:
+        with Tracker(out, done, world.is_main) as tracker, suppress(StopSignal):
+            undo = Undo(stop, contents, take, world.size == 1)
+            while not share_stop(world, stop) and done < train.iterations:
+                due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
+                with undo.round():
+                    metrics = _step(recipe, family, model, role, training, done, world)
+                    if due and validation.pairs and world.is_main:
+                        metrics |= {
+                            f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()
+                        }
+                done += 1
+                if due or (done - 1) % train.log_every == 0:
+                    tracker.log(done - 1, metrics)
+                if world.is_main:
+                    watch.progress(done, metrics)
+                if due:
+                    save()
+        if stop.requested is not None and done:
             save()
     share_stop(world, stop)  # all end alike, after the main process has saved
     return done, seconds + time.monotonic() - began

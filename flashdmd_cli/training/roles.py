@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from flashdmd_cli.core.shards import clip_gradients_
+from flashdmd_cli.core.shards import clip_gradients_, is_sharded, local
 from flashdmd_cli.families.base import View
-from flashdmd_cli.runs.checkpoint import difference, kinds, unfit
+from flashdmd_cli.runs.checkpoint import difference, kinds, part_of, unfit
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.tables import AdamW
 from flashdmd_cli.runs.world import World
@@ -87,17 +87,21 @@ class Role(Generic[Net]):
         reached = [rows for rows in moments.values() if not names.isdisjoint(rows)] or list(moments.values())
         return kinds(self._weights()) | {k: v for rows in reached if updates for k, v in rows.items()}
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what `tensors()` returned; `check_state` has to be called before."""
-        if self.owner:
-            live = trained(self.net)
-            assign(live, {name: tensors[f"{self.name}.net.{name}"] for name in live})
+        assign(self._weights(), tensors)
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"{self.name}.optimizer."
-        for key, value in tensors.items():
+        for key in tensors:
             if key.startswith(prefix):
                 index, slot = key.removeprefix(prefix).split(".")
-                state.setdefault(int(index), {})[slot] = value
+                parameter = self.parameters[int(index)]
+                if slot == "step" or not is_sharded(parameter):
+                    moment = tensors[key]
+                else:
+                    moment = torch.empty_like(parameter, requires_grad=False)
+                    assign({key: moment}, tensors)
+                state.setdefault(int(index), {})[slot] = moment
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
 
@@ -115,13 +119,13 @@ def trained(net: View | nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def assign(live: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    """Copy `values` into the tensors `live` of the same names, in place."""
+def assign(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy `values`, which are whole, into the tensors `live` of the same names, in place."""
     for name, tensor in live.items():
-        tensor.copy_(values[name])
+        local(tensor).copy_(part_of(values, name, tensor))
 
 
-def fill(net: View | nn.Module, values: dict[str, Tensor], state: Path) -> None:
+def fill(net: View | nn.Module, values: Mapping[str, Tensor], state: Path) -> None:
     """Load `values` from a state into `net`; InputError for a missing, unexpected or differently shaped tensor."""
     live = trained(net)
     if problem := difference(kinds(values), kinds(live)):

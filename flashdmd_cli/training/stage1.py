@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -46,18 +47,18 @@ def load_stage1(folder: Path, iteration: int, stage1: Recipe, recipe: Recipe, fa
         ) from error
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
 
 
-def _fake(tensors: dict[str, Tensor], family: Family, saved: Path) -> View:
+def _fake(tensors: Mapping[str, Tensor], family: Family, saved: Path) -> View:
     """The fake score of a stage 1 with full fine-tuning."""
     view = family.base.copy(trainable=False).to("cpu").view()
     fill(view, _part(tensors, FAKE), saved)
     return view
 
 
-def _adapters(tensors: dict[str, Tensor], stage1: Recipe, family: Family, saved: Path) -> Stage1Adapters:
+def _adapters(tensors: Mapping[str, Tensor], stage1: Recipe, family: Family, saved: Path) -> Stage1Adapters:
     """Adapters of stage 1, the student's averaged if its recipe says so; InputError if they do not fit the teacher."""
     rank, alpha = stage1.model.lora_rank, stage1.model.lora_alpha
     student = _part(tensors, AVERAGE if stage1.train.average_images else STUDENT)

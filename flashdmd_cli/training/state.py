@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flashdmd_cli.core.losses import ema_update_
 from flashdmd_cli.families.base import View
 from flashdmd_cli.families.family import Family
-from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, save_state, unfit
+from flashdmd_cli.runs.checkpoint import difference, kinds, load_state, unfit
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.world import World
 from flashdmd_cli.training.networks import Stage1, new_discriminator, new_networks
@@ -25,16 +25,17 @@ COUNTERS = ("iteration", "images_seen", "seconds", "probe")
 
 def check_state(
     folder: Path,
-    tensors: dict[str, Tensor],
+    present: Mapping[str, str],
     roles: Sequence[Role[Any]],
     updates: dict[str, int],
     average: View | None = None,
 ) -> None:
-    """Raise InputError, naming the first tensor, if `tensors` do not fit `roles` after `updates` updates each."""
+    """Raise InputError, naming the first tensor, if tensors of these kinds do not fit `roles` after `updates` updates
+    each."""
     wanted = kinds(average_tensors(average))
     for role in roles:
-        wanted |= role.wanted(tensors, updates[role.name])
-    if problem := difference(kinds(tensors), wanted):
+        wanted |= role.wanted(present, updates[role.name])
+    if problem := difference(present, wanted):
         raise unfit(folder, problem)
 
 
@@ -136,23 +137,19 @@ class State:
         }
         return tensors, meta
 
-    def save(self, folder: Path) -> None:
-        """Write a resumable state."""
-        save_state(folder, *self.contents())
-
     def load(self, folder: Path) -> None:
-        """Resume from a state that `save` wrote; InputError, with nothing changed, if it is not a state of this run."""
-        tensors, meta = load_state(folder)
+        """Resume from a state with these `contents`; InputError, with nothing changed, if it is one of another run."""
+        tensors, meta = load_state(folder, world=self.world)
         try:
             updates = {role.name: meta["updates"][role.name] for role in self.roles}
             bad_updates = {role.name: meta["bad_updates"][role.name] for role in self.roles}
             counters = {name: meta[name] for name in COUNTERS}
         except KeyError as error:
             raise unfit(folder, f"lacks {error}") from None
-        check_state(folder, tensors, self.roles, updates, self.average)
+        check_state(folder, tensors.kinds(), self.roles, updates, self.average)
         self.take(tensors, counters | {"updates": updates, "bad_updates": bad_updates})
 
-    def take(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+    def take(self, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
         """Restore what `contents` returned."""
         for role in self.roles:
             role.load(tensors)

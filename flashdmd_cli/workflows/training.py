@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.runs.errors import Interrupted, NumericalError
 from flashdmd_cli.runs.files import saving_weights
@@ -109,12 +109,13 @@ def write_checkpoint(
     # A network that is stored in 16 bits is too large for a copy in 32, and has no more digits than float16.
     dtype = torch.float16 if is_stored_in_bf16(state.shipped.base.net) else torch.float32
     # Sharded networks are collected from all processes.
-    net = state.shipped.merged(dtype) if state.world.is_main or state.is_sharded else None
+    is_needed = state.world.is_main or state.is_sharded
+    net: Any = state.shipped.merged(dtype) if is_needed else None
     return state.world.from_main(lambda: _write(kind, recipe, family, state, net, dtype, data, out, parents))
 
 
 def _write(
-    kind: Kind, recipe: Recipe, family: Family, state: State, net: nn.Module | None, dtype: torch.dtype, data: Path,
+    kind: Kind, recipe: Recipe, family: Family, state: State, net: nn.Module, dtype: torch.dtype, data: Path,
     out: Path, parents: Sequence[Path],
 ) -> Manifest:  # fmt: skip
     """Write the student's network `net`, run page and manifest."""

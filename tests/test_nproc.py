@@ -1,0 +1,121 @@
+"""Commands with `--nproc 2`: alignment, reward training, and distillation with sharded networks, killed and resumed."""
+
+# ruff: noqa: F811 (pytest finds fixtures by the names of arguments)
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from flashdmd_cli.cli.app import app
+from flashdmd_cli.runs.manifest import read_manifest
+from flashdmd_cli.runs.tracking import read_metrics
+
+from .test_cli import shipped  # noqa: F401
+from .test_cli_align import reward  # noqa: F401
+from .test_distill import sam_folder  # noqa: F401
+from .test_launcher import FLASHDMD, REPOSITORY, end, kill_one
+from .test_reward_training import red_wins
+
+TWO = ["--nproc", "2", "--quiet", "--device", "cpu"]
+SHARDED = ["--set", "model.sharding=fsdp", "--set", "train.async_save=true", "--set", "train.keep_states=3"]
+
+
+class Made(NamedTuple):
+    """A folder with data, and the options of a distillation on them."""
+
+    root: Path
+    words: list[str]
+
+
+def alone(*words: object) -> None:
+    """A command in this process."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 0, result.output
+
+
+def launched(*words: object) -> None:
+    """A command in two processes."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*FLASHDMD, *map(str, words), *TWO], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def options(sets: dict[str, object]) -> list[str]:
+    return [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, shipped, sam_folder) -> Made:
+    root = tmp_path_factory.mktemp("nproc")
+    alone("prepare-data", "shapes", "--num", 8, "--out", root / "data")
+    sets = {"gan.sam": sam_folder, "train.batch": 4, "train.micro_batch": 4, "train.save_every": 1,
+            "train.preview_every": 2, "optim.warmup_images": 0, "model.precision": "fp32"}  # fmt: skip
+    words = ["--recipe", "shapes-4step", "--teacher", str(shipped / "shapes-sdxl"), "--data", str(root / "data")]
+    return Made(root, words + options(sets))
+
+
+def same(a: Path, b: Path, num: int, weights: Callable[[Path], Path]) -> None:
+    """Both runs have these many rows of metrics and, up to rounding, the same results."""
+    rows, wanted = read_metrics(a), read_metrics(b)
+    assert len(rows) == len(wanted) == num
+    for row, expected in zip(rows, wanted, strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    one, two = load_file(weights(a)), load_file(weights(b))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-4)
+
+
+def student(run: Path) -> Path:
+    return run / "student" / "diffusion_pytorch_model.safetensors"
+
+
+def test_align(made, reward):
+    alone("distill", *made.words, "--iterations", 1, "--quiet", "--out", made.root / "student")
+    words = ["align", "--from", made.root / "student", "--reward", reward, "--iterations", 2]
+    words += options({"train.batch": 4, "train.micro_batch": 2, "train.preview_every": "null", "probe.every": 2,
+                      "probe.num_prompts": 1, "probe.num_seeds": 2, "align.threshold": [0, 0]})  # fmt: skip
+    launched(*words, "--out", made.root / "two")
+    alone(*words, "--quiet", "--device", "cpu", "--out", made.root / "one")
+    same(made.root / "two", made.root / "one", 2, student)
+    assert read_manifest(made.root / "two").kind == "align"
+
+
+def test_reward_train(made, shipped):
+    pairs = red_wins(made.root, 3)
+    words = ["reward", "train", "--recipe", "reward/shapes", "--pairs", pairs, "--teacher", shipped / "shapes-sdxl"]
+    words += options({"train.batch": 4, "train.micro_batch": 2, "train.iterations": 2, "train.log_every": 1,
+                      "model.precision": "fp32", "pairs.held_out": 0.3})  # fmt: skip
+    launched(*words, "--out", made.root / "reward-two")
+    alone(*words, "--quiet", "--device", "cpu", "--out", made.root / "reward-one")
+    (weights,) = (
+        path.relative_to(made.root / "reward-one") for path in (made.root / "reward-one").glob("*.safetensors")
+    )
+    same(made.root / "reward-two", made.root / "reward-one", 2, lambda run: run / weights)
+
+
+def test_a_sharded_distillation_is_killed_and_resumed_by_one_process(made):
+    out = made.root / "sharded"
+    command = ["distill", *made.words, *SHARDED, "--out", str(out), "--iterations"]
+    killed = end([*FLASHDMD, *command, "1000", *TWO], out, 1, kill_one)
+    assert killed.code == 1 and killed.seconds < 10
+    assert killed.said.count("\n") <= 2 and "another process of this run has ended" in killed.said
+    assert not (out / "manifest.json").exists() and (out / "preview.png").is_file()
+    assert len(list((out / "state").glob("step-*"))) in (2, 3)
+    last = str(killed.iteration + 1)
+    launched(*command, last)  # two again: the student is collected from both
+    alone("distill", *made.words, "--quiet", "--device", "cpu", "--out", made.root / "whole", "--iterations", last)
+    same(out, made.root / "whole", int(last), student)
+    alone(*command, str(int(last) + 1), "--quiet", "--device", "cpu")
+    assert read_manifest(out).step == int(last) + 1

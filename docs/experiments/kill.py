@@ -1,7 +1,7 @@
 """Kills training at random moments, resumes it, and compares the result with that of an undisturbed run.
 
     python docs/experiments/kill.py --kills 20 --out kills.json
-    python docs/experiments/kill.py --kills 20 --set model.sharding=fsdp --set train.async_save=true --cases "2->2" "2->1"
+    python docs/experiments/kill.py --set model.sharding=fsdp --set train.async_save=true --cases "2->2" "2->1"
     python docs/experiments/kill.py --stage align --form lora --threads 2 --kills 50 --cases "1->1"
 
 Every killed run is a run of its own: `flashdmd distill` with the pixel discriminator, or `flashdmd align`, on a tiny
@@ -66,7 +66,7 @@ class Folders(pytest.TempPathFactory):
 
 
 def prepare(root: Path, stage: str, form: str, sets: list[str]) -> list[str]:
-    """Teacher, discriminator's encoder and pictures, for an alignment also a student and a reward model; the command."""
+    """Teacher, encoder of the discriminator, data, for an alignment also student and reward model; the command."""
     from tests import conftest, test_distill
 
     teacher = conftest.tiny_folder.__wrapped__(Folders(root))

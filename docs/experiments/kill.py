@@ -28,6 +28,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ from flashdmd_cli.runs import checkpoint
 from flashdmd_cli.runs.launcher import _free_port
 from flashdmd_cli.workflows import align as _  # noqa: F401 (with torch and diffusers, for the forks)
 
-ITERATIONS, WAIT = 6, 20.0
+ITERATIONS, WAIT = 5, 20.0
 SETS = {
     "train.batch": 4, "train.micro_batch": 4, "train.save_every": 1, "train.preview_every": "null",
     "model.precision": "fp32", "train.average_images": 20,
@@ -196,15 +197,18 @@ def killed(words: list[str], out: Path, size: int, lasts: tuple[float, float], k
 
 
 def experiment(case: str, words: list[str], root: Path, kills: int, wholes: dict[int, Path],
-               threads: int) -> list[dict[str, Any]]:  # fmt: skip
+               threads: int, seconds: float) -> list[dict[str, Any]]:  # fmt: skip
     """All kills of one case, `2->1`: two processes, resumed by one."""
     before, after = (int(text) for text in case.split("->"))
     found = []
+    ends = time.monotonic() + seconds
     for number in range(kills):
+        if time.monotonic() > ends:
+            break
         out, log = root / f"{case}-{number}", root / f"{case}-{number}.log"
-        seconds = tuple(json.loads((wholes[before] / "seconds").read_text()))
+        lasts = tuple(json.loads((wholes[before] / "seconds").read_text()))
         kind = "early" if number % 10 == 0 else ("random", "write")[number % 2]
-        row = killed(words, out, before, seconds, kind, log, threads)
+        row = killed(words, out, before, lasts, kind, log, threads)
         saved = states(out)
         row["finished"] = (out / "manifest.json").is_file()
         row["states"] = sorted(saved)
@@ -230,6 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--cases", nargs="+", default=["1->1", "2->2", "2->1"])
     parser.add_argument("--set", action="append", default=[], help="recipe key of the killed runs, KEY=VALUE")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no kill of a case after these")
     parser.add_argument("--work", type=Path, default=Path("runs/kill"))
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -239,6 +244,8 @@ def main() -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     words, wholes = prepare(root, asked.stage, asked.form, asked.set), {}
+    with suppress(SystemExit):  # imports in this process, once, what a run imports
+        app([*words, "--out", str(root / "warm")])
     for size in sorted({int(text) for case in asked.cases for text in case.split("->")}):
         wholes[size], start = root / f"whole-{size}", time.monotonic()
         command = [*words, "--set", f"train.keep_states={ITERATIONS}", "--out", str(wholes[size])]
@@ -252,7 +259,7 @@ def main() -> None:
     if len(wholes) == 2:
         document["2 against 1, undisturbed"] = compared(wholes[2], wholes[1])
     for case in asked.cases:
-        rows = experiment(case, words, root, asked.kills, wholes, asked.threads)
+        rows = experiment(case, words, root, asked.kills, wholes, asked.threads, asked.seconds)
         document[case] = {
             "kills": len(rows),
             "after a state was saved": sum(bool(row["states"]) for row in rows),

@@ -46,7 +46,6 @@ from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward, save_reward
 from flashdmd_cli.runs import checkpoint
 from flashdmd_cli.runs.launcher import _free_port
-from flashdmd_cli.workflows import align as _  # noqa: F401 (with torch and diffusers, for the forks)
 
 ITERATIONS, WAIT = 5, 20.0
 SETS = {

@@ -25,7 +25,7 @@ from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
-from flashdmd_cli.families.sd3.layout import is_student, refuse_folder
+from flashdmd_cli.families.sd3.layout import is_student, refuse
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
@@ -245,10 +245,10 @@ def test_an_exported_student_draws_as_its_rollout(family: SD3Family, tmp_path: P
 
 
 def test_what_is_no_teacher_is_refused(tiny_sd3_folder: Path, tmp_path: Path) -> None:
-    refuse_folder(tiny_sd3_folder)
+    refuse(tiny_sd3_folder)
     assert family_at(tiny_sd3_folder).name == "sd3"
     with pytest.raises(Unfit, match="no model_index.json"):
-        refuse_folder(tmp_path)
+        refuse(tmp_path)
     copy = shutil.copytree(tiny_sd3_folder, tmp_path / "copy")
     config = json.loads((copy / "vae" / "config.json").read_text())
     (copy / "vae" / "config.json").write_text(json.dumps(config | {"shift_factor": None}))
@@ -256,4 +256,4 @@ def test_what_is_no_teacher_is_refused(tiny_sd3_folder: Path, tmp_path: Path) ->
         SD3Family.load(copy)
     shutil.rmtree(copy / "text_encoder_2")
     with pytest.raises(Unfit, match="has no text_encoder_2/"):
-        refuse_folder(copy)
+        refuse(copy)

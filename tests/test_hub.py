@@ -171,7 +171,7 @@ def test_what_the_hub_refuses_is_one_line(hub: FakeHub, repo: Path) -> None:
     refused("sdxl", "has no unet/ in safetensors; it holds sd_xl_base_1.0.safetensors")
     (repo / "sd_xl_base_1.0.safetensors").unlink()
     refused("sdxl", "has no unet/ in safetensors, but unet/diffusion_pytorch_model.bin, a pickle")
-    assert hub.sent() == []
+    assert hub.sent() == ["model_index.json"]
 
 
 @pytest.mark.parametrize("token", [None, "hf_of_an_account_without_access"])
@@ -341,9 +341,11 @@ def test_what_is_chosen_of_a_repository() -> None:
     """By name alone, before anything is downloaded: a set that is cut short never counts as whole."""
     pipeline = ["model_index.json", *(f"{part}/{name}" for part in SDXL.networks for name in ("config.json", "m.txt"))]
     pipeline += ["tokenizer/vocab.json", "tokenizer_2/vocab.json", "scheduler/scheduler_config.json"]
-    assert _configurations([*pipeline, "unet/model.safetensors"]) == (pipeline, [])
+    assert _configurations(SDXL, [*pipeline, "unet/model.safetensors"]) == (pipeline, [])
     cut = [name for name in pipeline if name != "unet/config.json"]
-    assert _configurations(cut)[1] == ["unet/config.json"] and _configurations(pipeline[:-1])[1] == ["scheduler/"]
+    assert _configurations(SDXL, cut)[1] == ["unet/config.json"] and _configurations(SDXL, pipeline[:-1])[1] == [
+        "scheduler/"
+    ]
     weights, half = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
     alone = ["config.json", half, weights, "sdxl_vae.safetensors"]
     assert _autoencoder(alone) == (["config.json", weights], [])

@@ -95,6 +95,11 @@ class Facts:
     """The module that implements `FamilyModule`, imported on first use."""
 
     @property
+    def pipeline_class(self) -> str:
+        """Class name of its pipeline that draws from a prompt."""
+        return f"{self.pipeline.removesuffix('Pipeline')}Pipeline"
+
+    @property
     def tokenizers(self) -> tuple[str, ...]:
         """Subfolders of the tokenizers."""
         return tuple(part for part in self.settings if part.startswith("tokenizer"))

@@ -35,7 +35,7 @@ def missing_parts(folder: Path, facts: Facts, strict: bool = False) -> list[str]
     lacking += [Unfit(f"has no {part}/") for part in facts.settings if not (folder / part).is_dir()]
     if strict and lacking:
         more = f", and {len(lacking) - 1} more is missing" if len(lacking) > 1 else ""
-        raise Unfit(f"{lacking[0]}{more}", lacking[0].hint or f"a complete {facts.pipeline} folder")
+        raise Unfit(f"{lacking[0]}{more}", lacking[0].hint or f"a complete {facts.pipeline_class} folder")
     return [str(error) for error in lacking]
 
 

@@ -64,4 +64,4 @@ def _family_of_tensors(names: Iterable[str]) -> Facts:
 
 def supported() -> str:
     """A hint with the families that can be distilled."""
-    return "flashdmd distils " + ", ".join(f"{facts.name} ({facts.pipeline})" for facts in FAMILIES.values())
+    return "flashdmd distils " + ", ".join(f"{facts.name} ({facts.pipeline_class})" for facts in FAMILIES.values())

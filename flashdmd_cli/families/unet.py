@@ -165,7 +165,8 @@ class UNetFamily(PipelineFamily):
 
     def save_pipeline(self, net: nn.Module, folder: Path, grid: Grid) -> None:
         """Write a stock pipeline folder with the denoiser `net` and the scheduler of `grid`."""
-        scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config)
+        # The pipeline of Stable Diffusion 1 insists on this offset, which the scheduler of students does not use.
+        scheduler = getattr(diffusers, grid.scheduler).from_config(grid.config, steps_offset=1)
         parts = {**self.pipeline.components, "unet": net, "scheduler": scheduler}
         save_pipeline(self.kind(**parts, **self.settings()), folder)
 

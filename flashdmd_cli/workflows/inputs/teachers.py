@@ -128,7 +128,7 @@ def find_config(name: str, facts: Facts, reporter: Reporter | None = None) -> Pa
         if not folder.exists() and (asked := parse_id(name)) is not None:
             folder = _fetch(option, asked, choose, "--teacher-config PATH takes a local folder", reporter)
         if lacking := choose(files_below(folder))[1]:
-            hint = f"a folder or hub id of a {facts.pipeline}; its weights may be left out"
+            hint = f"a folder or hub id of a {facts.pipeline_class}; its weights may be left out"
             raise InputError(f"{option}: has no {lacking[0]}", hint=hint)
     if (found := family_at(folder)) is not facts:
         raise InputError(f"{option}: is of the family {found.name}, but the teacher's file is of {facts.name}")

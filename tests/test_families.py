@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor
 
+from flashdmd_cli.core.rollout import rollout
 from flashdmd_cli.core.schedules import (
     add_noise,
     eps_from_x0,
@@ -25,11 +28,13 @@ from flashdmd_cli.core.schedules import (
     x0_from_v,
 )
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.evaluation import run_page
 from flashdmd_cli.evaluation.generate import picture_noise
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.facts import Facts
+from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.registry import FAMILIES, family_at
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import Recipe, list_recipes, load_recipe
 from flashdmd_cli.runs.results import stage1_checkpoint
@@ -41,9 +46,11 @@ from flashdmd_cli.workflows.export import export
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
 from flashdmd_cli.workflows.inputs.families import hush, load_family
 from flashdmd_cli.workflows.inputs.kinds import is_exported
+from flashdmd_cli.workflows.inputs.teachers import Parts, find_source
 from flashdmd_cli.workflows.prepare import prepare, prepare_shapes
 from flashdmd_cli.workflows.sample import sample
 
+from .original import original, write_original
 from .test_distill import sam_folder  # noqa: F401
 
 CAPTIONS = ["a plain red circle above a striped blue ring", "a dotted white square left of a plain green triangle"]
@@ -267,6 +274,36 @@ def more_options(case: Case) -> dict[str, Any]:
     return {"sdxl": {"add_watermarker": False}, "sd15": {"requires_safety_checker": False}}.get(case.facts.name, {})
 
 
+@pytest.mark.parametrize(("steps", "guidance"), [(1, 0.0), (2, 1.0), (8, 0.0)])
+def test_the_exported_pipeline_draws_the_rollout(
+    steps: int, guidance: float, case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family, x, cond, grid = case.family, case.noise(5), case.family.encode(CAPTIONS), case.family.grid(steps)
+    net = family.base.copy(trainable=False)
+    for number, parameter in enumerate(net.net.parameters()):
+        parameter += 0.03 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number))
+    family.save_pipeline(net.net, tmp_path, grid)
+    fresh = [case.noise(10 + i) for i in range(steps)]
+    replace_noise(case, monkeypatch, fresh)
+    pipeline = case.stock_pipeline(tmp_path)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance}
+    drawn = pipeline(CAPTIONS, latents=x.clone(), output_type="pt", **options).images
+    x0 = rollout(lambda x, t: net.view().x0(x, t, cond), family.schedule, grid.timesteps, x, lambda i: fresh[i - 1])
+    close((family.decode(x0) / 2 + 0.5).clamp(0, 1), drawn, 1e-3)
+    assert ((drawn > 0) & (drawn < 1)).float().mean() > 0.5 and (drawn[0] - drawn[1]).abs().max() > 0.02
+    again = load_family(tmp_path)
+    assert again.grid(steps) == grid and case.facts.module.is_student(tmp_path)
+    assert pipeline.scheduler.config.get("prediction_type", family.prediction) == family.prediction
+    for path in tmp_path.rglob("*.json"):
+        assert str(case.folder) not in path.read_text() and str(tmp_path) not in path.read_text()
+
+
+def replace_noise(case: Case, monkeypatch: pytest.MonkeyPatch, noise: Sequence[Tensor]) -> None:
+    """Let the stock scheduler of students add these tensors: pipelines of flow matching give it no generator."""
+    fresh, name = iter(noise), "scheduling_flow_match_lcm" if case.is_flow else "scheduling_lcm"
+    monkeypatch.setattr(f"diffusers.schedulers.{name}.randn_tensor", lambda *args, **kwargs: next(fresh))
+
+
 def test_a_student_trains_is_saved_and_is_read_frozen(case: Case, tmp_path: Path) -> None:
     family = case.family
     view, before = family.base.copy().view(), [p.clone() for p in family.teacher.parameters]
@@ -281,6 +318,42 @@ def test_a_student_trains_is_saved_and_is_read_frozen(case: Case, tmp_path: Path
     close(back.x0(x, t, cond), view.x0(x, t, cond).detach())
     for path in tmp_path.rglob("*.json"):
         assert str(case.folder) not in path.read_text() and str(tmp_path) not in path.read_text()
+
+
+def test_one_file_in_the_original_layout_is_the_same_teacher(case: Case, tmp_path: Path) -> None:
+    """Configurations, tokenizers and schedule come from a folder whose weights are absent; the rest from the file."""
+    path = write_original(case.stock, tmp_path / "model.safetensors")
+    config = shutil.copytree(case.folder, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    source = find_source(str(path), Parts(teacher_config=str(config)))
+    assert source == Source(path, config) and family_at(path) is case.facts
+    family, x, t = load_family(source), case.noise(), torch.tensor([900.0, 20.0])
+    for name, value in case.family.teacher.weights().items():
+        assert torch.equal(value, family.teacher.weights()[name]), name
+    cond, expected = family.encode(CAPTIONS), case.family.encode(CAPTIONS)
+    assert all(torch.equal(cond[name], expected[name]) for name in expected)
+    close(family.decode(family.teacher.x0(x, t, cond)), case.family.decode(case.family.teacher.x0(x, t, cond)))
+    # The default configuration is the one of the family's original teacher, which is not on this machine.
+    with pytest.raises(InputError, match=f"^--teacher-config {case.facts.hub_id}: .*not on this machine"):
+        find_source(str(path))
+    held = original(case.stock)
+    for name in ("model.diffusion_model.", "first_stage_model.", *case.facts.text_marks):
+        damaged = dict(held)
+        del damaged[next(key for key in held if key.startswith(name) and key.endswith("bias"))]
+        save_file(damaged, path)
+        with pytest.raises(InputError, match=f"^--teacher {path}: .* is missing"):
+            load_family(source)
+
+
+def test_a_file_and_the_configurations_of_another_family_are_refused(
+    request: pytest.FixtureRequest, tiny_sd15_folder: Path, tiny_sd3_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_family(tiny_sd15_folder).pipeline  # type: ignore[attr-defined]
+    path = write_original(pipeline, tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match=r"^--teacher-config .*: has no unet/config.json") as caught:
+        find_source(str(path), Parts(teacher_config=str(tiny_sd3_folder)))
+    assert "StableDiffusionPipeline" in caught.value.hint
+    with pytest.raises(InputError, match=r"^--teacher-config .*: is of the family sdxl, .* of sd15"):
+        find_source(str(path), Parts(teacher_config=str(request.getfixturevalue("tiny_folder"))))
 
 
 # -- loops and commands -----------------------------------------------------------------------------------------------
@@ -334,7 +407,16 @@ def recipe(case: Case, base: str, **flags: object) -> Recipe:
     return load_recipe(base, [], sets | {key.replace("__", "."): value for key, value in flags.items()})
 
 
-@pytest.mark.parametrize("form", ["full", "lora"])
+def empty_page(recipe: Recipe, out: Path, *others: object) -> None:
+    (out / "page.html").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("case", "form"),
+    [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("sd15", "full"), ("sd15", "lora"),
+     ("sd21", "lora")],
+    indirect=["case"],
+)  # fmt: skip
 def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
     form: str,
     case: Case,
@@ -344,6 +426,7 @@ def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`distill`, `align`, `sample` and `export`; the pixel GAN with all weights, the latent one with adapters."""
+    monkeypatch.setattr(run_page, "write_run_page", empty_page)  # its curves take most of the time
     base = {"full": "shapes-4step", "lora": "shapes-4step-dmd2"}[form]
     stage1 = recipe(case, base, model__form=form, gan__sam=str(sam_folder))
     made = distill(stage1, data, tmp_path / "student")
@@ -355,10 +438,9 @@ def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
     assert read_manifest(exported.out).kind == "export" and is_exported(exported.out) and not is_exported(case.folder)
     pipeline = case.stock_pipeline(exported.out)
     drawer = load_drawer(str(tmp_path / "student"))
-    fresh = iter([picture_noise(drawer.family.latent_shape, 0, 0, step)[None] for step in range(1, 5)])
-    module = f"diffusers.schedulers.{ {True: 'scheduling_flow_match_lcm', False: 'scheduling_lcm'}[case.is_flow] }"
-    monkeypatch.setattr(f"{module}.randn_tensor", lambda *args, **kwargs: next(fresh))
-    x = picture_noise(drawer.family.latent_shape, 0, 0)[None]
+    shape = drawer.family.latent_shape
+    replace_noise(case, monkeypatch, [picture_noise(shape, 0, 0, step)[None] for step in range(1, 5)])
+    x = picture_noise(shape, 0, 0)[None]
     drawn = pipeline(CAPTION, num_inference_steps=4, guidance_scale=0.0, latents=x, output_type="pt").images
     close((drawer.draw([CAPTION], 0) / 2 + 0.5).clamp(0, 1), drawn, 1e-3)
     assert 0.3 < ((drawn > 0) & (drawn < 1)).float().mean()
@@ -368,6 +450,7 @@ def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
 
     monkeypatch.setattr(align_command, "load_reward_model", lambda folder, family: LikesBright())
     flags = {"align.reward": str(tmp_path), "align.threshold": [0.0, 0.0], "align.candidates": 2, "probe.every": 100,
+             "probe.num_prompts": 2, "probe.num_seeds": 2,
              "train.iterations": 1, "train.preview_every": 100, "align.rl_ratio": 1}  # fmt: skip
     align(load_recipe("align/shapes", [], flags, stage1), stage1_checkpoint(tmp_path / "student"),
           tmp_path / "aligned", data=data)  # fmt: skip

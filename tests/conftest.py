@@ -16,8 +16,10 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -64,6 +66,48 @@ def tiny_text(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     )  # fmt: skip
 
 
+def tiny_vae(**options: Any) -> AutoencoderKL:
+    """An autoencoder of 32-pixel pictures with 8 x 8 latents in 4 channels."""
+    return AutoencoderKL(**{
+        "down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3,
+        "block_out_channels": (8, 8, 8), "latent_channels": 4, "norm_num_groups": 4, "sample_size": 32,
+        **options,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_sd15_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 1.5 folder with random weights and the scheduler of the real one."""
+    return _write_sd15(tmp_path_factory.mktemp("sd15"), "epsilon")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd21_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion 2.1 folder with random weights, which predicts velocities."""
+    return _write_sd15(tmp_path_factory.mktemp("sd21"), "v_prediction")
+
+
+def _write_sd15(place: Path, prediction: str) -> Path:
+    folder, is_v2 = place / "teacher", prediction == "v_prediction"
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    text: dict[str, Any] = tiny_text(tokenizer).to_dict()
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4) if is_v2 else 2, cross_attention_dim=16, use_linear_projection=is_v2,
+        norm_num_groups=8,
+    )  # fmt: skip
+    StableDiffusionPipeline(
+        unet=unet, vae=tiny_vae(scaling_factor=0.18), tokenizer=tokenizer,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text | {"hidden_act": "gelu" if is_v2 else "quick_gelu"})),
+        scheduler=PNDMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1,
+                                skip_prk_steps=True, prediction_type=prediction),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
 SD3_SHIFT = 2.5
 
 
@@ -73,11 +117,7 @@ def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sd3") / "teacher"
     torch.manual_seed(0)
     tokenizer = write_tokenizer(folder / "tokenizer")
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 8), latent_channels=4, norm_num_groups=4, sample_size=32,
-        scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+    vae = tiny_vae(scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False)
     transformer = SD3Transformer2DModel(
         sample_size=8, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=2,
         joint_attention_dim=40, caption_projection_dim=16, pooled_projection_dim=32, out_channels=4,
@@ -99,13 +139,8 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tokenizer = write_tokenizer(folder / "tokenizer")
 
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16), layers_per_block=1, latent_channels=4, norm_num_groups=4, sample_size=32,
-        scaling_factor=0.7,
-    )  # fmt: skip
     StableDiffusionXLPipeline(
-        vae=vae,
+        vae=tiny_vae(block_out_channels=(8, 8, 16), scaling_factor=0.7),
         text_encoder=CLIPTextModel(tiny_text(tokenizer)),
         text_encoder_2=CLIPTextModelWithProjection(tiny_text(tokenizer)),
         tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""A stock SDXL pipeline as one file in the layout of SDXL's original code, for tests of reading it."""
+"""A stock pipeline as one file in the layout of its model's original code, for tests of reading it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,21 @@ CLIP = {
     "self_attn.": "attn.", "layer_norm1.": "ln_1.", "layer_norm2.": "ln_2.", "mlp.fc1.": "mlp.c_fc.",
     "mlp.fc2.": "mlp.c_proj.",
 }  # fmt: skip
+MMDIT = {
+    "pos_embed.pos_embed": "pos_embed", "pos_embed.proj.": "x_embedder.proj.", "proj_out.": "final_layer.linear.",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2", "transformer_blocks.": "joint_blocks.",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0", "attn.norm_q": "x_block.attn.ln_q",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q", "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn2.norm_q": "x_block.attn2.ln_q", "attn2.norm_k": "x_block.attn2.ln_k", "attn.to_qkv": "x_block.attn.qkv",
+    "attn.add_qkv": "context_block.attn.qkv", "attn2.to_qkv": "x_block.attn2.qkv", "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj", "attn2.to_out.0": "x_block.attn2.proj",
+    "norm1.linear": "x_block.adaLN_modulation.1", "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "ff.net.0.proj": "x_block.mlp.fc1", "ff.net.2": "x_block.mlp.fc2", "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}  # fmt: skip
 
 
 def swapped(name: str, table: dict[str, str]) -> str:
@@ -57,33 +72,78 @@ def unet_name(name: str, layers: int, attended: set[int]) -> str:
     return f"{'input' if side == 'down' else 'output'}_blocks.{at}.{inner}"
 
 
+def without_prefix(name: str) -> str:
+    """The name of a text encoder's tensor before transformers 5.6."""
+    return name if name.startswith(("text_model.", "text_projection")) else f"text_model.{name}"
+
+
+def open_clip(encoder: Any) -> dict[str, Tensor]:
+    """A text encoder with the names of OpenCLIP."""
+    held = {without_prefix(name): value for name, value in encoder.state_dict().items()}
+    tensors: dict[str, Tensor] = {"logit_scale": torch.tensor(4.6)}
+    for name, value in held.items():
+        if found := re.fullmatch(r"(.*self_attn\.)q_proj\.(weight|bias)", name):
+            joined = torch.cat([held[f"{found[1]}{part}_proj.{found[2]}"] for part in "qkv"])
+            tensors[swapped(found[1], CLIP) + f"in_proj_{found[2]}"] = joined
+        elif not re.search(r"self_attn\.[kv]_proj", name) and not name.startswith("text_projection"):
+            tensors[swapped(name, CLIP)] = value
+    # Stable Diffusion 2 does not use the projection, but its files have it.
+    width = encoder.config.hidden_size
+    tensors["text_projection"] = (
+        held["text_projection.weight"].T if "text_projection.weight" in held else torch.eye(width)
+    )
+    return tensors
+
+
+def mmdit(net: Any) -> dict[str, Tensor]:
+    """The transformer of SD3 under its original names."""
+    held, tensors = net.state_dict(), {}
+    last = f"joint_blocks.{net.config.num_layers - 1}.context_block.adaLN"
+    for name, value in held.items():
+        if found := re.fullmatch(r"(.*\.attn2?\.)(to|add)_q(_proj)?\.(weight|bias)", name):
+            parts = [held[f"{found[1]}{found[2]}_{part}{found[3] or ''}.{found[4]}"] for part in "qkv"]
+            name, value = f"{found[1]}{found[2]}_qkv.{found[4]}", torch.cat(parts)
+        elif re.search(r"\.(to|add)_[kv](_proj)?\.", name):
+            continue
+        name = swapped(name, MMDIT)
+        if name.startswith((last, "final_layer.adaLN")):  # shift and scale are the other way round
+            value = torch.cat(value.chunk(2)[::-1])
+        tensors[name] = value
+    return tensors
+
+
 def original(pipeline: Any) -> dict[str, Tensor]:
     """Every tensor of a pipeline under its original name."""
     tensors: dict[str, Tensor] = {}
-    unet, vae = pipeline.unet, pipeline.vae
-    attended = {i for i, block in enumerate(unet.up_blocks) if getattr(block, "attentions", None)}
-    for name, value in unet.state_dict().items():
-        tensors["model.diffusion_model." + unet_name(name, unet.config.layers_per_block, attended)] = value
-    num = len(vae.config.up_block_types)
-    for name, value in vae.state_dict().items():
+
+    def add(prefix: str, part: dict[str, Tensor]) -> None:
+        tensors.update({prefix + name: value for name, value in part.items()})
+
+    if (unet := getattr(pipeline, "unet", None)) is not None:
+        attended = {i for i, block in enumerate(unet.up_blocks) if getattr(block, "attentions", None)}
+        layers = unet.config.layers_per_block
+        add("model.diffusion_model.", {unet_name(n, layers, attended): value for n, value in unet.state_dict().items()})
+    else:
+        add("model.diffusion_model.", mmdit(pipeline.transformer))
+    num = len(pipeline.vae.config.up_block_types)
+    for name, value in pipeline.vae.state_dict().items():
         name = re.sub(r"up_blocks\.(\d)", lambda m: f"up.{num - 1 - int(m[1])}", name)
         # Its attention is made of 1 x 1 convolutions there.
         value = value[:, :, None, None] if "attentions" in name and value.ndim == 2 else value
         tensors["first_stage_model." + swapped(name, VAE)] = value
-    prefix = "conditioner.embedders.0.transformer.text_model."
-    for name, value in pipeline.text_encoder.state_dict().items():
-        tensors[prefix + name.removeprefix("text_model.")] = value
-    tensors[prefix + "embeddings.position_ids"] = torch.arange(24)[None]
-    held = pipeline.text_encoder_2.state_dict()
-    prefix = "conditioner.embedders.1.model."
-    for name, value in held.items():
-        if found := re.fullmatch(r"(.*self_attn\.)q_proj\.(weight|bias)", name):
-            joined = torch.cat([held[f"{found[1]}{part}_proj.{found[2]}"] for part in "qkv"])
-            tensors[prefix + swapped(found[1], CLIP) + f"in_proj_{found[2]}"] = joined
-        elif not re.search(r"self_attn\.[kv]_proj", name) and not name.startswith("text_projection"):
-            tensors[prefix + swapped(name, CLIP)] = value
-    tensors[prefix + "text_projection"] = held["text_projection.weight"].T
-    tensors[prefix + "logit_scale"] = torch.tensor(4.6)
+    first = {without_prefix(name): value for name, value in pipeline.text_encoder.state_dict().items()}
+    first["text_model.embeddings.position_ids"] = torch.arange(24)[None]
+    match type(pipeline).__name__:
+        case "StableDiffusionXLPipeline":
+            add("conditioner.embedders.0.transformer.", first)
+            add("conditioner.embedders.1.model.", open_clip(pipeline.text_encoder_2))
+        case "StableDiffusion3Pipeline":
+            add("text_encoders.clip_l.transformer.", first)
+            add("text_encoders.clip_g.transformer.", pipeline.text_encoder_2.state_dict())
+        case _ if unet.config.use_linear_projection:  # Stable Diffusion 2
+            add("cond_stage_model.model.", open_clip(pipeline.text_encoder))
+        case _:
+            add("cond_stage_model.transformer.", first)
     return {name: value.contiguous().clone() for name, value in tensors.items()}
 
 

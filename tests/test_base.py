@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
-from flashdmd_cli.families.sdxl.family import LORA_TARGETS, SDXLFamily
+from flashdmd_cli.families.sdxl.family import SDXLFamily
+from flashdmd_cli.families.unet import LORA_TARGETS
 from flashdmd_cli.training.roles import assign
 
 from .conftest import tiny_unet

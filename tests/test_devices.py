@@ -26,11 +26,11 @@ from flashdmd_cli.data.pairs import PreferencePair
 from flashdmd_cli.evaluation.generate import generate
 from flashdmd_cli.evaluation.preview import Preview, Row
 from flashdmd_cli.families.base import Base, View
+from flashdmd_cli.families.noise import noise_settings
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import new_reward
-from flashdmd_cli.families.sdxl.settings import noise_settings
 from flashdmd_cli.networks.sam import load_sam_encoder
 from flashdmd_cli.runs.checkpoint import kinds
 from flashdmd_cli.runs.recipe import load_reward_recipe

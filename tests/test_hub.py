@@ -23,6 +23,7 @@ import pytest
 
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.facts import SD3
+from flashdmd_cli.families.sd15.facts import SD15
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.hub import files_below, parse_id
@@ -31,6 +32,7 @@ from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.workflows.inputs import sam
+from flashdmd_cli.workflows.inputs.families import load_family
 from flashdmd_cli.workflows.inputs.reward_models import LRM, find_reward, reward_files
 from flashdmd_cli.workflows.inputs.teachers import _autoencoder, _configurations, find_teacher
 from flashdmd_cli.workflows.recipes import default_recipes
@@ -171,7 +173,7 @@ def test_what_the_hub_refuses_is_one_line(hub: FakeHub, repo: Path) -> None:
     refused("sdxl", "has no unet/ in safetensors; it holds sd_xl_base_1.0.safetensors")
     (repo / "sd_xl_base_1.0.safetensors").unlink()
     refused("sdxl", "has no unet/ in safetensors, but unet/diffusion_pytorch_model.bin, a pickle")
-    assert hub.sent() == []
+    assert hub.sent() == ["model_index.json"]
 
 
 @pytest.mark.parametrize("token", [None, "hf_of_an_account_without_access"])
@@ -194,6 +196,39 @@ def test_gated_sd3_names_the_page_with_its_terms(
     assert default_recipes("owner/tuned") is SDXL.recipes  # unknown before it is here
     find_teacher("owner/tuned")
     assert default_recipes("owner/tuned") is SD3.recipes
+
+
+OTHERS = ("FluxPipeline", "Flux2Pipeline", "QwenImagePipeline", "ZImagePipeline", "SanaPipeline", "WanPipeline",
+          "PixArtSigmaPipeline", "StableDiffusionInpaintPipeline", "KandinskyV22Pipeline")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_pipelines_that_cannot_be_distilled_are_refused_by_their_index_alone(
+    name: str, hub: FakeHub, repo: Path
+) -> None:
+    index = repo / "model_index.json"
+    index.write_text(index.read_text().replace("StableDiffusionXLPipeline", name))
+    families = ("sdxl (StableDiffusionXLPipeline)", "sd3 (StableDiffusion3Pipeline)", "sd15 (StableDiffusionPipeline)")
+    for _ in range(2):  # the second time from the cache
+        refused(SDXL.hub_id, f"is a {name}, which cannot be distilled (flashdmd distils ", *families)
+        assert hub.sent() == ["model_index.json"]
+    (repo / "model_index.json").write_text("{}")
+    refused(f"{SDXL.hub_id}@{hub.commit(SDXL.hub_id)}", "is a pipeline without a class")
+
+
+@pytest.mark.parametrize("name", ["sd15", "owner/fine-tune"])
+def test_a_pipeline_with_parts_that_are_not_needed_is_fetched_without_them(
+    name: str, hub: FakeHub, tiny_sd15_folder: Path, tmp_path: Path
+) -> None:
+    served = shutil.copytree(tiny_sd15_folder, tmp_path / "served" / "sd15")
+    for extra in ("safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json", "v1-5.ckpt"):
+        (served / extra).parent.mkdir(exist_ok=True)
+        (served / extra).write_bytes(b"not needed")
+    hub.repos[SD15.hub_id] = hub.repos["owner/fine-tune"] = served
+    folder = find_teacher(name)
+    assert set(files_below(folder)) == set(files_below(tiny_sd15_folder))
+    assert family_at(folder) is SD15 and default_recipes(name) == SD15.recipes
+    assert load_family(folder).name == "sd15"
 
 
 def test_offline_is_one_line_at_once(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,9 +376,11 @@ def test_what_is_chosen_of_a_repository() -> None:
     """By name alone, before anything is downloaded: a set that is cut short never counts as whole."""
     pipeline = ["model_index.json", *(f"{part}/{name}" for part in SDXL.networks for name in ("config.json", "m.txt"))]
     pipeline += ["tokenizer/vocab.json", "tokenizer_2/vocab.json", "scheduler/scheduler_config.json"]
-    assert _configurations([*pipeline, "unet/model.safetensors"]) == (pipeline, [])
+    assert _configurations(SDXL, [*pipeline, "unet/model.safetensors"]) == (pipeline, [])
     cut = [name for name in pipeline if name != "unet/config.json"]
-    assert _configurations(cut)[1] == ["unet/config.json"] and _configurations(pipeline[:-1])[1] == ["scheduler/"]
+    assert _configurations(SDXL, cut)[1] == ["unet/config.json"] and _configurations(SDXL, pipeline[:-1])[1] == [
+        "scheduler/"
+    ]
     weights, half = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
     alone = ["config.json", half, weights, "sdxl_vae.safetensors"]
     assert _autoencoder(alone) == (["config.json", weights], [])

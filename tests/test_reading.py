@@ -248,10 +248,9 @@ def test_what_is_saved_has_the_names_that_old_libraries_read(tiny_family, tmp_pa
 
 def test_the_noise_of_one_file_is_as_its_marks_say(tiny_family, tiny_folder, tmp_path):
     """Trainers mark velocity and zero terminal SNR with empty tensors; nothing else in the file says it."""
-    from flashdmd_cli.families.sdxl.reading import read_pipeline
 
     marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     path = write_original(tiny_family.pipeline, tmp_path / "v.safetensors", **marks)
-    config = read_pipeline(Source(path, config=tiny_folder)).scheduler.config
+    config = SDXLFamily.load(Source(path, config=tiny_folder)).pipeline.scheduler.config
     assert (config.prediction_type, config.rescale_betas_zero_snr) == ("v_prediction", True)
     assert not LCMScheduler.from_config(tiny_family.scheduler_config).config.rescale_betas_zero_snr

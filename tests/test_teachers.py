@@ -26,10 +26,10 @@ from torch import Tensor
 from flashdmd_cli.core.rollout import at, rollout
 from flashdmd_cli.core.schedules import output_of
 from flashdmd_cli.core.transitions import log_density, log_ratio, preference_margin, step_kl
+from flashdmd_cli.families.noise import noise_schedule, noise_settings
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
-from flashdmd_cli.families.sdxl.settings import noise_schedule, noise_settings
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.draws import Draws

@@ -23,6 +23,7 @@ from flashdmd_cli.cli.options import (
 )
 from flashdmd_cli.cli.output import Output, Progress, command
 from flashdmd_cli.cli.ranks import run_processes
+from flashdmd_cli.families.registry import FAMILIES
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.folder import RUNS
 
@@ -35,8 +36,8 @@ def distill(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="`sdxl`, `sd3`, `shapes-sdxl`, `shapes-sd3`, a hub id (owner/name[@revision]), or a pipeline folder "
-            "or file.",
+            help=f"{', '.join(f'`{name}`' for name in FAMILIES)}, `shapes-sdxl`, `shapes-sd3`, a hub id "
+            "(owner/name[@revision]), or a pipeline folder or file.",
             show_default=False,
         ),
     ] = None,

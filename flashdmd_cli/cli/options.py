@@ -43,7 +43,7 @@ TeacherConfig = Annotated[
     str | None,
     typer.Option(
         "--teacher-config",
-        help="For a teacher in one file: folder or hub id with its configurations (default: SDXL's).",
+        help="For a teacher in one file: folder or hub id with its configurations (default: its family's).",
         show_default=False,
     ),
 ]

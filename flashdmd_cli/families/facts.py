@@ -84,11 +84,20 @@ class Facts:
     """Subfolders without weights."""
     encoders: tuple[str, ...]
     """Subfolders that compute latents and text embeddings; not needed where these are cached."""
+    file_marks: tuple[str, ...]
+    """Prefixes of the denoiser's tensor names in the layout of the original code, after `model.diffusion_model.`."""
+    text_marks: tuple[str, ...]
+    """Prefixes of the text encoders' tensor names in this layout, which tell families with equal denoisers apart."""
     resolution: int
     """Side in pixels of the original teacher's pictures."""
     recipes: DefaultRecipes
     module_name: str
     """The module that implements `FamilyModule`, imported on first use."""
+
+    @property
+    def pipeline_class(self) -> str:
+        """Class name of its pipeline that draws from a prompt."""
+        return f"{self.pipeline.removesuffix('Pipeline')}Pipeline"
 
     @property
     def tokenizers(self) -> tuple[str, ...]:

@@ -15,6 +15,9 @@ STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = ("", ".fp16", ".bf16")
 """Parts of weight file names that indicate the precision, best first."""
 
+DENOISER, VAE = "model.diffusion_model.", "first_stage_model."
+"""Prefixes of the tensor names of denoiser and autoencoder in the layout of the models' original code."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -58,7 +61,7 @@ def weight_files(folder: Path) -> list[Path]:
     if pickles:
         raise Unfit(
             f"{folder.name}/ has its weights as a pickle ({pickles[0]}), which is not supported",
-            "StableDiffusionXLPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
+            "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     expected = f"{STEMS[folder.name not in ('unet', 'vae')]}.safetensors"

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 
@@ -15,6 +16,7 @@ from flashdmd_cli.families.conditioning import Conditioning
 class PipelineFamily:
     """A stock pipeline, frozen, in eval mode; subclasses set the attributes and define `_embed` and `conditioning`."""
 
+    name: str
     pipeline: Any
     base: Base
     precision: str
@@ -22,6 +24,8 @@ class PipelineFamily:
     """Names of the pipeline's text encoders."""
     _kept: dict[str, dict[str, Tensor]] | None = None
     """Embeddings by prompt, once the encoders are released."""
+    _nothing: dict[str, Tensor] | None = None
+    """The embeddings of "", once they are needed."""
 
     @property
     def teacher(self) -> View:
@@ -31,6 +35,12 @@ class PipelineFamily:
     @property
     def device(self) -> torch.device:
         return self.base.device
+
+    @property
+    def tokenizers(self) -> list[Any]:
+        """The tokenizers of the text encoders that the pipeline has."""
+        named = (getattr(self.pipeline, name.replace("text_encoder", "tokenizer")) for name in self.encoders)
+        return [tokenizer for tokenizer in named if tokenizer is not None]
 
     def to(self, device: torch.device | str) -> Self:
         """Move every component."""
@@ -76,6 +86,16 @@ class PipelineFamily:
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
         """Conditioning from the embeddings of `embed`."""
         raise NotImplementedError
+
+    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
+        """Raises Unfit: most denoisers have no such input."""
+        raise Unfit(f"model.micro_conditioning: {self.name} takes no picture sizes", "leave it at its default")
+
+    def null(self, cond: Conditioning) -> Conditioning:
+        """The unconditional input of most stock pipelines: the embeddings of "", everything else as in `cond`."""
+        if self._nothing is None:
+            self._nothing = self.embed([""])
+        return cond.replace(**{name: row.to(cond[name]).expand_as(cond[name]) for name, row in self._nothing.items()})
 
     def save_network(self, net: nn.Module, folder: Any) -> None:
         """Write a denoiser as a stock diffusers folder."""

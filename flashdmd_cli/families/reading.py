@@ -82,7 +82,7 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
     pipeline.save_pretrained(folder)
     write_text_names(folder / "text_encoder")
     for name in ("tokenizer", "tokenizer_2"):
-        if not (folder / name / "vocab.json").is_file():
+        if name in pipeline.components and not (folder / name / "vocab.json").is_file():
             getattr(pipeline, name).backend_tokenizer.model.save(str(folder / name))
 
 

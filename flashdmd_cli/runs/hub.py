@@ -21,7 +21,8 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import reason, size
 
-_INDEX = "model_index.json"
+INDEX = "model_index.json"
+"""The file of a pipeline that names its class and parts."""
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(\.(?P<a>fp16|bf16))?(-\d{5}-of-(?P<n>\d{5}))?(\.(?P<b>fp16|bf16))?\.safetensors"
 )
@@ -84,8 +85,8 @@ def pipeline_files(
     files of other frameworks are ignored.
     """
     present = set(names)
-    chosen = [_INDEX] if _INDEX in present else []
-    lacking = [] if chosen else [_INDEX]
+    chosen = [INDEX] if INDEX in present else []
+    lacking = [] if chosen else [INDEX]
     for part in (*networks, *settings):
         inside = {name.removeprefix(f"{part}/") for name in present if name.startswith(f"{part}/")}
         small = sorted(name for name in inside if name.endswith(_SMALL) and ".index." not in name and "/" not in name)

@@ -73,12 +73,12 @@ def check_assets() -> list[tuple[str, bool, str]]:
 
 def check_sdxl() -> tuple[str, bool, str]:
     """Whether SDXL's weights are on this machine. Passes in any case, since the embedded world does not need them."""
+    from flashdmd_cli.families.layout import missing_parts
     from flashdmd_cli.families.sdxl.facts import SDXL
-    from flashdmd_cli.families.sdxl.layout import missing_parts
     from flashdmd_cli.runs.hub import cache_folder, cached
 
     folder = cached(SDXL.hub_id, None)
-    if folder is not None and not missing_parts(folder):
+    if folder is not None and not missing_parts(folder, SDXL):
         return "sdxl", True, str(folder)
     where = "no home directory is known: set HF_HOME=DIR"
     return (

@@ -16,6 +16,8 @@ SD3 = Facts(
     networks=("transformer", "vae", "text_encoder", "text_encoder_2"),
     settings=("tokenizer", "tokenizer_2", "scheduler"),
     encoders=("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    file_marks=("joint_blocks.",),
+    text_marks=("text_encoders.",),
     resolution=1024,
     recipes=DefaultRecipes("sd3-4step", None, None, None, distill_steps={8: "sd3-8step"}),
     module_name="flashdmd_cli.families.sd3.module",

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from flashdmd_cli.core.grid import NUM_TRAIN_TIMESTEPS, Grid, flow_grid, teacher_shift
 from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import FlowSchedule, Prediction
-from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.files import Source
@@ -29,7 +28,7 @@ from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
-from flashdmd_cli.families.sd3.reading import read_pipeline
+from flashdmd_cli.families.sd3.reading import read_sd3
 from flashdmd_cli.families.sharding import shallow_copy
 from flashdmd_cli.families.storage import store_in_bf16
 
@@ -68,7 +67,6 @@ class SD3Family(PipelineFamily):
         self.vae = pipeline.vae.eval().requires_grad_(False)
         self.vae.register_to_config(_name_or_path="")
         self.freeze_encoders()
-        self._empty_prompt: Conditioning | None = None
         self.tap_widths: tuple[int, ...] = (net.inner_dim,)
         config = net.config
         self.resolution: int = config.sample_size * pipeline.vae_scale_factor
@@ -81,7 +79,7 @@ class SD3Family(PipelineFamily):
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
-        pipeline = read_pipeline(source, torch.bfloat16 if weights == "bf16" else torch.float32)
+        pipeline = read_sd3(source, torch.bfloat16 if weights == "bf16" else torch.float32)
         if weights == "bf16":
             store_in_bf16(pipeline.transformer)
         return cls(pipeline, str(source.weights), precision)
@@ -92,12 +90,6 @@ class SD3Family(PipelineFamily):
         if not self.has_t5:
             count_last_token(net, T5_TOKENS)
         return net.eval().requires_grad_(False)
-
-    @property
-    def tokenizers(self) -> list[Any]:
-        """The tokenizers of all text encoders."""
-        pipeline = self.pipeline
-        return [each for each in (pipeline.tokenizer, pipeline.tokenizer_2, pipeline.tokenizer_3) if each is not None]
 
     def _embed(self, prompts: list[str]) -> dict[str, Tensor]:
         """Text embeddings: penultimate hidden states of both CLIPs side by side, then T5's; pooled outputs of both."""
@@ -113,16 +105,6 @@ class SD3Family(PipelineFamily):
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
         """Conditioning from text embeddings `context` (B, L, D) and `pooled` (B, P)."""
         return Conditioning({name: text[name].to(self.device) for name in ("context", "pooled")})
-
-    def sized(self, cond: Conditioning, sizes: Tensor) -> Conditioning:
-        """Raises Unfit: SD3 has no such input."""
-        raise Unfit("model.micro_conditioning: SD3 takes no picture sizes", "leave it at its default")
-
-    def null(self, cond: Conditioning) -> Conditioning:
-        """The unconditional input of the stock pipeline without a negative prompt: the embeddings of ""."""
-        if self._empty_prompt is None or self._empty_prompt["pooled"].device != cond["pooled"].device:
-            self._empty_prompt = self.encode([""])
-        return Conditioning({name: self._empty_prompt[name].to(cond[name]).expand_as(cond[name]) for name in cond})
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """The velocity that `net` predicts for `x_t` (B, C, h, w) at `t` (B,) = 1000 sigma."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from flashdmd_cli.core.grid import Grid, flow_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
-from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse_folder, refuse_vae
+from flashdmd_cli.families.layout import refuse_vae
+from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.sd3.family import SD3Family
 
 __all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
-
-
-def refuse(place: Path) -> None:
-    """Raise `Unfit`, describing what was found, unless `place` is a complete SD3 pipeline folder."""
-    if place.is_file():
-        raise Unfit("is a file; SD3 teachers are read from folders", "name the folder of a StableDiffusion3Pipeline")
-    refuse_folder(place)
 
 
 def grid(steps: int) -> Grid:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from flashdmd_cli.families.files import Source, vae_folder
-from flashdmd_cli.families.reading import read_network
-from flashdmd_cli.families.sd3.facts import SD3
-from flashdmd_cli.families.sd3.layout import has_t5
+from flashdmd_cli.families.files import Source
+from flashdmd_cli.families.original import Convert, clip_tensors, mmdit_tensors, read_pipeline, vae_tensors
+from flashdmd_cli.families.sd3.layout import ENCODERS, has_t5
 
 KINDS: dict[str, Any] = {
     "transformer": SD3Transformer2DModel,
@@ -21,25 +21,28 @@ KINDS: dict[str, Any] = {
 }
 
 
-def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
-    """Load the pipeline of a teacher in float32, its denoiser in the given format.
+def _clip_l(tensors: dict[str, Tensor], net: Any) -> dict[str, Tensor]:
+    """CLIP-L has no projection in SD3's original code; in diffusers it is the identity."""
+    own = clip_tensors(f"{ENCODERS[0]}transformer.")(tensors, net)
+    return {"text_projection.weight": torch.eye(net.config.projection_dim)} | own
 
-    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`.
 
-    Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
+ORIGINAL: dict[str, Convert] = {
+    "transformer": mmdit_tensors,
+    "vae": vae_tensors,
+    "text_encoder": _clip_l,
+    "text_encoder_2": clip_tensors(f"{ENCODERS[1]}transformer."),
+}
+
+
+def read_sd3(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
+    """Load the pipeline of a teacher in float32, its denoiser in the given format; with T5 if a folder has it.
+
+    Single files are read without T5. Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
-    folder = source.weights
-    parts: dict[str, Any] = {
-        part: read_network(
-            KINDS[part],
-            vae_folder(source.vae) if part == "vae" and source.vae else folder / part,
-            denoiser if part == "transformer" else torch.float32,
-        )
-        for part in SD3.networks
-    }
-    if has_t5(folder):
-        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_3", dtype=torch.float32, local_files_only=True)
-        parts["text_encoder_3"] = t5.eval()
-    else:
-        parts |= {"text_encoder_3": None, "tokenizer_3": None}
-    return StableDiffusion3Pipeline.from_pretrained(folder, **parts, local_files_only=True)
+    third: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
+    if source.weights.is_dir() and has_t5(source.weights):
+        folder = source.weights / "text_encoder_3"
+        t5 = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        third = {"text_encoder_3": t5.eval()}
+    return read_pipeline(StableDiffusion3Pipeline, KINDS, ORIGINAL, source, denoiser, **third)

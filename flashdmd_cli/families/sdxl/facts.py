@@ -13,6 +13,8 @@ SDXL = Facts(
     networks=("unet", "vae", "text_encoder", "text_encoder_2"),
     settings=("tokenizer", "tokenizer_2", "scheduler"),
     encoders=("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    file_marks=("input_blocks.",),
+    text_marks=("conditioner.embedders.",),
     resolution=1024,
     recipes=DefaultRecipes(
         "sdxl-4step",

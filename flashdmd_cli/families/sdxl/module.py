@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
-from flashdmd_cli.families.sdxl.layout import dimensions, is_student, refuse_file, refuse_folder, refuse_vae
+from flashdmd_cli.families.layout import is_vp_student as is_student
+from flashdmd_cli.families.layout import refuse_vae
+from flashdmd_cli.families.sdxl.layout import dimensions, refuse
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +19,6 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 
 __all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
-
-
-def refuse(place: Path) -> None:
-    """Raise `Unfit`, describing what was found, unless `place` is a complete SDXL model."""
-    (refuse_file if place.is_file() else refuse_folder)(place)
 
 
 def grid(steps: int) -> Grid:

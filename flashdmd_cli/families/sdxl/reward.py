@@ -71,7 +71,7 @@ class LatentRewardModel(nn.Module):
         text_encoders: Sequence[nn.Module],
         config: RewardConfig | None = None,
     ) -> None:
-        """`trunk` is the result of `families.sdxl.family.encoder_half`. Two text encoders: SDXL, one: SD1.5."""
+        """`trunk` is the result of `families.unet.encoder_half`. Two text encoders: SDXL, one: SD1.5."""
         super().__init__()
         self.trunk, self.tokenizers, self.config = trunk, list(tokenizers), config or RewardConfig()
         self.text_encoders = nn.ModuleList(text_encoders)

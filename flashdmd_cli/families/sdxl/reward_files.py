@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from flashdmd_cli.families.files import weight_files
+from flashdmd_cli.families.noise import SDXL_NOISE, noise_schedule
 from flashdmd_cli.families.reading import fill, new_network, read_network, save_text_encoder
-from flashdmd_cli.families.sdxl.family import SDXLFamily, encoder_half
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
-from flashdmd_cli.families.sdxl.settings import SDXL_NOISE, noise_schedule
+from flashdmd_cli.families.unet import encoder_half
 
 DECODER_HALF = ("up_blocks.", "conv_norm_out.", "conv_out.")
 CONFIG, PROJECTIONS, PUBLISHED = "reward.json", "projections.safetensors", "state_dict.pt"

@@ -13,8 +13,8 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
+from flashdmd_cli.families.noise import SDXL_NOISE
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.sdxl.settings import SDXL_NOISE
 from flashdmd_cli.families.storage import store_in_bf16
 
 UNET: dict[str, Any] = {

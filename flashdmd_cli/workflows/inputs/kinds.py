@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.families.files import Source, same_denoiser, same_model
-from flashdmd_cli.families.registry import FAMILIES, family_at
+from flashdmd_cli.families.files import Source, read_json, same_denoiser, same_model
+from flashdmd_cli.families.registry import FAMILIES, family_at, family_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run
@@ -91,6 +91,8 @@ def check_teacher(place: Path, option: str, hint: str = "") -> None:
     if kind is not None:
         raise InputError(f"{option}: is a result of flashdmd {kind}, not a teacher", hint=hint)
     try:
+        if (place / "model_index.json").is_file():
+            family_of(read_json(place / "model_index.json"))
         family_at(place).module.refuse(place)
     except Unfit as error:
         raise InputError(f"{option}: {error}", hint=error.hint or hint) from None

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.facts import Facts
-from flashdmd_cli.families.files import Source
-from flashdmd_cli.families.registry import FAMILIES, family_at, family_of_files
+from flashdmd_cli.families.files import Source, read_json
+from flashdmd_cli.families.registry import FAMILIES, family_at, family_of
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
+from flashdmd_cli.runs.hub import INDEX, Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
 from flashdmd_cli.workflows.inputs.kinds import EMBEDDED, SHAPES, check_teacher, is_exported
@@ -110,23 +111,27 @@ def with_parts(place: Path, parts: Parts | Model, reporter: Reporter | None = No
     """The source of a teacher's folder or file, with the VAE and the configurations in `parts`."""
     source = Source(place)
     if place.is_file():
-        source = replace(source, config=find_config(parts.teacher_config or SDXL.hub_id, reporter))
+        facts = family_at(place)
+        source = replace(source, config=find_config(parts.teacher_config or facts.hub_id, facts, reporter))
     return source if parts.vae is None else replace(source, vae=find_vae(parts.vae, family_at(source.folder), reporter))
 
 
-def find_config(name: str, reporter: Reporter | None = None) -> Path:
-    """The folder with configurations and tokenizers for a single-file teacher; weights are not downloaded."""
+def find_config(name: str, facts: Facts, reporter: Reporter | None = None) -> Path:
+    """The folder with configurations and tokenizers for a single-file teacher of a family; weights are not
+    downloaded."""
     option = f"--teacher-config {name}"
     if name in EMBEDDED:
-        return find_teacher(name, "--teacher-config")
-    folder = expanded(name)
-    if not folder.exists() and (asked := parse_id(name)) is not None:
-        folder = _fetch(option, asked, _configurations, "--teacher-config PATH takes a local folder", reporter)
-    if lacking := _configurations(files_below(folder))[1]:
-        raise InputError(
-            f"{option}: has no {lacking[0]}",
-            hint="a folder or hub id of an SDXL pipeline; its weights may be left out",
-        )
+        folder = find_teacher(name, "--teacher-config")
+    else:
+        folder = expanded(name)
+        choose = partial(_configurations, facts)
+        if not folder.exists() and (asked := parse_id(name)) is not None:
+            folder = _fetch(option, asked, choose, "--teacher-config PATH takes a local folder", reporter)
+        if lacking := choose(files_below(folder))[1]:
+            hint = f"a folder or hub id of a {facts.pipeline_class}; its weights may be left out"
+            raise InputError(f"{option}: has no {lacking[0]}", hint=hint)
+    if (found := family_at(folder)) is not facts:
+        raise InputError(f"{option}: is of the family {found.name}, but the teacher's file is of {facts.name}")
     return folder
 
 
@@ -152,20 +157,24 @@ def license_of(teacher: TeacherRecord) -> str | None:
     return known.get(teacher.hub or teacher.id)
 
 
-def _pipeline(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(Files of the pipeline in a repository, preferably float16 weights; names of missing files)."""
-    names = list(names)
-    facts = family_of_files(names)
+def _pipeline(facts: Facts, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(Files of a pipeline in a repository, preferably float16 weights; names of missing files)."""
     return pipeline_files(names, facts.networks, facts.settings, half_first=True)
 
 
-def _configurations(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """(Configurations and vocabularies of the pipeline in a repository; names of missing ones)."""
+def _index(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """([`model_index.json`], []); without that file, (nothing, names of all missing parts of a pipeline)."""
+    names = list(names)
+    return ([INDEX], []) if INDEX in names else ([], _pipeline(SDXL, names)[1])
+
+
+def _configurations(facts: Facts, names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """(Configurations and vocabularies of a pipeline in a repository; names of missing ones)."""
     small = [name for name in names if name.endswith((".json", ".txt")) and ".index." not in name]
-    needed = ["model_index.json", *(f"{part}/config.json" for part in SDXL.networks)]
+    needed = [INDEX, *(f"{part}/config.json" for part in facts.networks)]
     lacking = [name for name in needed if name not in small]
     folders = {name.split("/")[0] for name in small if "/" in name}
-    return small, lacking + [f"{part}/" for part in SDXL.settings if part not in folders]
+    return small, lacking + [f"{part}/" for part in facts.settings if part not in folders]
 
 
 def _autoencoder(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -193,6 +202,15 @@ def hub_id(teacher: str) -> tuple[str, str | None] | None:
     return None if teacher in EMBEDDED or expanded(teacher).exists() else parse_id(teacher)
 
 
+def _family_on_hub(wanted: Wanted) -> Facts:
+    """The family of a repository, whose `model_index.json` alone is downloaded; InputError if it has none."""
+    index = fetch(wanted, _index, lambda line: None, bars=False) / INDEX
+    try:
+        return family_of(read_json(index))
+    except Unfit as error:
+        raise InputError(f"{wanted.option}: {error}", hint=error.hint) from None
+
+
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
     """The pipeline folder or checkpoint file of a teacher, downloaded if necessary.
 
@@ -218,7 +236,7 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, re
         wanted = Wanted(
             f"{flag} {name}", *asked, size=known.get(asked[0], ""), hint=local, or_path=asked[0] not in known
         )
-        folder = fetch(wanted, _pipeline, reporter.say, reporter.draws_bars)
+        folder = fetch(wanted, partial(_pipeline, _family_on_hub(wanted)), reporter.say, reporter.draws_bars)
     elif not (folder := expanded(name)).exists():
         named = ", ".join((*FAMILIES, *EMBEDDED))
         choices = f"{flag} takes {named}, a hub id (owner/name[@revision]) or a pipeline folder or file"

@@ -1,0 +1,1 @@
+"""All code that is specific to Stable Diffusion 1 and 2."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from flashdmd_cli.families.family import Family
-    from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.families.reward import LatentReward, RewardDesign, RewardModel
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,14 @@ class FamilyModule(Protocol):
         """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""
 
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
-        """Load a latent reward model, frozen, on the CPU. Raises `OSError` or `ValueError`."""
+        """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""
+
+    def new_reward(self, family: Any, design: RewardDesign) -> LatentReward:
+        """An untrained latent reward model, initialised from the teacher; parameters that are not to be trained are
+        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support."""
+
+    def save_reward(self, model: Any, family: Any, folder: Path, half: bool) -> None:
+        """Write what `load_reward` reads; weights that are the teacher's may be left out. `half`: in float16."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -76,6 +77,15 @@ class PipelineFamily:
     def conditioning(self, text: Mapping[str, Tensor]) -> Conditioning:
         """Conditioning from the embeddings of `embed`."""
         raise NotImplementedError
+
+    def content_hash(self) -> str:
+        """SHA-256 of the denoiser's weights, rounded to bfloat16: the same in every format that they are stored in."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.teacher.weights().items()):
+            digest.update(name.encode())
+            rounded = value.detach().to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save_network(self, net: nn.Module, folder: Any) -> None:
         """Write a denoiser as a stock diffusers folder."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -179,14 +178,6 @@ class SDXLFamily(PipelineFamily):
             **parts, force_zeros_for_empty_prompt=config.force_zeros_for_empty_prompt, add_watermarker=False
         )
         save_pipeline(whole, folder)
-
-    def content_hash(self) -> str:
-        """SHA-256 of the denoiser's parameters, which identifies a teacher by its content."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.teacher.weights().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
 
 def encoder_half(unet: nn.Module) -> nn.Module:

@@ -13,10 +13,13 @@ from flashdmd_cli.families.sdxl.layout import dimensions, is_student, refuse_fil
 if TYPE_CHECKING:
     import torch
 
+    from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 
-__all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
+__all__ = [
+    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "refuse", "refuse_vae", "save_reward",
+]  # fmt: skip
 
 
 def refuse(place: Path) -> None:
@@ -49,3 +52,23 @@ def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentR
             "name a reward model of the student's family",
         )
     return reward
+
+
+def new_reward(family: SDXLFamily, design: RewardDesign) -> LatentRewardModel:
+    """An untrained reward model; Unfit for adapters."""
+    from flashdmd_cli.families.sdxl import reward_files
+    from flashdmd_cli.families.sdxl.reward import RewardConfig
+
+    if design.layers == "adapters":
+        raise Unfit("model.layers: a reward model of SDXL has no adapters", "--set model.layers=attention")
+    model = reward_files.new_reward(family, RewardConfig(family.resolution, design.timesteps, design.guidance))
+    model.set_trainable(design.layers, design.text_encoders)
+    return model
+
+
+def save_reward(model: LatentRewardModel, family: SDXLFamily, folder: Path, half: bool) -> None:
+    """Write a reward model; what was not trained is left out if only the attention layers were."""
+    from flashdmd_cli.families.sdxl import reward_files
+
+    shares = not all(parameter.requires_grad for parameter in model.trunk.parameters())
+    reward_files.save_reward(model, folder, reward_files.RewardBase.of(family) if shares else None, half)

@@ -1,4 +1,4 @@
-"""The reward model of SD3: its score, its files, how it learns, and an alignment with it against written-out formulas."""
+"""The reward model of SD3: its score against the stock network, its files, and how it learns."""
 
 # ruff: noqa: F811 (pytest finds fixtures by the names of arguments)
 
@@ -77,8 +77,8 @@ def test_score_is_the_cosine_of_pooled_tokens_with_the_deepest_guided(
     rows = []
     for texts in (PROMPTS, ["", ""]):
         seen: list[Tensor] = []
-        hooks = [net.transformer_blocks[i].register_forward_hook(lambda m, a, out, seen=seen: seen.append(out[1].mean(1)))
-                 for i in (0, 1)]  # fmt: skip
+        blocks = net.transformer_blocks[:2]
+        hooks = [each.register_forward_hook(lambda m, a, out, to=seen: to.append(out[1].mean(1))) for each in blocks]
         context, _, pooled, _ = stock.encode_prompt(texts, texts, texts, do_classifier_free_guidance=False)
         with torch.no_grad():
             net(z, context, pooled, t)

@@ -60,6 +60,13 @@ class FamilyModule(Protocol):
     def is_student(self, folder: Path) -> bool:
         """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""
 
+    def random_family(self, resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> Family:
+        """The original teacher's architecture with random weights and without text encoders, for `plan` and `bench`;
+        `small` is a narrow one of the same structure. A family without this function cannot be planned."""
+
+    def random_text(self, family: Any, batch: int) -> dict[str, torch.Tensor]:
+        """Random text embeddings for `batch` prompts, of the sizes that the denoiser takes."""
+
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""
 

@@ -50,9 +50,13 @@ class PipelineFamily:
 
     def release_encoders(self, prompts: Sequence[str]) -> None:
         """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
-        self._kept = {prompt: self.embed([prompt]) for prompt in (*prompts, "")}
+        self.keep({prompt: self.embed([prompt]) for prompt in (*prompts, "")})
         for name in self.encoders:
             setattr(self.pipeline, name, None)
+
+    def keep(self, embeddings: dict[str, dict[str, Tensor]]) -> None:
+        """Use these embeddings, by prompt, instead of the text encoders."""
+        self._kept = embeddings
 
     def checkpoint_decoder(self) -> None:
         """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""

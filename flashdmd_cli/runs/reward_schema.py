@@ -106,7 +106,7 @@ class RewardRecipe(Config):
     name: str = "unnamed"
     """Name in logs and manifests."""
     teacher: str = "sdxl"
-    """Model that initialises the trunk: `sdxl`, `sd3`, `shapes-sdxl` or `shapes-sd3` (embedded), or a pipeline folder."""
+    """Model whose features are used: `sdxl`, `sd3`, `shapes-sdxl` or `shapes-sd3` (embedded), or a pipeline folder."""
     model: RewardModel = RewardModel()
     pairs: RewardPairs = RewardPairs()
     optim: RewardOptimizer = RewardOptimizer()

@@ -78,7 +78,8 @@ def train_reward(
     recipe: RewardRecipe, family: Family, model: LatentReward, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag, world: World | None = None,
 ) -> tuple[int, float]:  # fmt: skip
-    """Train `model` in place, except for its frozen parameters. States and metrics are written to `out`; a second call resumes from the latest state.
+    """Train `model` in place, except for its frozen parameters. States and metrics are written to `out`; a second call
+    resumes from the latest state.
 
     Returns the number of finished iterations, below the recipe's if `stop` was requested, and their seconds.
     Raises `NumericalError` if gradients stay non-finite, `DataError` for a picture that cannot be read.

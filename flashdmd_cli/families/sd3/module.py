@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.sd3.reward import FlowReward
 
 __all__ = [
-    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "refuse", "refuse_vae", "save_reward",
+    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
+    "refuse_vae", "save_reward",
 ]  # fmt: skip
 
 
@@ -60,3 +61,17 @@ def save_reward(model: FlowReward, family: SD3Family, folder: Path, half: bool) 
     from flashdmd_cli.families.sd3 import reward
 
     reward.save_reward(model, folder, half)
+
+
+def random_family(resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> SD3Family:
+    """SD3-Medium with random weights."""
+    from flashdmd_cli.families.sd3 import true_size
+
+    return true_size.random_family(resolution, precision, weights, device, small)
+
+
+def random_text(family: SD3Family, batch: int) -> dict[str, torch.Tensor]:
+    """Random text embeddings for `batch` prompts."""
+    from flashdmd_cli.families.sd3 import true_size
+
+    return true_size.random_text(family, batch)

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 
 __all__ = [
-    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "refuse", "refuse_vae", "save_reward",
+    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
+    "refuse_vae", "save_reward",
 ]  # fmt: skip
 
 
@@ -72,3 +73,17 @@ def save_reward(model: LatentRewardModel, family: SDXLFamily, folder: Path, half
 
     shares = not all(parameter.requires_grad for parameter in model.trunk.parameters())
     reward_files.save_reward(model, folder, reward_files.RewardBase.of(family) if shares else None, half)
+
+
+def random_family(resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> SDXLFamily:
+    """SDXL with random weights."""
+    from flashdmd_cli.families.sdxl import true_size
+
+    return true_size.random_family(resolution, precision, weights, device, small)
+
+
+def random_text(family: SDXLFamily, batch: int) -> dict[str, torch.Tensor]:
+    """Random text embeddings for `batch` prompts."""
+    from flashdmd_cli.families.sdxl import true_size
+
+    return true_size.random_text(family, batch)

@@ -1,7 +1,7 @@
 """The latent reward model: scores how well a *noisy* latent fits its prompt, with the encoder half of a denoiser.
 
 Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 can be loaded: a
-`LatentReward` on the features after the last layer of every down block and after the middle block, which is the deepest.
+`LatentReward` on the features after the last layer of every down block and after the middle block, the deepest.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 EMBEDDED_ASSETS = {"sdxl": "shapes-reward", "sd3": "shapes-sd3-reward"}
 """Family -> the shipped reward model of its embedded teacher."""
+BUILDS = {"sdxl": "reward", "sd3": "sd3-reward"}
+"""Family -> the part of `shapes build` that makes it."""
 LRM_SDXL, LRM = "lrm_sdxl", "casiatao/LRM"
 """Name of the published reward model for SDXL in recipes, and its hub id."""
 HINT = "flashdmd reward train makes one"
@@ -74,7 +76,7 @@ def find_reward(name: str, reporter: Reporter | None = None, family: str = "sdxl
         except FileNotFoundError:
             raise InputError(
                 f"--reward embedded: no embedded reward model of {family} is installed",
-                hint=f"flashdmd shapes build {'sd3-reward' if family == 'sd3' else 'reward'} --out DIR makes one, then --reward DIR",
+                hint=f"flashdmd shapes build {BUILDS.get(family, 'reward')} --out DIR makes one, then --reward DIR",
             ) from None
     folder = expanded(name)
     asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)

@@ -85,7 +85,7 @@ class DistributionMatching(Config):
         is_number = all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers)
         if len(numbers) != 2 or not is_number or not 0 <= numbers[0] <= numbers[1] < math.inf:
             raise ValueError(
-                f"guidance should be a number of at least 0, or two, the lower one first, such as [2, 8], not {guidance}"
+                f"guidance should be a number of at least 0, or two, the lower first, such as [2, 8], not {guidance}"
             )
         return values
 

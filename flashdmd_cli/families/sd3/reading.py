@@ -24,7 +24,8 @@ KINDS: dict[str, Any] = {
 def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
     """Load the pipeline of a teacher in float32, its denoiser in the given format.
 
-    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`.
+    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`. T5 has the denoiser's format, since
+    it is larger: 4.7 B parameters.
 
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
@@ -38,7 +39,9 @@ def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> Stab
         for part in SD3.networks
     }
     if has_t5(folder):
-        t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_3", dtype=torch.float32, local_files_only=True)
+        place = folder / "text_encoder_3"
+        variant = None if any(".fp16" not in each.name for each in place.glob("*.safetensors")) else "fp16"
+        t5 = T5EncoderModel.from_pretrained(place, dtype=denoiser, variant=variant, local_files_only=True)
         parts["text_encoder_3"] = t5.eval()
     else:
         parts |= {"text_encoder_3": None, "tokenizer_3": None}

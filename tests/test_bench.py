@@ -6,10 +6,11 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flashdmd_cli.families.sdxl.true_size import SMALL_UNET, TOKENS, UNET, random_family
+from flashdmd_cli.families.sd3 import true_size as sd3
+from flashdmd_cli.families.sdxl.true_size import SMALL_UNET, TOKENS, UNET, random_family, random_text
 from flashdmd_cli.families.storage import is_stored_in_bf16, store_in_bf16, stored_in_fp32
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import load_recipe
@@ -26,7 +27,7 @@ SMALL = ["train.batch=2", "gan.crop_px=64", "model.device=cpu", "model.precision
 
 def forward_tflop(family) -> float:
     """Operations of one forward pass of the denoiser on one picture, counted on its own."""
-    text = module.random_text(family, 1)
+    text = random_text(family, 1)
     x, t = torch.randn(1, *family.latent_shape), torch.full((1,), 500.0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         family.teacher.x0(x, t, family.conditioning(text))
@@ -73,9 +74,25 @@ def test_true_size_is_sdxl():
     assert set(SMALL_UNET) <= set(UNET)
 
 
+def test_true_size_of_sd3():
+    """As published, 2.08 B with the table of positions; the table itself is computed, not random."""
+    with torch.device("meta"):
+        net = SD3Transformer2DModel.from_config(sd3.TRANSFORMER)
+    assert sum(p.numel() for p in net.parameters()) == 2_028_328_000
+    assert set(sd3.SMALL_TRANSFORMER) <= set(sd3.TRANSFORMER)
+    family = sd3.random_family(64, "fp32", "fp32", torch.device("cpu"), small=True)
+    stock = SD3Transformer2DModel.from_config(family.base.net.config)
+    assert torch.equal(family.base.net.pos_embed.pos_embed, stock.pos_embed.pos_embed)
+    cond = family.conditioning(sd3.random_text(family, 2))
+    x = torch.randn(2, *family.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        guided = family.teacher.guided_x0(x, torch.tensor([900.0, 100.0]), cond, 7.0)
+    assert guided.isfinite().all() and guided.std() > 0.1
+
+
 def test_weights_in_16_bits_answer_as_the_rounded_weights_in_32():
     family = random_family(64, "fp32", "fp32", torch.device("cpu"), small=True)
-    cond, x = family.conditioning(module.random_text(family, 2)), torch.randn(2, *family.latent_shape)
+    cond, x = family.conditioning(random_text(family, 2)), torch.randn(2, *family.latent_shape)
     t = torch.tensor([999.0, 249.0])
     net = family.base.net
     for parameter in net.parameters():

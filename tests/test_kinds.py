@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.manifest import Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes import assets
@@ -228,8 +227,7 @@ def test_names_say_nothing(tiny_folder, world, shipped):  # noqa: F811
         default_align_recipe(stage1, copied / "unet") == "align/shapes"
         and default_align_recipe(stage1, pastel / "unet") == "align/sdxl"
     )
-    with pytest.raises(UsageError, match="is of the family sd3, which `align` does not support yet"):
-        default_align_recipe(load_recipe("shapes-sd3-4step"), flow / "transformer")
+    assert default_align_recipe(load_recipe("shapes-sd3-4step"), flow / "transformer") == "align/shapes-sd3"
     edit(copied / "tokenizer" / "vocab.json", cat=594)
     assert not is_shapes("mine")
 

@@ -34,8 +34,9 @@ SMALL = ["train.batch=1", "gan.crop_px=64", "model.device=cpu", "model.lora_rank
         ("sdxl-4step", ["model.checkpointing=true"]),
         ("sdxl-4step-lora", ["model.checkpointing=true", "fake.ttur=2", "gan.input=renoise", "gan.real=vae_roundtrip"]),
         ("sdxl-4step-dmd2", []),
+        ("sd3-4step", ["model.checkpointing=true"]),
     ],
-    ids=["adapters", "full-checkpointed", "adapters-checkpointed", "dmd2"],
+    ids=["adapters", "full-checkpointed", "adapters-checkpointed", "dmd2", "sd3"],
 )
 def test_operations_are_those_counted_in_training(name, sets, monkeypatch):
     monkeypatch.setattr(benching, "matrix_tflops", lambda place: 1.0)

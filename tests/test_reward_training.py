@@ -160,6 +160,7 @@ def trained(family, pairs, out, **sets):
     r = recipe(**sets)
     torch.manual_seed(0)
     model = new_reward(family, RewardConfig(32, (1, 251), r.model.guidance))
+    model.set_trainable(r.model.layers, r.model.text_encoders)
     before = [p.detach().clone() for p in model.parameters()]
     done, seconds = train_reward(r, family, model, pairs, pairs, out, QUIET, StopFlag())
     assert done == r.train.iterations and seconds > 0
@@ -171,7 +172,7 @@ def test_it_learns_what_is_better(tiny_family, tmp_path):
     model, before = trained(tiny_family, pairs, tmp_path / "out")
     found = accuracy(model, PairLatents(pairs, tiny_family), 0)
     # Untrained latents are faint, so the noise of 249 hides much of them already.
-    assert list(found) == [1, 249] and found[1] == 1.0 and found[249] >= 0.75
+    assert list(found) == [1, 249, 251] and found[1] == 1.0 and found[249] >= 0.75
     rows = read_metrics(tmp_path / "out")
     assert sum(r["loss"] for r in rows[-5:]) < 0.7 * sum(r["loss"] for r in rows[:5]) and rows[9]["accuracy/1"] >= 0.5
     moved = {name for (name, p), old in zip(model.named_parameters(), before, strict=True) if not torch.equal(p, old)}

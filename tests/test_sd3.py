@@ -17,13 +17,14 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from flashdmd_cli.core.grid import flow_grid, teacher_shift
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
-from flashdmd_cli.families.sd3.layout import refuse
+from flashdmd_cli.families.sd3.layout import dimensions, refuse
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
@@ -159,6 +160,59 @@ def test_the_unconditional_input_is_the_empty_prompt(family: SD3Family, stock: S
     context, pooled = full_context(stock, ["", ""])
     torch.testing.assert_close(null["context"], context[:, :25])
     torch.testing.assert_close(null["pooled"], pooled)
+
+
+@pytest.fixture(scope="module")
+def with_t5(tiny_sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny SD3 with a tiny T5 whose embeddings are as wide as the transformer's context."""
+    torch.manual_seed(4)
+    words = "a red blue ring".split()
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in words)]
+    tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
+    config = T5Config(vocab_size=len(tokenizer), d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0,
+                      eos_token_id=1, tie_word_embeddings=False)  # fmt: skip
+    parts = {"text_encoder_3": T5EncoderModel(config), "tokenizer_3": tokenizer}
+    folder = tmp_path_factory.mktemp("t5") / "teacher"
+    StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, **parts).save_pretrained(folder)
+    return folder
+
+
+def test_t5_is_used_if_it_is_there(with_t5: Path, tmp_path: Path) -> None:
+    family = SD3Family.load(with_t5)
+    stock = StableDiffusion3Pipeline.from_pretrained(with_t5)
+    context, _, pooled, _ = stock.encode_prompt(CAPTIONS, CAPTIONS, CAPTIONS, do_classifier_free_guidance=False)
+    cond = family.encode(CAPTIONS)
+    torch.testing.assert_close(cond["context"], context)
+    assert context.shape == (2, 24 + 256, 40) == (2, *dimensions(with_t5).text["context"])
+    assert context[:, 24:].abs().max() > 0.01 and len(family.tokenizers) == 3
+    x, t = noise(family), torch.tensor([900.0, 20.0])
+    with torch.no_grad():
+        expected = stock.transformer(x, context, pooled, t).sample
+        torch.testing.assert_close(family.teacher.output(x, t, cond), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(family.null(cond)["context"], family.encode(["", ""])["context"])
+    family.save_pipeline(family.base.net, tmp_path / "exported", family.grid(4))
+    assert (tmp_path / "exported" / "text_encoder_3").is_dir()
+    # A folder with the half-precision files alone, and a denoiser in 16 bits, which takes T5 along.
+    place = tmp_path / "exported" / "text_encoder_3"
+    stock.text_encoder_3.half().save_pretrained(place, variant="fp16")
+    (place / "model.safetensors").unlink()
+    half = SD3Family.load(tmp_path / "exported", weights="bf16")
+    assert half.pipeline.text_encoder_3.dtype == torch.bfloat16
+    torch.testing.assert_close(half.encode(CAPTIONS)["context"], context, rtol=0.05, atol=0.05)
+    assert half.teacher.output(x, t, half.encode(CAPTIONS)).isfinite().all()
+
+
+def test_adapters_cover_the_second_attention_of_sd35(family: SD3Family) -> None:
+    """Every linear layer of attention and feed-forward parts, `attn2` of dual-attention blocks included."""
+    base = family.base.twin()
+    base.add_adapter("student", 2, 2.0)
+    blocks = base.net.transformer_blocks
+    parts = {"attn", "attn2", "ff", "ff_context"}
+    linear = {name for name, module in blocks.named_modules() if isinstance(module, torch.nn.Linear)
+              and ".lora_" not in name and name.split(".")[1] in parts}  # fmt: skip
+    adapted = {name for name, module in blocks.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == {name.removesuffix(".base_layer") for name in linear}
+    assert {"0.attn2.to_q", "0.attn2.to_out.0", "2.attn.add_q_proj", "0.ff_context.net.2"} <= adapted
 
 
 def test_features_are_the_tokens_after_half_of_the_blocks(family: SD3Family) -> None:

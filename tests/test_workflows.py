@@ -114,5 +114,5 @@ def test_default_recipes(world: Path) -> None:
     medium = distill_recipe(teacher="stabilityai/stable-diffusion-3.5-medium", steps=1)
     assert (medium.name, medium.family, medium.grid.steps) == ("sd3-4step", "sd3", 1)
     assert distill_recipe(teacher="shapes-sd3", steps=2) == distill_recipe("shapes-sd3-4step", ["grid.steps=2"])
-    with pytest.raises(UsageError, match="--teacher shapes-sd3: `reward train` does not support"):
-        reward_recipe(teacher="shapes-sd3")
+    names = [reward_recipe(teacher=name).name for name in ("shapes-sd3", "sd3", "shapes-sdxl", "sdxl")]
+    assert names == ["reward-shapes-sd3", "reward-sd3", "reward-shapes", "reward-sdxl"]

@@ -29,7 +29,7 @@ def bench(
     batch: Annotated[int, typer.Option(help="Pictures of an iteration; those of a real run only add to it.")] = 4,
     cycles: Annotated[int, typer.Option(help="Timed iterations, each with a student update.")] = 2,
     size: Annotated[
-        Literal["true", "small"], typer.Option(help="SDXL, or a small network that shows that everything runs.")
+        Literal["true", "small"], typer.Option(help="True size, or a small network that shows that everything runs.")
     ] = "true",
     against: Annotated[
         Literal["dmd2"] | None, typer.Option(help="Also measure DMD2 as its authors run it.", show_default=False)
@@ -39,7 +39,7 @@ def bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure speed and memory of training SDXL on this machine, with random weights: nothing is downloaded.
+    """Measure speed and memory of training SDXL or SD3 on this machine, with random weights: nothing is downloaded.
 
     DMD2 is measured with full fine-tuning, TTUR 5, and its script's number formats.
     """
@@ -71,7 +71,8 @@ def show(found: Sequence[Bench]) -> None:
     first = found[0]
     console = Console()
     table = Table(
-        title=f"{first.device}: SDXL with {first.parameters / 1e9:.2f} B parameters at {first.resolution} px",
+        title=f"{first.device}: {first.family.upper()} with {first.parameters / 1e9:.2f} B parameters, "
+        f"{first.resolution} px",
         caption=f"ceiling: {first.ceiling_tflops:.3g} TFLOP/s in large matrix products ({first.precision})",
     )
     for heading in ("recipe", "precision", "trained", "samples/s", "TFLOP a sample", "of the ceiling", "peak GB"):

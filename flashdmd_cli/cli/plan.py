@@ -30,7 +30,7 @@ def plan(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Plan a distillation of SDXL: operations, memory by part, disk, GPU-hours, cost. Nothing is run or downloaded."""
+    """Plan a distillation of SDXL or SD3: operations, memory, disk, GPU-hours, cost. Nothing is run or downloaded."""
     with command(as_json, quiet, debug) as output:
         from flashdmd_cli.runs.recipe import load_recipe
         from flashdmd_cli.workflows.plan.gpus import gpu_named
@@ -53,8 +53,9 @@ def show(found: Plan) -> None:
 
     console = Console()
     title = (
-        f"{found.recipe}: SDXL with {found.parameters / 1e9:.2f} B parameters at {found.resolution} px, "
-        f"{found.trainable / 1e6:.0f} M trained ({found.form}{', checkpointed' if found.checkpointing else ''})"
+        f"{found.recipe}: {found.family.upper()} with {found.parameters / 1e9:.2f} B parameters at "
+        f"{found.resolution} px, {found.trainable / 1e6:.0f} M trained "
+        f"({found.form}{', checkpointed' if found.checkpointing else ''})"
     )
     tables = (
         ("operations for one picture in an iteration", "TFLOP", found.tflop_by_part, found.tflop_per_sample),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from flashdmd_cli.core.attention import attention_kernel
-from flashdmd_cli.core.schedules import x0_from_output
+from flashdmd_cli.core.schedules import per_sample, x0_from_output
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
 from flashdmd_cli.families.sharding import is_sharded, shard_, whole_network
@@ -205,13 +205,14 @@ class View:
     def x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self._clean(self.output(x_t, t, cond), x_t, t)
 
-    def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """Guidance on the network's outputs, as in stock pipelines (Ho & Salimans 2022), in one forward pass."""
-        if guidance == 1.0:
+    def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float | Tensor) -> Tensor:
+        """x0 with guidance `u + w (c - u)`, one w or (B,) (Ho & Salimans 2022), in one forward pass."""
+        if isinstance(guidance, float | int) and guidance == 1.0:
             return self.x0(x_t, t, cond)
+        weight = per_sample(guidance, x_t) if isinstance(guidance, Tensor) else guidance
         both = Conditioning.cat([self.base.calls.null(cond), cond])
         uncond_output, cond_output = self.output(torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2)
-        return self._clean(uncond_output + guidance * (cond_output - uncond_output), x_t, t)
+        return self._clean(uncond_output + weight * (cond_output - uncond_output), x_t, t)
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
         with self.base.enter(self.adapters, x_t):

@@ -26,8 +26,11 @@ class Denoiser(Protocol):
     def x0(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Predicted clean sample (B, ...), float32."""
 
-    def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
-        """x0 with classifier-free guidance `u + w (c - u)` on the network's outputs; `w = 1` means no guidance."""
+    def guided_x0(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float | Tensor) -> Tensor:
+        """x0 with classifier-free guidance `u + w (c - u)` on the network's outputs; `w = 1` means no guidance.
+
+        `w` is one number, or a tensor (B,) with one for each sample.
+        """
 
     def features(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> list[Tensor]:
         """Intermediate feature maps (B, C, h, w), float32 or lower precision, for a latent discriminator."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from flashdmd_cli.families.family import Family
-    from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.families.reward import LatentReward, RewardDesign, RewardModel
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,22 @@ class FamilyModule(Protocol):
     def is_student(self, folder: Path) -> bool:
         """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""
 
+    def random_family(self, resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> Family:
+        """The original teacher's architecture with random weights and without text encoders, for `plan` and `bench`;
+        `small` is a narrow one of the same structure. A family without this function cannot be planned."""
+
+    def random_text(self, family: Any, batch: int) -> dict[str, torch.Tensor]:
+        """Random text embeddings for `batch` prompts, of the sizes that the denoiser takes."""
+
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
-        """Load a latent reward model, frozen, on the CPU. Raises `OSError` or `ValueError`."""
+        """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""
+
+    def new_reward(self, family: Any, design: RewardDesign) -> LatentReward:
+        """An untrained latent reward model, initialised from the teacher; parameters that are not to be trained are
+        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support."""
+
+    def save_reward(self, model: Any, family: Any, folder: Path, half: bool) -> None:
+        """Write what `load_reward` reads; weights that are the teacher's may be left out. `half`: in float16."""
 
 
 @dataclass(frozen=True)

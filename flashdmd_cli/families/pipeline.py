@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -59,9 +60,13 @@ class PipelineFamily:
 
     def release_encoders(self, prompts: Sequence[str]) -> None:
         """Free the memory of the text encoders; afterwards only these prompts and "" can be encoded."""
-        self._kept = {prompt: self.embed([prompt]) for prompt in (*prompts, "")}
+        self.keep({prompt: self.embed([prompt]) for prompt in (*prompts, "")})
         for name in self.encoders:
             setattr(self.pipeline, name, None)
+
+    def keep(self, embeddings: dict[str, dict[str, Tensor]]) -> None:
+        """Use these embeddings, by prompt, instead of the text encoders."""
+        self._kept = embeddings
 
     def checkpoint_decoder(self) -> None:
         """Recompute the decoder's activations in backward passes: they take more memory than the denoiser's."""
@@ -96,6 +101,15 @@ class PipelineFamily:
         if self._nothing is None:
             self._nothing = self.embed([""])
         return cond.replace(**{name: row.to(cond[name]).expand_as(cond[name]) for name, row in self._nothing.items()})
+
+    def content_hash(self) -> str:
+        """SHA-256 of the denoiser's weights, rounded to bfloat16: the same in every format that they are stored in."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.teacher.weights().items()):
+            digest.update(name.encode())
+            rounded = value.detach().to("cpu", torch.bfloat16).contiguous()
+            digest.update(rounded.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def save_network(self, net: nn.Module, folder: Any) -> None:
         """Write a denoiser as a stock diffusers folder."""

@@ -57,12 +57,16 @@ STORED: dict[type[nn.Module], type[nn.Module]] = {
 def store_in_bf16(net: nn.Module) -> nn.Module:
     """Convert the weights of `net` to bfloat16, in place, so that it takes inputs of any format; returns it.
 
-    Layers of other kinds with parameters keep float32.
+    Parameters of other layers are stored in float32: the RMS norms of SD3.5 would return the format of their weights,
+    which attention does not combine with another one.
     """
     for module in net.modules():
         if type(module) in STORED:
             module.to(torch.bfloat16)
             module.__class__ = STORED[type(module)]
+        else:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
     return net
 
 

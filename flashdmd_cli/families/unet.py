@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -173,14 +172,6 @@ class UNetFamily(PipelineFamily):
     def settings(self) -> dict[str, Any]:
         """Arguments for creating a pipeline like this one, besides its components."""
         return {key: value for key, value in self.options.items() if key not in self.pipeline.components}
-
-    def content_hash(self) -> str:
-        """SHA-256 of the denoiser's parameters, which identifies a teacher by its content."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.teacher.weights().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     def call(self, net: nn.Module, x_t: Tensor, t: Tensor, cond: Any) -> Tensor:
         """Output of `net` for `x_t` (B, C, h, w) at `t` (B,): noise, velocity or x0, depending on `self.prediction`."""

@@ -6,7 +6,7 @@ The defaults are those for full fine-tuning of SDXL with 4 steps. The configs of
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -79,10 +79,24 @@ class DistributionMatching(Config):
     """Grid steps trained by this loss; in a grid of one step, that step is always trained."""
     renoise_range: tuple[int, int] = (20, 980)
     """Lowest and highest timestep at which teacher and fake score are evaluated, both included."""
-    guidance: NonNegative = 8.0
-    """Teacher's guidance w in `u + w (c - u)`."""
+    guidance: float | tuple[float, float] = 8.0
+    """Teacher's guidance w in `u + w (c - u)`; two numbers, such as [2, 8]: drawn uniformly between them for each
+    picture. Previews show the teacher with their mean."""
     weight: NonNegative = 1.0
     """Factor of this loss."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _guidance(cls, values: Any) -> Any:
+        """One message for both forms."""
+        guidance = values.get("guidance", 0.0) if isinstance(values, dict) else 0.0
+        numbers = list(guidance) if isinstance(guidance, list | tuple) else [guidance, guidance]
+        is_number = all(isinstance(each, int | float) and not isinstance(each, bool) for each in numbers)
+        if len(numbers) != 2 or not is_number or not 0 <= numbers[0] <= numbers[1] < math.inf:
+            raise ValueError(
+                f"guidance should be a number of at least 0, or two, the lower first, such as [2, 8], not {guidance}"
+            )
+        return values
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -90,6 +104,11 @@ class DistributionMatching(Config):
         if not 0 <= low < high <= 999:
             raise ValueError(f"renoise_range should be two timesteps, 0 <= low < high <= 999, not {low}, {high}")
         return self
+
+    @property
+    def mean_guidance(self) -> float:
+        """The guidance, or the mean of its range."""
+        return sum(self.guidance) / 2 if isinstance(self.guidance, tuple) else self.guidance
 
 
 class Adversarial(Config):

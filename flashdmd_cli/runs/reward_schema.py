@@ -14,9 +14,14 @@ Timestep = Annotated[int, Field(ge=0, le=999)]
 class RewardModel(Config):
     """Trained layers, guidance and number format."""
 
-    layers: Literal["all", "attention"] = "all"
-    """Trained layers: the whole encoder half of the denoiser, or only its transformer blocks. Layers that are not
-    trained are not saved, but loaded from the teacher."""
+    layers: Literal["all", "attention", "adapters"] = "all"
+    """Trained layers: the whole encoder half of the denoiser, or only its transformer blocks (SDXL); or adapters on
+    the first half of the denoiser's blocks (SD3). Layers that are not trained are not saved, but loaded from the
+    teacher."""
+    lora_rank: Count = 64
+    """Rank of the adapters; used when `layers` is adapters."""
+    lora_alpha: Positive = 64
+    """Scale of the adapters; used when `layers` is adapters."""
     text_encoders: bool = True
     """Also train copies of the text encoders; otherwise the teacher's are used."""
     guidance: NonNegative | None = 7.5
@@ -101,7 +106,7 @@ class RewardRecipe(Config):
     name: str = "unnamed"
     """Name in logs and manifests."""
     teacher: str = "sdxl"
-    """Model that initialises the trunk: `sdxl`, `shapes-sdxl` (embedded), or a pipeline folder."""
+    """Model whose features are used: `sdxl`, `sd3`, `shapes-sdxl` or `shapes-sd3` (embedded), or a pipeline folder."""
     model: RewardModel = RewardModel()
     pairs: RewardPairs = RewardPairs()
     optim: RewardOptimizer = RewardOptimizer()

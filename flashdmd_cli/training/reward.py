@@ -17,8 +17,7 @@ from flashdmd_cli.core.rollout import at
 from flashdmd_cli.core.schedules import add_noise
 from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
 from flashdmd_cli.families.family import Family
-from flashdmd_cli.families.reward import RewardModel
-from flashdmd_cli.families.sdxl.reward import LatentRewardModel
+from flashdmd_cli.families.reward import LatentReward, RewardModel
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, state_folder, unfit
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
@@ -35,8 +34,8 @@ from flashdmd_cli.training.state import check_state
 
 CACHE_BYTES = 512 * 2**20
 """Largest size of the latents in memory; pairs that fit into it are encoded only once."""
-REPORT_LEVELS = (1, 249, 499, 749, 951)
-"""Timesteps at which accuracy is reported: clean latents, and the noise levels of a 4-step student's candidates."""
+REPORT_STEPS = 4
+"""Number of steps of the student at whose noise levels accuracy is reported."""
 
 
 class PairLatents:
@@ -76,27 +75,17 @@ def noisy_scores(
     return torch.stack([model.score(add_noise(family.schedule, x, e, t), t, text) for x, e in sides])
 
 
-def set_trainable(model: LatentRewardModel, recipe: RewardRecipe) -> None:
-    """Set `requires_grad`: trunk or its transformer blocks, projections, and the text encoders if the recipe trains
-    them."""
-    model.requires_grad_(True)
-    model.text_encoders.requires_grad_(recipe.model.text_encoders)
-    if recipe.model.layers == "attention":
-        for name, parameter in model.trunk.named_parameters():
-            parameter.requires_grad_(".attentions." in name)
-
-
 def train_reward(
-    recipe: RewardRecipe, family: Family, model: LatentRewardModel, pairs: Sequence[PreferencePair],
+    recipe: RewardRecipe, family: Family, model: LatentReward, pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], out: Path, watch: Watch, stop: StopFlag, world: World | None = None,
 ) -> tuple[int, float]:  # fmt: skip
-    """Train `model` in place. States and metrics are written to `out`; a second call resumes from the latest state.
+    """Train `model` in place, except for its frozen parameters. States and metrics are written to `out`; a second call
+    resumes from the latest state.
 
     Returns the number of finished iterations, below the recipe's if `stop` was requested, and their seconds.
     Raises `NumericalError` if gradients stay non-finite, `DataError` for a picture that cannot be read.
     """
     world = world or World()
-    set_trainable(model, recipe)
     role = Role("reward", model, recipe.optim.lr, recipe.optim, "optim.lr")
     done, seconds, began = 0, 0.0, time.monotonic()
 
@@ -153,7 +142,7 @@ def train_reward(
 
 
 def _step(
-    recipe: RewardRecipe, family: Family, model: LatentRewardModel, role: Role[Any], data: PairLatents, step: int,
+    recipe: RewardRecipe, family: Family, model: LatentReward, role: Role[Any], data: PairLatents, step: int,
     world: World | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One update on `train.batch` random pairs, with a random timestep per pair and new noise per picture."""
@@ -189,18 +178,23 @@ def _step(
     return metrics.values()
 
 
+def report_levels(model: RewardModel, family: Family) -> list[int]:
+    """Timesteps at which accuracy is reported: the ends of the model's range, and in it the noise levels of a 4-step
+    student's candidates."""
+    low, high = (round(end) for end in model.timesteps)
+    inside = {round(t) for t in family.grid(REPORT_STEPS).timesteps[1:]}
+    return sorted({low, high} | {level for level in inside if low <= level <= high})
+
+
 @torch.no_grad()
-def accuracy(
-    model: RewardModel, data: PairLatents, seed: int, levels: Sequence[int] = REPORT_LEVELS, batch: int = 64
-) -> dict[int, float]:
+def accuracy(model: RewardModel, data: PairLatents, seed: int, batch: int = 64) -> dict[int, float]:
     """Accuracy by timestep: the fraction of pairs without ties whose winner has the higher score.
 
-    `seed` fixes the noise. Levels outside the model's range are left out. Empty if every pair is a tie.
+    `seed` fixes the noise. Empty if every pair is a tie.
     """
     decided = [i for i, pair in enumerate(data.pairs) if pair.label != 0.5]
-    low, high = model.timesteps
     accuracies: dict[int, float] = {}
-    for level in (level for level in levels if low <= level <= high and decided):
+    for level in report_levels(model, data.family) if decided else []:
         num_correct = 0
         for start in range(0, len(decided), batch):
             latents, prompts, labels = data.gather(decided[start : start + batch])

@@ -96,6 +96,14 @@ class Objective:
             x = self.simulate(student, x, cond, draws, index + 1, None, "carry")
         return add_noise(schedule, x, draws.normal("renoise", x.shape[1:]), at(timesteps[last], x))
 
+    def guidance(self, draws: Draws) -> float | Tensor:
+        """The teacher's guidance: one number, or (B,) uniform on the recipe's range."""
+        chosen = self.recipe.dm.guidance
+        if not isinstance(chosen, tuple):
+            return chosen
+        low, high = chosen
+        return low + (high - low) * draws.uniform("dm/guidance")
+
     # -- losses -------------------------------------------------------------------------------------------------------
 
     def dm_loss(self, x: Tensor, teacher: Denoiser, fake: Denoiser, cond: Conditioning, draws: Draws) -> Tensor:
@@ -104,7 +112,7 @@ class Objective:
         t = self.family.schedule.sample(draws.uniform("dm/t"), low, high)
         with torch.no_grad():
             x_t = add_noise(self.family.schedule, x, draws.normal("dm/noise", x.shape[1:]), t)
-            x0_real = teacher.guided_x0(x_t, t, cond, self.recipe.dm.guidance)
+            x0_real = teacher.guided_x0(x_t, t, cond, self.guidance(draws))
             x0_fake = fake.x0(x_t, t, cond)
         return losses.distribution_matching_loss(x, x0_real, x0_fake)
 

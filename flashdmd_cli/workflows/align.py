@@ -73,7 +73,7 @@ def align(
         else:
             teacher = find_source(recipe.teacher, recipe.model, reporter)
         check_family(recipe, teacher)
-        reward_folder = find_reward(recipe.align.reward, reporter)
+        reward_folder = find_reward(recipe.align.reward, reporter, recipe.family)
         placed = with_sam(recipe, reporter)
     shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
     parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]

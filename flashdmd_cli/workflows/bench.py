@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.family import Family
+from flashdmd_cli.families.registry import family_named
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.sdxl.true_size import random_family, random_text
 from flashdmd_cli.runs.device import Place, peak_memory, resolve
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
@@ -39,6 +40,7 @@ class Bench:
     """What an iteration costs on one device; the mean over whole cycles of `ttur` iterations."""
 
     recipe: str
+    family: str
     device: str
     """Name of the processor."""
     precision: str
@@ -75,10 +77,10 @@ class Bench:
 class RandomData:
     """Pictures and text embeddings of the right sizes, drawn once; the implementation of `training.loop.Data`."""
 
-    def __init__(self, family: SDXLFamily, micro_batch: int) -> None:
-        side = family.resolution
+    def __init__(self, family: Family, micro_batch: int) -> None:
+        side, text = family.resolution, family_named(family.name).module.random_text(family, micro_batch)
         self.pixels = torch.rand(micro_batch, 3, side, side, device=family.device) * 2 - 1
-        self.text = {name: value.to(family.device) for name, value in random_text(family, micro_batch).items()}
+        self.text = {name: value.to(family.device) for name, value in text.items()}
         self.latents = torch.randn(micro_batch, *family.latent_shape, device=family.device)
 
     def batch(self, positions: range, seed: int = 0) -> Batch:
@@ -98,6 +100,11 @@ class AuthorsFamily(SDXLFamily):
         return super().call(net, x_t, t, cond)
 
 
+def has_random_weights(family: str) -> bool:
+    """Whether a family has its teacher's architecture with random weights."""
+    return hasattr(family_named(family).module, "random_family")
+
+
 def bench(
     recipe: Recipe,
     resolution: int = 1024,
@@ -108,20 +115,24 @@ def bench(
     tflop_per_sample: float | None = None,
     reporter: Reporter | None = None,
 ) -> Bench:
-    """Measure iterations of `recipe` (stage 1) on SDXL of true size, or of a `small` one, with random weights.
+    """Measure iterations of `recipe` (stage 1) on its family's teacher of true size, or a `small` one, with random
+    weights.
 
     `cycles` of `recipe.ttur` iterations are timed, after one to warm up. `authors` measures in the number
     formats of DMD2's script. Counting operations takes several times as long as running them; a known
     `tflop_per_sample` avoids it. Raises `UsageError` for an alignment, and for a family without random weights.
     """
-    if recipe.align is not None or recipe.family != SDXLFamily.name:
-        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL can be measured")
+    if recipe.align is not None or not has_random_weights(recipe.family):
+        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL and SD3 can be measured")
+    if authors and recipe.family != SDXLFamily.name:
+        raise UsageError(f"--recipe {recipe.name}: DMD2's number formats are known for SDXL only")
     reporter, place = reporter or SilentReporter(), resolve(recipe.model.device, recipe.model.precision)
     device = torch.device(place.device)
     _reset_peak(device)
     with tempfile.TemporaryDirectory() as folder:
         reporter.phase(f"{recipe.name}: making the networks ({place.device}, {place.precision})")
-        family = random_family(resolution, place.precision, recipe.model.storage(place.precision), device, small)
+        make = family_named(recipe.family).module.random_family
+        family = make(resolution, place.precision, recipe.model.storage(place.precision), device, small)
         if authors:
             family.__class__ = AuthorsFamily
         recipe = _with_sam(recipe, Path(folder), small, resolution)
@@ -157,6 +168,7 @@ def bench(
     ceiling = matrix_tflops(place)
     return Bench(
         recipe=recipe.name,
+        family=recipe.family,
         device=device_name(device),
         precision="as DMD2" if authors else place.precision,
         parameters=sum(p.numel() for key, p in family.base.net.named_parameters() if ".lora_" not in key),

@@ -22,7 +22,7 @@ from flashdmd_cli.workflows.inputs.teachers import absolute, hub_id
 
 EMBEDDED_RECIPES = {
     "shapes-sdxl": DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes"),
-    "shapes-sd3": DefaultRecipes("shapes-sd3-4step", None, None, None),
+    "shapes-sd3": DefaultRecipes("shapes-sd3-4step", "align/shapes-sd3", "align/shapes-sd3", "reward/shapes-sd3"),
 }
 """Name of an embedded teacher -> its recipes."""
 FIXED = ("family", "teacher", "grid.steps")
@@ -62,7 +62,7 @@ def default_align_recipe(stage1: Recipe, student: Path) -> str:
     if recipe is None:
         raise UsageError(
             f"--from {student.parent}: is of the family {stage1.family}, which `align` does not support yet",
-            hint="there are no latent reward models for it; align students of SDXL",
+            hint="no recipe of an alignment is known for it; --recipe names one",
         )
     return recipe
 
@@ -148,6 +148,6 @@ def reward_recipe(
     name = name or default_recipes(teacher).reward
     if name is None:
         raise UsageError(
-            f"--teacher {teacher}: `reward train` does not support its family yet", hint="choose a teacher of SDXL"
+            f"--teacher {teacher}: no recipe of `reward train` is known for its family", hint="--recipe names one"
         )
     return load_reward_recipe(name, sets, changes)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.registry import family_at, family_named
 from flashdmd_cli.runs.errors import Interrupted, UsageError
 from flashdmd_cli.runs.files import saving_weights, sha256_file, write_text_atomically
 from flashdmd_cli.runs.lock import releasing
@@ -23,9 +25,7 @@ from flashdmd_cli.workflows.inputs.teachers import find_source, license_of, teac
 if TYPE_CHECKING:
     from flashdmd_cli.data.pairs import PreferencePair
     from flashdmd_cli.families.family import Family
-    from flashdmd_cli.families.reward import RewardModel
-    from flashdmd_cli.families.sdxl.family import SDXLFamily
-    from flashdmd_cli.families.sdxl.reward import LatentRewardModel
+    from flashdmd_cli.families.reward import LatentReward, RewardModel
     from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
 
@@ -78,21 +78,19 @@ def train_reward(
     reporter.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
-    from flashdmd_cli.families.sdxl.family import SDXLFamily
-    from flashdmd_cli.families.sdxl.reward import RewardConfig
-    from flashdmd_cli.families.sdxl.reward_files import new_reward
+    from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import train_reward as train
 
     family = load_family(teacher, place)
-    if not isinstance(family, SDXLFamily):
-        raise UsageError(
-            f"--teacher {recipe.teacher}: is of the family {family.name}", hint="`reward train` supports SDXL only"
-        )
     torch.manual_seed(recipe.train.seed)
-    levels = recipe.pairs.timesteps
-    config = RewardConfig(family.resolution, (levels[0], levels[-1]), recipe.model.guidance)
-    model = new_reward(family, config).to(family.device)
+    levels, chosen = recipe.pairs.timesteps, recipe.model
+    design = RewardDesign((levels[0], levels[-1]), chosen.layers, chosen.text_encoders, chosen.guidance,
+                          chosen.lora_rank, chosen.lora_alpha)  # fmt: skip
+    try:
+        model = family_named(family.name).module.new_reward(family, design).to(family.device)
+    except Unfit as error:
+        raise UsageError(str(error), hint=error.hint) from None
 
     def progress(iteration: int, metrics: dict[str, float]) -> None:
         shown = {name: metrics[name] for name in SHOWN if name in metrics}
@@ -111,18 +109,16 @@ def train_reward(
 
 
 def _write(
-    recipe: RewardRecipe, family: SDXLFamily, model: LatentRewardModel, learned: Sequence[PreferencePair],
+    recipe: RewardRecipe, family: Family, model: LatentReward, learned: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair], pairs: Path, record: TeacherRecord, seconds: float, half: bool, out: Path,
 ) -> Manifest:  # fmt: skip
     """Write the reward model, the report with its accuracy on the held-out pairs, and the manifest."""
     from flashdmd_cli.data.pairs import num_decided
-    from flashdmd_cli.families.sdxl.reward_files import RewardBase, save_reward
     from flashdmd_cli.training.reward import PairLatents, accuracy
 
     measured = accuracy(model, PairLatents(held_out, family), recipe.train.seed) if held_out else {}
     with saving_weights(out):
-        # If only attention layers were trained, the other layers are the teacher's and are not saved.
-        save_reward(model, out, RewardBase.of(family) if recipe.model.layers == "attention" else None, half)
+        family_named(family.name).module.save_reward(model, family, out, half)
     report = {
         "pairs": len(learned),
         "held_out": len(held_out),
@@ -202,6 +198,7 @@ def measure_reward(
 
 def _load(reward: str, teacher: str, device: str | None, reporter: Reporter | None) -> tuple[RewardModel, Family]:
     """A reward model, and the family (teacher) whose latents it scores."""
-    folder = find_reward(reward, reporter)
-    family = load_family(find_source(teacher, reporter=reporter), drawing_place(device))
+    source = find_source(teacher, reporter=reporter)
+    folder = find_reward(reward, reporter, family_at(source.folder).name)
+    family = load_family(source, drawing_place(device))
     return load_reward_model(folder, family), family

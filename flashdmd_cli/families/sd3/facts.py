@@ -19,7 +19,15 @@ SD3 = Facts(
     file_marks=("joint_blocks.",),
     text_marks=("text_encoders.",),
     resolution=1024,
-    recipes=DefaultRecipes("sd3-4step", None, None, None, distill_steps={8: "sd3-8step"}),
+    recipes=DefaultRecipes(
+        "sd3-4step",
+        "align/sd3",
+        "align/sd3",
+        "reward/sd3",
+        distill_steps={8: "sd3-8step"},
+        distill_adapters={4: "sd3-4step"},
+        align_steps={8: "align/sd3-8step"},
+    ),  # fmt: skip
     module_name="flashdmd_cli.families.sd3.module",
 )
 """The third text encoder, T5, is optional, as in the stock pipeline."""

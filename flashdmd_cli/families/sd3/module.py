@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.core.grid import Grid, flow_grid
-from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.layout import refuse_vae
 from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse
@@ -14,10 +13,14 @@ from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refu
 if TYPE_CHECKING:
     import torch
 
-    from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.families.sd3.family import SD3Family
+    from flashdmd_cli.families.sd3.reward import FlowReward
 
-__all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
+__all__ = [
+    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
+    "refuse_vae", "save_reward",
+]  # fmt: skip
 
 
 def grid(steps: int) -> Grid:
@@ -32,6 +35,36 @@ def load(source: Source, precision: str, weights: str) -> SD3Family:
     return SD3Family.load(source, precision, weights)
 
 
-def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> RewardModel:
-    """Unfit: there are no latent reward models on SD3's transformer yet."""
-    raise Unfit("reward models of SD3 are not supported", "align students of SDXL")
+def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> FlowReward:
+    """Load a reward model; its weights have the formats of the teacher and the adapters, not `dtype`."""
+    from flashdmd_cli.families.sd3 import reward
+
+    return reward.load_reward(folder, family)
+
+
+def new_reward(family: SD3Family, design: RewardDesign) -> FlowReward:
+    """An untrained reward model, whose adapters, projection and scale are to be trained."""
+    from flashdmd_cli.families.sd3 import reward
+
+    return reward.new_reward(family, design)
+
+
+def save_reward(model: FlowReward, family: SD3Family, folder: Path, half: bool) -> None:
+    """Write a reward model, without the teacher's weights."""
+    from flashdmd_cli.families.sd3 import reward
+
+    reward.save_reward(model, folder, half)
+
+
+def random_family(resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> SD3Family:
+    """SD3-Medium with random weights."""
+    from flashdmd_cli.families.sd3 import true_size
+
+    return true_size.random_family(resolution, precision, weights, device, small)
+
+
+def random_text(family: SD3Family, batch: int) -> dict[str, torch.Tensor]:
+    """Random text embeddings for `batch` prompts."""
+    from flashdmd_cli.families.sd3 import true_size
+
+    return true_size.random_text(family, batch)

@@ -38,11 +38,13 @@ ORIGINAL: dict[str, Convert] = {
 def read_sd3(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
     """Load the pipeline of a teacher in float32, its denoiser in the given format; with T5 if a folder has it.
 
-    Single files are read without T5. Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
+    T5 has the denoiser's format, since it is larger: 4.7 B parameters. Single files are
+    read without T5. Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
     third: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
     if source.weights.is_dir() and has_t5(source.weights):
         folder = source.weights / "text_encoder_3"
-        t5 = T5EncoderModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        variant = None if any(".fp16" not in each.name for each in folder.glob("*.safetensors")) else "fp16"
+        t5 = T5EncoderModel.from_pretrained(folder, dtype=denoiser, variant=variant, local_files_only=True)
         third = {"text_encoder_3": t5.eval()}
     return read_pipeline(StableDiffusion3Pipeline, KINDS, ORIGINAL, source, denoiser, **third)

@@ -15,10 +15,14 @@ from flashdmd_cli.families.sdxl.layout import dimensions, refuse
 if TYPE_CHECKING:
     import torch
 
+    from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 
-__all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
+__all__ = [
+    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
+    "refuse_vae", "save_reward",
+]  # fmt: skip
 
 
 def grid(steps: int) -> Grid:
@@ -46,3 +50,37 @@ def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentR
             "name a reward model of the student's family",
         )
     return reward
+
+
+def new_reward(family: SDXLFamily, design: RewardDesign) -> LatentRewardModel:
+    """An untrained reward model; Unfit for adapters."""
+    from flashdmd_cli.families.sdxl import reward_files
+    from flashdmd_cli.families.sdxl.reward import RewardConfig
+
+    if design.layers == "adapters":
+        raise Unfit("model.layers: a reward model of SDXL has no adapters", "--set model.layers=attention")
+    model = reward_files.new_reward(family, RewardConfig(family.resolution, design.timesteps, design.guidance))
+    model.set_trainable(design.layers, design.text_encoders)
+    return model
+
+
+def save_reward(model: LatentRewardModel, family: SDXLFamily, folder: Path, half: bool) -> None:
+    """Write a reward model; what was not trained is left out if only the attention layers were."""
+    from flashdmd_cli.families.sdxl import reward_files
+
+    shares = not all(parameter.requires_grad for parameter in model.trunk.parameters())
+    reward_files.save_reward(model, folder, reward_files.RewardBase.of(family) if shares else None, half)
+
+
+def random_family(resolution: int, precision: str, weights: str, device: torch.device, small: bool) -> SDXLFamily:
+    """SDXL with random weights."""
+    from flashdmd_cli.families.sdxl import true_size
+
+    return true_size.random_family(resolution, precision, weights, device, small)
+
+
+def random_text(family: SDXLFamily, batch: int) -> dict[str, torch.Tensor]:
+    """Random text embeddings for `batch` prompts."""
+    from flashdmd_cli.families.sdxl import true_size
+
+    return true_size.random_text(family, batch)

@@ -1,30 +1,25 @@
 """The latent reward model: scores how well a *noisy* latent fits its prompt, with the encoder half of a denoiser.
 
-Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 can be loaded:
-average-pooled features after the last layer of every down block and after the middle block, one linear projection, and
-the cosine similarity to the projected text embedding, times a learned scale. Guidance by the empty prompt is applied to
-the middle feature only.
+Architecture of LRM (Zhang et al., arXiv 2502.01051), so that the published LRM-SDXL and LRM-SD1.5 can be loaded: a
+`LatentReward` on the features after the last layer of every down block and after the middle block, the deepest.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from flashdmd_cli.core.attention import attention_kernel
-from flashdmd_cli.families.reward import Outside
+from flashdmd_cli.families.reward import LatentReward, RewardText
 
 LRM_TIMESTEPS = (1, 951)
 """Lowest and highest timestep that the published models were trained on."""
 LRM_GUIDANCE = 7.5
-INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 @dataclass(frozen=True)
@@ -43,25 +38,7 @@ class RewardConfig:
     """Betas of the noise schedule that the timesteps refer to; None: SDXL's."""
 
 
-@dataclass(frozen=True)
-class RewardText:
-    """Embeddings of `B` prompts; `null` is one row, the empty prompt."""
-
-    context: Tensor  # (B, L, D) for cross-attention
-    pooled: Tensor  # (B, P)
-    null: RewardText | None = None
-
-    def __len__(self) -> int:
-        return len(self.context)
-
-    def repeat(self, times: int) -> RewardText:
-        """Each prompt repeated `times` times, as `repeat_interleave`."""
-        return RewardText(
-            self.context.repeat_interleave(times, 0), self.pooled.repeat_interleave(times, 0), self.null
-        )  # fmt: skip
-
-
-class LatentRewardModel(nn.Module):
+class LatentRewardModel(LatentReward):
     """Scores noisy latents at their own timestep. Higher is better; only scores for the same prompt are comparable."""
 
     def __init__(
@@ -78,11 +55,9 @@ class LatentRewardModel(nn.Module):
         widths = list(trunk.config.block_out_channels)
         last: Any = text_encoders[-1].config
         width = last.projection_dim if self.is_sdxl else last.hidden_size
-        self.visual_projection = nn.Linear(sum(widths) + widths[-1], width, bias=False)
-        nn.init.normal_(self.visual_projection.weight, std=0.02)
+        self.add_head(sum(widths) + widths[-1], width)
         # The pooled output of SDXL's second encoder is projected already; that of CLIP-L is projected here.
         self.text_projection = None if self.is_sdxl else nn.Linear(width, width, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
 
     @property
     def is_sdxl(self) -> bool:
@@ -100,8 +75,18 @@ class LatentRewardModel(nn.Module):
         return self.trunk.dtype != torch.float32
 
     @property
-    def device(self) -> torch.device:
-        return self.visual_projection.weight.device
+    def guidance(self) -> float | None:
+        """Guidance of the middle feature; None: no guidance."""
+        return self.config.guidance
+
+    def set_trainable(self, layers: str, text_encoders: bool) -> None:
+        """Set `requires_grad`: the trunk (`all`) or its transformer blocks (`attention`), the projections, and the text
+        encoders if they are trained."""
+        self.requires_grad_(True)
+        self.text_encoders.requires_grad_(text_encoders)
+        if layers == "attention":
+            for name, parameter in self.trunk.named_parameters():
+                parameter.requires_grad_(".attentions." in name)
 
     def encode(self, prompts: Sequence[str]) -> RewardText:
         """Embeddings of prompts, and of the empty prompt if the model has guidance."""
@@ -121,37 +106,11 @@ class LatentRewardModel(nn.Module):
         null = RewardText(context[num:], pooled[num:]) if guided else None
         return RewardText(context[:num], pooled[:num], null)
 
-    def score(
-        self, latents: Tensor, t: Tensor, text: RewardText, outside: Outside = "refuse", guided: bool = True
-    ) -> Tensor:
-        """Scores (B,), float32, of noisy latents (B, C, h, w) at timesteps `t` (B,) for prompts `text` of length B.
+    def target(self, text: RewardText) -> Tensor:
+        """The pooled embedding; that of SD1.5 projected."""
+        return text.pooled if self.text_projection is None else self.text_projection(text.pooled.float())
 
-        `guided=False` turns off guidance by the empty prompt. Raises ValueError for a timestep outside the training
-        range, unless `outside` is `clamp`.
-        """
-        low, high = self.config.timesteps
-        if outside == "clamp":
-            t = t.clamp(low, high)
-        elif int(t.min()) < low or int(t.max()) > high:
-            wrong = int(t.min()) if int(t.min()) < low else int(t.max())
-            raise ValueError(f"timestep {wrong} lies outside {low} to {high}, where the reward model was trained")
-        weight, null = self.config.guidance, text.null
-        if guided and weight is not None and null is not None:
-            num = len(text)
-            both = RewardText(
-                torch.cat([null.context.expand(num, -1, -1), text.context]),
-                torch.cat([null.pooled.expand(num, -1), text.pooled]),
-            )
-            features, middle = self._features(latents.repeat(2, 1, 1, 1), t.repeat(2), both)
-            unconditional, conditional = middle.chunk(2)
-            features, middle = features[num:], unconditional + weight * (conditional - unconditional)
-        else:
-            features, middle = self._features(latents, t, text)
-        picture = self.visual_projection(torch.cat([features, middle], dim=1))
-        pooled = text.pooled if self.text_projection is None else self.text_projection(text.pooled.float())
-        return self.logit_scale.exp() * F.cosine_similarity(picture.float(), pooled.float(), dim=1)
-
-    def _features(self, latents: Tensor, t: Tensor, text: RewardText) -> tuple[Tensor, Tensor]:
+    def features(self, latents: Tensor, t: Tensor, text: RewardText) -> tuple[Tensor, Tensor]:
         """Pooled features of the down blocks, concatenated (B, sum of widths), and of the middle block (B, width)."""
         taps: list[Tensor] = []
 

@@ -62,6 +62,8 @@ def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float
 
     Raises FileNotFoundError for missing files, ValueError for unsuitable ones, OSError for unreadable ones.
     """
+    if not (folder / "unet" / "config.json").is_file():
+        raise FileNotFoundError("has no unet/config.json, which a reward model of SDXL or SD1.5 has")
     config = RewardConfig()
     if (folder / CONFIG).is_file():
         values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -130,8 +132,6 @@ def _equal(one: nn.Module, two: nn.Module) -> bool:
 
 
 def _load_trunk(folder: Path, base: nn.Module | None) -> UNet2DConditionModel:
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"has no {folder.name}/config.json")
     trunk = encoder_half(new_network(UNet2DConditionModel, folder))
     wanted = trunk.state_dict().keys()
     tensors: dict[str, Tensor] = {}

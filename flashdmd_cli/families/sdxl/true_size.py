@@ -5,15 +5,14 @@ The configurations are those of `stabilityai/stable-diffusion-xl-base-1.0`.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from flashdmd_cli.families.noise import SDXL_NOISE
+from flashdmd_cli.families.random_weights import new_random
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.storage import store_in_bf16
 
@@ -61,11 +60,12 @@ def random_family(
 
     `small` is a narrow network of the same structure, which shows within seconds on a CPU that something runs.
     """
-    unet = _new(UNet2DConditionModel, {**UNET, **(SMALL_UNET if small else {}), "sample_size": resolution // 8}, device)
+    config = {**UNET, **(SMALL_UNET if small else {}), "sample_size": resolution // 8}
+    unet = new_random(UNet2DConditionModel, config, device)
     if weights == "bf16":
         store_in_bf16(unet)
     pipeline = StableDiffusionXLPipeline(
-        vae=_new(AutoencoderKL, {**VAE, **(SMALL_VAE if small else {}), "sample_size": resolution}, device),
+        vae=new_random(AutoencoderKL, {**VAE, **(SMALL_VAE if small else {}), "sample_size": resolution}, device),
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,
         scheduler=EulerDiscreteScheduler(**SDXL_NOISE), add_watermarker=False,
     )  # fmt: skip
@@ -77,20 +77,3 @@ def random_text(family: SDXLFamily, batch: int) -> dict[str, Tensor]:
     config: Any = family.pipeline.unet.config
     pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
     return {"context": torch.randn(batch, TOKENS, config.cross_attention_dim), "pooled": torch.randn(batch, pooled)}
-
-
-def _new(kind: Any, config: dict[str, Any], device: torch.device) -> Any:
-    with init_empty_weights(include_buffers=False):
-        net = kind.from_config(config)
-    return randomize(net.to_empty(device=device))
-
-
-@torch.no_grad()
-def randomize(net: nn.Module) -> nn.Module:
-    """Draw the weights of `net` so that activations keep their size: normal / sqrt(inputs), norms 1, biases 0."""
-    for name, parameter in net.named_parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(std=1 / math.sqrt(parameter[0].numel()))
-        else:
-            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-    return net

@@ -117,8 +117,8 @@ def done(recipe: Recipe) -> list[str]:
         f"({grid}), on its own noisy pictures, so that it learns to correct its own errors.",
         "Distribution matching determines the contents of the picture. Noise is added to the student's picture, and "
         "two networks denoise it: the teacher (guidance scale "
-        f"{recipe.dm.guidance:g}), and a fake score that is trained on the student's pictures. The difference of their "
-        f"results gives the gradient that moves the student towards the teacher. This is done {where}.",
+        f"{recipe.dm.mean_guidance:g}), and a fake score that is trained on the student's pictures. The difference of "
+        f"their results gives the gradient that moves the student towards the teacher. This is done {where}.",
         f"The fake score is trained in every iteration, the student in {ttur}. After each student update, the fake "
         "score's weights are averaged slightly with the student's, so that it needs fewer updates to follow.",
     ]

@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.reward import RewardModel
     from flashdmd_cli.training.pairs import PairSampler
 
-EMBEDDED, EMBEDDED_ASSET = "embedded", "shapes-reward"
+EMBEDDED = "embedded"
+EMBEDDED_ASSETS = {"sdxl": "shapes-reward", "sd3": "shapes-sd3-reward"}
+"""Family -> the shipped reward model of its embedded teacher."""
+BUILDS = {"sdxl": "reward", "sd3": "sd3-reward"}
+"""Family -> the part of `shapes build` that makes it."""
 LRM_SDXL, LRM = "lrm_sdxl", "casiatao/LRM"
 """Name of the published reward model for SDXL in recipes, and its hub id."""
 HINT = "flashdmd reward train makes one"
 PUBLISHED, OWN = "state_dict.pt", "projections.safetensors"
 """The small file that only folders of reward models have: in the published format, and in that of this package."""
+TRUNKS = ("unet/config.json", "adapter.safetensors")
+"""A file with the features' network that folders of reward models have: SDXL's, SD3's."""
 
 
 def reward_root(names: Iterable[str]) -> str | None:
@@ -35,7 +41,7 @@ def reward_root(names: Iterable[str]) -> str | None:
     roots = [name.removesuffix(mark) for name in sorted(present) for mark in (PUBLISHED, OWN)
              if name == mark or name.endswith(f"/{mark}")]  # fmt: skip
     roots.sort(key=lambda root: f"{root}text_encoder_2/config.json" not in present)
-    return next((root for root in roots if f"{root}unet/config.json" in present), None)
+    return next((root for root in roots if any(root + trunk in present for trunk in TRUNKS)), None)
 
 
 def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -46,16 +52,17 @@ def reward_files(names: Iterable[str]) -> tuple[list[str], list[str]]:
     present = list(names)
     root = reward_root(present)
     if root is None:
-        return [], [f"unet/ with {PUBLISHED} or {OWN}"]
+        return [], [f"unet/ or {TRUNKS[1]}, with {PUBLISHED} or {OWN}"]
     inside = [name for name in present if name.startswith(root) and name.endswith((".json", ".txt", ".safetensors"))]
     marks = [root + mark for mark in (PUBLISHED, OWN) if root + mark in present]
-    weights = any(name.startswith(f"{root}unet/") and name.endswith(".safetensors") for name in inside)
+    trunks = (f"{root}unet/", root + TRUNKS[1])
+    weights = any(name.startswith(trunks) and name.endswith(".safetensors") for name in inside)
     files = [*(name for name in sorted(inside) if name not in marks), *marks]
     return files, [] if weights else [f"{root}unet/*.safetensors"]
 
 
-def find_reward(name: str, reporter: Reporter | None = None) -> Path:
-    """The folder of a reward model, downloaded if it is on the hub.
+def find_reward(name: str, reporter: Reporter | None = None, family: str = "sdxl") -> Path:
+    """The folder of a reward model, downloaded if it is on the hub; `family` is that of the latents to be scored.
 
     Raises `InputError` if it cannot be found or downloaded, or does not match its manifest.
     """
@@ -65,11 +72,11 @@ def find_reward(name: str, reporter: Reporter | None = None) -> Path:
         from flashdmd_cli.shapes.assets import asset
 
         try:
-            return asset(EMBEDDED_ASSET)
+            return asset(EMBEDDED_ASSETS.get(family, family))
         except FileNotFoundError:
             raise InputError(
-                "--reward embedded: the embedded reward model is not installed",
-                hint="flashdmd shapes build reward --out DIR makes one, then --reward DIR",
+                f"--reward embedded: no embedded reward model of {family} is installed",
+                hint=f"flashdmd shapes build {BUILDS.get(family, 'reward')} --out DIR makes one, then --reward DIR",
             ) from None
     folder = expanded(name)
     asked = None if folder.exists() else (LRM, None) if name == LRM_SDXL else parse_id(name)
@@ -80,7 +87,8 @@ def find_reward(name: str, reporter: Reporter | None = None) -> Path:
         snapshot = fetch(wanted, reward_files, reporter.say, reporter.draws_bars)
         folder = snapshot / (reward_root(files_below(snapshot)) or "")
     if not folder.is_dir():
-        raise InputError(f"--reward {name}: no such folder", hint=f"--reward {LRM_SDXL} is {LRM} on the hub; {HINT}")
+        published = f"--reward {LRM_SDXL} is {LRM} on the hub; " if family == "sdxl" else ""
+        raise InputError(f"--reward {name}: no such folder", hint=f"{published}{HINT}")
     if (folder / MANIFEST).is_file():
         whole_folder(folder, ("reward",), "--reward", "flashdmd reward train")
     return folder
@@ -100,7 +108,8 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
         reward = family_named(family.name).module.load_reward(folder, family, dtype)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = getattr(error, "hint", "") or f"a folder of {LRM}, or of flashdmd reward train"
+        published = f"a folder of {LRM}, or " if family.name == "sdxl" else "a folder "
+        hint = getattr(error, "hint", "") or f"{published}of flashdmd reward train with a teacher of this family"
         raise InputError(f"--reward {folder}: {first}", hint=hint) from error
     return reward.to(device)
 

@@ -6,6 +6,7 @@ What is run are the functions of `training.distill` and `training.steps` themsel
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,8 +17,8 @@ import torch
 from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
-from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.sdxl.true_size import random_family
+from flashdmd_cli.families.family import Family
+from flashdmd_cli.families.registry import family_named
 from flashdmd_cli.networks.heads import LatentDiscriminator, PixelDiscriminator
 from flashdmd_cli.networks.sam import load_sam_encoder, new_sam
 from flashdmd_cli.runs.recipe import Recipe
@@ -48,6 +49,8 @@ class Sizes:
     """Trainable parameters of the student; the fake score has as many."""
     heads: int
     """Trainable parameters of the discriminator."""
+    cached: int
+    """Bytes of the cached latents and text embeddings of a picture, in bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ def _key(recipe: Recipe) -> str:
     plain = {"seed": 0, "batch": 1, "micro_batch": 1, "average_images": average}
     chosen = Recipe.model_validate(
         {
+            "family": recipe.family,
             "model": recipe.model.model_dump(exclude=unused),
             "grid": {"steps": recipe.grid.steps},
             "gan": recipe.gan.model_dump(exclude={"weight", "fake_weight"}),
@@ -105,7 +109,7 @@ def _key(recipe: Recipe) -> str:
 
 @dataclass(frozen=True)
 class _Parts:
-    family: SDXLFamily
+    family: Any
     networks: Networks
     heads: Any
 
@@ -113,17 +117,18 @@ class _Parts:
     def modules(self) -> list[nn.Module]:
         n = self.networks
         views = [n.student, n.fake, n.teacher, *([] if n.average is None else [n.average])]
-        nets: list[nn.Module] = [self.family.base.net, self.family.vae, *(view.base.net for view in views)]
+        nets: list[nn.Module] = [self.family.base.net, self.family.pipeline.vae, *(view.base.net for view in views)]
         return [*nets, *([] if self.heads is None else [self.heads])]
 
 
 def _parts(recipe: Recipe, precision: str, resolution: int, small: bool) -> _Parts:
-    family = random_family(resolution, precision, recipe.model.storage(precision), META, small)
+    make = family_named(recipe.family).module.random_family
+    family: Any = make(resolution, precision, recipe.model.storage(precision), META, small)
     with META:
         return _Parts(family, new_networks(recipe, family, None), _heads(recipe, family, small))
 
 
-def _heads(recipe: Recipe, family: SDXLFamily, small: bool) -> nn.Module | None:
+def _heads(recipe: Recipe, family: Family, small: bool) -> nn.Module | None:
     kind, sam = recipe.gan.kind, recipe.gan.sam
     if kind == "none":
         return None
@@ -151,6 +156,7 @@ def _sizes_of(parts: _Parts) -> Sizes:
     student, average = parts.networks.student, parts.networks.average
     heads = 0 if parts.heads is None else sum(p.numel() for p in parameters_of(parts.heads))
     own = sum(p.numel() for p in student.parameters)
+    text = family_named(parts.family.name).module.random_text(parts.family, 1)
     denoiser = parts.networks.teacher.base.net.named_parameters()
     return Sizes(
         parameters=sum(p.numel() for name, p in denoiser if ".lora_" not in name),
@@ -159,6 +165,7 @@ def _sizes_of(parts: _Parts) -> Sizes:
         averages=0 if average is None else _bytes(average.parameters),
         student=own,
         heads=heads,
+        cached=2 * (math.prod(parts.family.latent_shape) + sum(each.numel() for each in text.values())),
     )  # fmt: skip
 
 

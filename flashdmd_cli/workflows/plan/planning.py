@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
+from flashdmd_cli.workflows.bench import has_random_weights
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.plan.counting import Counts, Sizes, count, sizes
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
 
 STATES_KEPT = 2
 """Resumable states in the folder of a run."""
-TEXT_BYTES, LATENT_BYTES = 2 * (77 * 2048 + 1280), 2 * 4
-"""Cache in bfloat16: of a caption, and of a position of the latents of a picture."""
+MEASURED_FAMILY = "sdxl"
+"""The family whose training the speeds of GPUs were measured with."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Plan:
     """What a distillation needs."""
 
     recipe: str
+    family: str
     form: str
     checkpointing: bool
     resolution: int
@@ -87,11 +88,11 @@ def plan(
     small: bool = False,
     indices: Sequence[int] | None = None,
 ) -> Plan:
-    """What the distillation `recipe` (stage 1) of SDXL needs on `processes` devices `gpu`, without running it.
+    """What the distillation `recipe` (stage 1) of SDXL or SD3 needs on `processes` devices `gpu`, without running it.
 
     `price` is that of one device for an hour. `precision`: number format of forward passes; default: the recipe's, or
     bf16. `small` plans for the small network of `bench`. `indices`: grid steps of distribution matching to average
-    over, default all. Raises `UsageError` for an alignment and for other families.
+    over, default all. Raises `UsageError` for an alignment and for families without random weights.
     """
     check(recipe)
     precision = precision or ("bf16" if recipe.model.precision == "auto" else recipe.model.precision)
@@ -109,6 +110,7 @@ def plan(
     needed = peak * FRAGMENTATION + RESERVE
     return Plan(
         recipe=recipe.name,
+        family=recipe.family,
         form=recipe.model.form,
         checkpointing=recipe.model.checkpointing,
         resolution=resolution,
@@ -126,25 +128,25 @@ def plan(
         memory_by_phase={name: total / 1e9 for name, total in totals.items()},
         device_gb=None if gpu is None else gpu.memory / 1e9,
         fits=None if gpu is None else needed <= gpu.memory,
-        disk_gb=disk(recipe, counts.sizes, resolution),
+        disk_gb=disk(counts.sizes),
         seconds_per_iteration=seconds,
         gpu_hours=hours,
         eflop=per_sample * recipe.train.batch * recipe.train.iterations / 1e6,
         images=recipe.train.batch * recipe.train.iterations,
         cost=None if hours is None or price is None else hours * price,
-        is_measured=gpu is not None and gpu.is_measured,
+        is_measured=gpu is not None and gpu.is_measured and recipe.family == MEASURED_FAMILY,
     )
 
 
 def check(recipe: Recipe) -> None:
-    """Raise `UsageError` unless the recipe is a distillation of SDXL."""
+    """Raise `UsageError` unless `can_plan(recipe)`."""
     if not can_plan(recipe):
-        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL can be planned")
+        raise UsageError(f"--recipe {recipe.name}: only distillations of SDXL and SD3 can be planned")
 
 
 def can_plan(recipe: Recipe) -> bool:
-    """Whether the recipe is a distillation of a teacher of SDXL's size."""
-    return recipe.align is None and recipe.family == SDXLFamily.name and not is_shapes(recipe.teacher)
+    """Whether the recipe is a distillation of a teacher of true size, of a family that has random weights."""
+    return recipe.align is None and has_random_weights(recipe.family) and not is_shapes(recipe.teacher)
 
 
 def evaluations(recipe: Recipe, indices: Sequence[int] | None = None) -> Evaluations:
@@ -241,14 +243,13 @@ def seconds_per_iteration(
     return rows / micro_batch * max(launching, computing)
 
 
-def disk(recipe: Recipe, of: Sizes, resolution: int) -> dict[str, float]:
+def disk(of: Sizes) -> dict[str, float]:
     """Gigabytes on disk, by what they are for."""
     state = 12 * of.trainable + of.averages
-    caches = 1000 * (LATENT_BYTES * (resolution // 8) ** 2 + TEXT_BYTES)
     return {
         "states": STATES_KEPT * state / 1e9,
         "student": 4 * of.parameters / 1e9,
-        "caches of 1000 pictures": caches / 1e9,
+        "caches of 1000 pictures": 1000 * of.cached / 1e9,
     }
 
 

@@ -1,4 +1,4 @@
-"""A dry run of `docs/experiments/gpu.sh` on the CPU, with tiny networks: GPU time is too short to find mistakes in it."""
+"""A dry run of `docs/experiments/gpu.sh` on the CPU, with tiny networks: on a GPU, mistakes would cost too much."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.settings import SDXL_NOISE
-from flashdmd_cli.families.storage import store_in_bf16
+from flashdmd_cli.families.storage import store
 
 UNET: dict[str, Any] = {
     "addition_embed_type": "text_time",
@@ -62,8 +62,7 @@ def random_family(
     `small` is a narrow network of the same structure, which shows within seconds on a CPU that something runs.
     """
     unet = _new(UNet2DConditionModel, {**UNET, **(SMALL_UNET if small else {}), "sample_size": resolution // 8}, device)
-    if weights == "bf16":
-        store_in_bf16(unet)
+    store(unet, weights, SDXLFamily.adapter_targets)
     pipeline = StableDiffusionXLPipeline(
         vae=_new(AutoencoderKL, {**VAE, **(SMALL_VAE if small else {}), "sample_size": resolution}, device),
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,

@@ -123,7 +123,7 @@ def test_the_forecast_is_what_is_written(folder, shipped, monkeypatch):
     assert size(forecast(original, 0, 1, ("text",))) == "318.0 kB"
     assert forecast(original, 1, 0, ("latents",)) == 131_072
     out = prepare(folder, "d", "--cache", "latents,text")
-    tensors = [load_file(path) for path in out.glob("*.safetensors")]
+    tensors = [load_file(path) for path in out.glob("pictures-*.safetensors")]
     written = sum(tensor.nbytes for each in tensors for name, tensor in each.items() if name != "prompts")
     assert written == forecast(dimensions(shipped / "shapes-sdxl"), NUM, 3, ("latents", "text"))
     full = shutil.disk_usage(out)._replace(free=1000)

@@ -114,7 +114,7 @@ class Opened(Exception):
 def test_both_stages_ask_the_data_for_sizes(
     told: str, sized: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def open_data(data: Path, teacher: Path, sized: bool = False) -> None:
+    def open_data(data: Path, teacher: Path, sized: bool, reporter: object) -> None:
         raise Opened(sized)
 
     for module in (distill_workflow, align_workflow):

@@ -60,8 +60,9 @@ def test_a_collection_from_python(folder, tmp_path, capfd):
     assert manifest == read_manifest(out) and verify(out) == []
     assert (manifest.collection.seen, manifest.collection.kept) == (5, 5)
     assert [ShardDataset(out).sample(i).caption for i in range(5)] == [f"caption {i}" for i in range(5)]
-    assert reporter.counts == [(done, 5) for done in range(6)]
-    assert reporter.phases[0] == f"listing {folder}" and len(reporter.phases) == 3
+    num_shards = len(list(out.glob("*.tar")))
+    assert reporter.counts == [(done, total) for total in (5, num_shards) for done in range(total + 1)]
+    assert reporter.phases[0] == f"listing {folder}" and len(reporter.phases) == 4
     assert prepare(str(folder), str(out), **SMALL, filters=["caption_length<=9"]) == manifest
     with pytest.raises(UsageError, match="other data"):
         prepare(folder, out, **SMALL)

@@ -14,17 +14,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.index import PROMPT_INDEX, PromptIndex, Spare, Tick, build_prompt_index, indexed
 from flashdmd_cli.data.items import PICTURE_SUFFIXES
 from flashdmd_cli.data.seen import Seen, scratch
 from flashdmd_cli.data.whole import read_tar, whole
@@ -149,33 +152,45 @@ def _batches(shard: Path, batch: int) -> Iterator[Tensor]:
         yield torch.stack(rows)
 
 
+def prompts_of(path: Path) -> NDArray[np.uint8]:
+    """Digests (M, 16) of the prompts in a text cache; DataError if it cannot be read."""
+    with _opened(path) as file:
+        digests: NDArray[np.uint8] = file.get_tensor(PROMPTS).numpy()
+    return digests
+
+
 class CacheReader:
     """Reads the caches of a folder of shards; the attributes `latents` and `text` are whether it has these."""
 
-    def __init__(self, shards: Sequence[Path], what: Sequence[str]) -> None:
+    def __init__(
+        self, folder: Path, shards: Sequence[Path], sizes: Mapping[Path, int], what: Sequence[str], spare: Spare,
+        tick: Tick,
+    ) -> None:  # fmt: skip
+        """`sizes` are those of all files, `spare` and `tick` as in `ShardDataset`."""
         self.latents, self.text = "latents" in what, "text" in what
-        self._prompts: dict[bytes, tuple[Path, int]] = {}
-        for shard in shards if self.text else ():
-            path = shard.with_name(shard.stem + TEXT)
-            if path.is_file():
-                with _opened(path) as file:
-                    digests = file.get_tensor(PROMPTS).numpy()
-                self._prompts |= {row.tobytes(): (path, place) for place, row in enumerate(digests)}
+        self._shards = shards
+        self._texts = sorted(path for path in sizes if path.name.endswith(TEXT)) if self.text else []
+        if self.text:
+            files = {path: sizes[path] for path in self._texts}
+            build = partial(build_prompt_index, self._texts, prompts_of, tick)
+            self._prompts = PromptIndex(indexed(PROMPT_INDEX, files, folder, spare, build))
 
-    def latent(self, shard: Path, place: int) -> Tensor:
-        """Latents (C, h, w), float32, of sample `place` of a shard."""
-        with _opened(shard.with_name(shard.stem + LATENTS)) as file:
+    def latent(self, shard: int, place: int) -> Tensor:
+        """Latents (C, h, w), float32, of sample `place` of shard number `shard`."""
+        path = self._shards[shard]
+        with _opened(path.with_name(path.stem + LATENTS)) as file:
             latent: Tensor = file.get_slice("latents")[place].float()
         return latent
 
     def embedding(self, prompt: str) -> dict[str, Tensor]:
         """Embeddings of a prompt by name, float32."""
-        position = self._prompts.get(digest(prompt))
-        if position is None:
-            raise DataError(f"--data: the text cache lacks the prompt {prompt[:60]!r}", REBUILD)
-        path, place = position
-        with _opened(path) as file:
-            return {name: file.get_slice(name)[place].float() for name in file.keys() if name != PROMPTS}  # noqa: SIM118
+        sought = digest(prompt)
+        for number, row in self._prompts.places(sought):
+            with _opened(self._texts[number]) as file:
+                if bytes(file.get_slice(PROMPTS)[row].tolist()) == sought:
+                    names = [name for name in file.keys() if name != PROMPTS]  # noqa: SIM118
+                    return {name: file.get_slice(name)[row].float() for name in names}
+        raise DataError(f"--data: the text cache lacks the prompt {prompt[:60]!r}", REBUILD)
 
 
 @contextmanager

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import stat
 import tarfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -21,15 +23,23 @@ from webdataset import TarWriter
 
 from flashdmd_cli.data.caches import CacheReader
 from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.index import (
+    INDEX,
+    PICTURES,
+    REBUILD,
+    SampleIndex,
+    Spare,
+    Tick,
+    build_sample_index,
+    indexed,
+    no_tick,
+)
 
-PICTURES = ("png", "jpg", "jpeg", "webp")
 SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
 """Files of one sample."""
 
 CACHE_BYTES = 512 * 2**20
 """Size of the cache of decoded pictures; smaller data sets are decoded only once."""
-
-REBUILD = "write the data again: `flashdmd prepare-data` with --yes"
 
 
 @dataclass(frozen=True)
@@ -107,36 +117,16 @@ def _members(sample: Mapping[str, Any], seen: set[str]) -> dict[str, Any]:
     return members
 
 
-@dataclass(frozen=True)
-class _Member:
-    """Position of a file inside a shard, in bytes."""
-
-    shard: Path
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Index entry of one sample."""
-
-    key: str
-    members: dict[str, _Member]
-    place: tuple[Path, int]  # shard, number of the sample in it
-
-
 class ShardDataset:
     """Random access to the samples of a folder of shards.
 
-    `expected` is the list of files in the folder's manifest (`path`, `size`, `sha256`): all files are verified on
-    opening, and only listed shards are read. `cached` is which of `latents` and `text` to load from the caches into
-    batches, `sized` whether to add `sizes` (not for data without pictures). Raises `DataError` for missing or damaged
-    files.
+    `expected` is the list of files in the folder's manifest (`path`, `size`): the sizes of all are checked on opening,
+    and only listed shards are read. Their contents are not, which `inspect` does. `cached` is which of `latents` and
+    `text` to load from the caches into batches, `sized` whether to add `sizes` (not for data without pictures).
+
+    A missing index is built once, from the headers of all shards, and kept beside the shards, or if that folder cannot
+    be written to, in the folder that `spare` returns; `tick` is called with the numbers of files read and of all.
+    Without `expected` it is always built, and not kept. Raises `DataError` for missing or damaged files.
     """
 
     def __init__(
@@ -145,21 +135,25 @@ class ShardDataset:
         expected: Sequence[Mapping[str, Any]] | None = None,
         cached: Sequence[str] = (),
         sized: bool = False,
+        spare: Spare = lambda: None,
+        tick: Tick = no_tick,
     ) -> None:
         self.folder = folder
-        if expected is None:
-            shards = sorted(folder.glob("*.tar"))
-        else:
-            verify_files(folder, expected)
-            shards = sorted(folder / entry["path"] for entry in expected if str(entry["path"]).endswith(".tar"))
-        if not shards:
+        sizes = None if expected is None else check_sizes(folder, expected)
+        listed = sorted(folder.glob("*.tar") if sizes is None else (path for path in sizes if path.suffix == ".tar"))
+        if not listed:
             raise DataError(f"--data {folder} holds no shard (*.tar)", REBUILD)
-        self._index = [entry for shard in shards for entry in _index_shard(shard)]
-        if not self._index:
+        if sizes is None:
+            arrays = build_sample_index(listed, tick)
+        else:
+            shards = {path: sizes[path] for path in listed}
+            arrays = indexed(INDEX, shards, folder, spare, lambda: build_sample_index(listed, tick))
+        self._index = SampleIndex(listed, arrays)
+        if not len(self._index):
             raise DataError(f"--data {folder} holds no sample", REBUILD)
         self._cache: OrderedDict[int, Sample] = OrderedDict()
         self._orders: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-        self.caches = CacheReader(shards, cached)
+        self.caches = CacheReader(folder, listed, sizes or {}, cached, spare, tick)
         self.picture_shape = tuple(self._decode(0).picture.shape)
         """(3, H, W), the same for every picture; (3, 0, 0) for prompts without pictures."""
         self._capacity = max(1, CACHE_BYTES // max(1000, int(np.prod(self.picture_shape))))
@@ -200,7 +194,7 @@ class ShardDataset:
         pixels = torch.stack([sample.picture for sample in samples]).float() / 127.5 - 1
         latents = text = None
         if self.caches.latents:
-            latents = torch.stack([self.caches.latent(*self._index[index].place) for index in chosen])
+            latents = torch.stack([self.caches.latent(*self._index.place(index)) for index in chosen])
         if self.caches.text:
             rows = [self.caches.embedding(sample.caption) for sample in samples]
             text = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
@@ -212,24 +206,26 @@ class ShardDataset:
         if (seed, epoch) not in self._orders:
             digest = hashlib.sha256(f"reading order {seed} {epoch}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-            self._orders[seed, epoch] = torch.randperm(len(self), generator=generator)
-            if len(self._orders) > 2:
+            if len(self._orders) == 2:
                 self._orders.popitem(last=False)
+            # The order is the same for both formats, and takes half the memory in 32 bits.
+            dtype = torch.int32 if len(self) < 2**31 else torch.int64
+            self._orders[seed, epoch] = torch.randperm(len(self), generator=generator, dtype=dtype)
         return int(self._orders[seed, epoch][place])
 
     def _decode(self, index: int) -> Sample:
-        key, members = self._index[index].key, self._index[index].members
-        kind = next((kind for kind in PICTURES if kind in members), None)
         picture = torch.empty((3, 0, 0), dtype=torch.uint8)
         try:
+            key, members = self._index.read(index)
+            kind = next((kind for kind in PICTURES if kind in members), None)
             if kind is not None:
-                with Image.open(io.BytesIO(members[kind].read())) as image:
+                with Image.open(io.BytesIO(members[kind])) as image:
                     picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-            caption = members["txt"].read().decode()
-            facts = json.loads(members["json"].read()) if "json" in members else {}
-        except (OSError, ValueError, SyntaxError) as error:
-            shard = members["txt"].shard
-            raise DataError(f"--data: sample {key} of {shard} cannot be read: {error}", REBUILD) from None
+            caption = members["txt"].decode()
+            facts = json.loads(members["json"]) if "json" in members else {}
+        except (OSError, ValueError, SyntaxError, KeyError, tarfile.TarError) as error:
+            shard, place = self._index.shard(index), self._index.place(index)[1]
+            raise DataError(f"--data: sample {place} of {shard} cannot be read: {error}", REBUILD) from None
         return Sample(key, picture, caption, facts)
 
 
@@ -251,45 +247,28 @@ def _size(shape: Sequence[int]) -> str:
     return f"{shape[2]} x {shape[1]} px"
 
 
-def verify_files(folder: Path, expected: Iterable[Mapping[str, Any]]) -> None:
-    """Compare files with their expected sizes (bytes) and SHA-256 digests; `DataError` for the first difference."""
+def check_sizes(folder: Path, expected: Iterable[Mapping[str, Any]]) -> dict[Path, int]:
+    """The files of `folder` that are `expected` (`path`, `size` in bytes), with their sizes.
+
+    Raises `DataError` for the first that is missing, lies outside of `folder`, or has another size.
+    """
+    sizes: dict[Path, int] = {}
+    root = folder.resolve()
     for entry in expected:
         path = folder / entry["path"]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise DataError(f"--data: the manifest names {entry['path']}, outside of {folder}", REBUILD)
-        if not path.is_file():
+        try:
+            status = path.lstat()
+            may_lead_out = os.sep in entry["path"] or stat.S_ISLNK(status.st_mode)
+        except OSError:
+            status, may_lead_out = None, True
+        # Resolving takes long; only a path with a folder or a link in it can lead out of `folder`.
+        if may_lead_out:
+            if not path.resolve().is_relative_to(root):
+                raise DataError(f"--data: the manifest names {entry['path']}, outside of {folder}", REBUILD)
+            status = path.stat() if path.exists() else None
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise DataError(f"--data: {path} is missing", REBUILD)
-        if (size := path.stat().st_size) != entry["size"]:
-            raise DataError(f"--data: {path} has {size} bytes, but {entry['size']} in the manifest", REBUILD)
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                raise DataError(f"--data: {path} differs from its manifest (SHA-256)", REBUILD)
-
-
-def _index_shard(shard: Path) -> Iterator[_Entry]:
-    """Index of the samples of a shard, in the order of the file."""
-    samples: dict[str, dict[str, _Member]] = {}
-    end = 0
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for info in tar:
-                end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
-                if not info.isfile():
-                    continue
-                folder, _, name = info.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                samples.setdefault(key, {})[extension] = _Member(shard, info.offset_data, info.size)
-    except tarfile.TarError as error:
-        raise DataError(f"--data: {shard} is not a whole tar file: {error}", REBUILD) from None
-    # tarfile stops silently at a damaged header; in an intact file, an empty block follows the last member.
-    if _Member(shard, end, tarfile.BLOCKSIZE).read() != bytes(tarfile.BLOCKSIZE):
-        raise DataError(f"--data: {shard} is cut off or damaged after {len(samples)} samples", REBUILD)
-    has_pictures = any(kind in PICTURES for members in samples.values() for kind in members)
-    for number, (key, members) in enumerate(samples.items()):
-        missing = [] if "txt" in members else ["txt"]
-        if has_pictures and not any(kind in PICTURES for kind in members):
-            missing.append("its picture")
-        if missing:
-            raise DataError(f"--data: sample {key} of {shard} lacks {', '.join(missing)}", REBUILD)
-        yield _Entry(key, members, (shard, number))
+        if status.st_size != entry["size"]:
+            raise DataError(f"--data: {path} has {status.st_size} bytes, but {entry['size']} in the manifest", REBUILD)
+        sizes[path] = entry["size"]
+    return sizes

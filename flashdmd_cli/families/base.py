@@ -27,7 +27,7 @@ from flashdmd_cli.core.schedules import per_sample, x0_from_output
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Calls
 from flashdmd_cli.families.sharding import is_sharded, shard_, whole_network
-from flashdmd_cli.families.storage import stock_layers, stored_in_fp32
+from flashdmd_cli.families.storage import full_weight, stock_layers, stored_in_fp32
 
 
 class _AdaptedLinear(LoraLinear):
@@ -234,8 +234,8 @@ class View:
         copies: dict[int, Any] = {}
         for layer in self.base._layers:
             delta = sum(layer.get_delta_weight(name) for name in self.adapters if name in layer.lora_A)
-            weight = layer.get_base_layer().weight
-            copies[id(weight)] = _frozen((weight.float() + delta).to(dtype))
+            stored = layer.get_base_layer()
+            copies[id(stored.weight)] = _frozen((full_weight(stored) + delta).to(dtype))
         for key, tensor in (*self.base.net.named_parameters(), *self.base.net.named_buffers()):
             if ".lora_" in key:
                 copies[id(tensor)] = tensor  # not copied, because it is removed

@@ -29,9 +29,11 @@ class Model(Config):
     precision: Precision = "auto"
     """Number format of forward passes: fp32, bf16, or auto, which is bf16 if the device supports it natively. Master
     weights and losses are always fp32."""
-    weights: Literal["auto", "fp32", "bf16"] = "auto"
+    weights: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     """Number format in which the frozen denoiser is stored if `form` is lora; adapters are always fp32. auto is the
-    format of forward passes. With bf16 weights and `precision: fp32`, each layer converts its weights when called."""
+    format of forward passes. With bf16 weights and `precision: fp32`, each layer converts its weights when called. int8
+    takes half the memory of bf16: the layers with adapters store whole numbers with a scale for each output; each call
+    converts them, and losses change a little."""
     device: Device = "auto"
     """Device of the networks: cpu, cuda, mps, or auto, which is the accelerator if there is one."""
     checkpointing: bool = False

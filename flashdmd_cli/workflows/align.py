@@ -75,7 +75,8 @@ def align(
         check_family(recipe, teacher)
         reward_folder = find_reward(recipe.align.reward, reporter, recipe.family)
         placed = with_sam(recipe, reporter)
-    shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
+    with world.main_first():  # which builds a missing index
+        shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data", reporter)
     parents = [student.folder, *([reward_folder] if (reward_folder / MANIFEST).is_file() else [])]
     # Adapters are trained on top of the networks in stage 1's state, so it is read again when the run is resumed.
     needs_state = recipe.model.form == "lora" and recipe.align.rl_ratio is not None

@@ -58,7 +58,8 @@ def distill(
     shards_at = shards_at or find_run(None, "data", flag="--data")
     if data is None:
         reporter.say(f"data: {shards_at}")
-    shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data")
+    with world.main_first():  # which builds a missing index
+        shards, manifest = open_data(shards_at, teacher, recipe.model.micro_conditioning == "data", reporter)
 
     # The folder is created only now that all inputs are known to exist.
     def start() -> Place | None:

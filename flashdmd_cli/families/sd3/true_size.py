@@ -14,7 +14,7 @@ from torch import Tensor
 from flashdmd_cli.families.random_weights import new_random
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.layout import SHIFT
-from flashdmd_cli.families.storage import store_in_bf16
+from flashdmd_cli.families.storage import store
 
 TRANSFORMER: dict[str, Any] = {
     "attention_head_dim": 64,
@@ -62,8 +62,7 @@ def random_family(
     """
     config = {**TRANSFORMER, **(SMALL_TRANSFORMER if small else {}), "sample_size": resolution // 8}
     net = new_random(SD3Transformer2DModel, config, device)
-    if weights == "bf16":
-        store_in_bf16(net)
+    store(net, weights, SD3Family.adapter_targets)
     pipeline = StableDiffusion3Pipeline(
         vae=new_random(AutoencoderKL, {**VAE, **(SMALL_VAE if small else {}), "sample_size": resolution}, device),
         text_encoder=None, text_encoder_2=None, text_encoder_3=None,

@@ -14,7 +14,7 @@ from torch import Tensor
 from flashdmd_cli.families.noise import SDXL_NOISE
 from flashdmd_cli.families.random_weights import new_random
 from flashdmd_cli.families.sdxl.family import SDXLFamily
-from flashdmd_cli.families.storage import store_in_bf16
+from flashdmd_cli.families.storage import store
 
 UNET: dict[str, Any] = {
     "addition_embed_type": "text_time",
@@ -62,8 +62,7 @@ def random_family(
     """
     config = {**UNET, **(SMALL_UNET if small else {}), "sample_size": resolution // 8}
     unet = new_random(UNet2DConditionModel, config, device)
-    if weights == "bf16":
-        store_in_bf16(unet)
+    store(unet, weights, SDXLFamily.adapter_targets)
     pipeline = StableDiffusionXLPipeline(
         vae=new_random(AutoencoderKL, {**VAE, **(SMALL_VAE if small else {}), "sample_size": resolution}, device),
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None, unet=unet,

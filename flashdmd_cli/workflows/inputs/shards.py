@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.files import Source
     from flashdmd_cli.runs.manifest import Manifest
     from flashdmd_cli.runs.recipe import Recipe
+    from flashdmd_cli.runs.reporter import Reporter
 
 
-def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = False) -> tuple[ShardDataset, Manifest]:
-    """The shards of a data folder, whose files are checked against its manifest, and the manifest.
+def open_data(
+    folder: Path, teacher: Path | Source | None = None, sized: bool = False, reporter: Reporter | None = None
+) -> tuple[ShardDataset, Manifest]:
+    """The shards of a data folder, the sizes of whose files are checked against its manifest, and the manifest.
 
     Caches are used if `teacher` has the encoders that made them. `sized`: batches contain the sizes of the pictures.
-    Raises `InputError` if the folder is not a result of prepare-data.
+    Data of an earlier version have no index; it is built once, beside the shards or in the hub's cache of assets, and
+    the `reporter` receives the progress. Raises `InputError` if the folder is not a result of prepare-data.
     """
     from flashdmd_cli.data.shards import ShardDataset
     from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
@@ -34,7 +38,28 @@ def open_data(folder: Path, teacher: Path | Source | None = None, sized: bool = 
     # Embeddings and latents of other encoders do not fit this teacher.
     fits = cache is not None and teacher is not None and cache.encoders == encoders_hash(teacher)
     cached = cache.what if cache is not None and fits else ()
-    return ShardDataset(folder, [record.model_dump() for record in manifest.files], cached, sized), manifest
+    files = [record.model_dump() for record in manifest.files]
+
+    def tick(done: int, total: int) -> None:
+        if reporter is not None and not done:
+            reporter.phase(f"reading the headers of {total} files of {folder} for an index, once", "file")
+        if reporter is not None:
+            reporter.progress(done, total)
+
+    return ShardDataset(folder, files, cached, sized, lambda: _spare(folder / MANIFEST), tick), manifest
+
+
+def _spare(manifest: Path) -> Path | None:
+    """A folder for the index of data that cannot be written to, in huggingface_hub's cache of assets; None if there is
+    no such cache. Its name is the hash of the manifest, so it belongs to these files alone."""
+    from huggingface_hub import cached_assets_path
+
+    from flashdmd_cli.runs.files import sha256_file
+
+    try:
+        return cached_assets_path("flashdmd", namespace="index", subfolder=sha256_file(manifest)[:32])
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def cache_in_use(shards: ShardDataset, manifest: Manifest, data: Path) -> str | None:

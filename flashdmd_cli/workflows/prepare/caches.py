@@ -80,7 +80,8 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
 
     Shards and existing caches are not changed.
     """
-    from flashdmd_cli.data.caches import cache_files, first_uses
+    from flashdmd_cli.data.caches import LATENTS, TEXT, cache_files, first_uses, prompts_of
+    from flashdmd_cli.data.index import PROMPT_INDEX, build_prompt_index, sizes_of_files, write_index
 
     collection = manifest.collection
     assert collection is not None
@@ -126,7 +127,11 @@ def add_caches(request: Request, at: Workplace, manifest: Manifest) -> Manifest 
         files = [path for shard, count in zip(shards, new_prompts, strict=True)
                  for path in cache_files(shard, count, union)]  # fmt: skip
         record = CacheRecord(what=list(union), teacher=request.teacher, encoders=identity)
-        listed = [each for each in manifest.files if not each.path.endswith(".safetensors")]
+        if texts := sorted(path for path in files if path.name.endswith(TEXT)):
+            index = build_prompt_index(texts, prompts_of)
+            write_index(at.out / PROMPT_INDEX, sizes_of_files(texts), index)
+            files.append(at.out / PROMPT_INDEX)
+        listed = [each for each in manifest.files if not each.path.endswith((LATENTS, TEXT, PROMPT_INDEX))]
         return write_manifest(
             at.out,
             manifest.model_copy(

@@ -15,6 +15,7 @@ from flashdmd_cli.data.assemble import PROMPTS, REJECTED, assemble
 from flashdmd_cli.data.chunks import ChunkJob, record_path
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.filters import require_columns
+from flashdmd_cli.data.index import INDEX, build_sample_index, sizes_of_files, write_index
 from flashdmd_cli.data.items import Row, Source
 from flashdmd_cli.data.plan import Plan, write_plan
 from flashdmd_cli.data.sources import open_source
@@ -198,8 +199,11 @@ class Preparation:
                 f"SOURCE {self.request.source}: all {summary.seen} rows were rejected: {rejection_counts(summary)}",
                 advice(summary, self.request, source.kind),
             )
-        write_report(self.out / REPORT, summary, [self.out / name for name in summary.shards], str(self.request.source))
-        files = [*summary.shards, REJECTED, REPORT, *([PROMPTS] if self.request.settings.keep_prompts else [])]
+        shards = [self.out / name for name in summary.shards]
+        write_report(self.out / REPORT, summary, shards, str(self.request.source))
+        self.at.reporter.phase("indexing the shards", "shard")
+        write_index(self.out / INDEX, sizes_of_files(shards), build_sample_index(shards, self.at.reporter.progress))
+        files = [*summary.shards, INDEX, REJECTED, REPORT, *([PROMPTS] if self.request.settings.keep_prompts else [])]
         pictures = not source.prompts_only
         picture = {self.request.settings.encoding: f"picture, RGB, {self.request.settings.side} px square"}
         collection = Collection(

@@ -54,6 +54,7 @@ def existing(out: Path, wanted: dict[str, Any]) -> Manifest | None:
 
 def write(out: Path, num: int, seed: int, wanted: dict[str, Any], reporter: Reporter) -> Manifest:
     """Render the pictures, write them to shards, then write the manifest."""
+    from flashdmd_cli.data.index import INDEX, build_sample_index, sizes_of_files, write_index
     from flashdmd_cli.data.shards import write_shards
     from flashdmd_cli.shapes.samples import shapes_samples
 
@@ -68,11 +69,12 @@ def write(out: Path, num: int, seed: int, wanted: dict[str, Any], reporter: Repo
 
     with writing(out):
         written = write_shards(samples(), out)
+        write_index(out / INDEX, sizes_of_files(written.files), build_sample_index(written.files))
     return write_manifest(
         out,
         Manifest(
             kind="data",
-            files=[FileRecord(path=path.relative_to(out).as_posix()) for path in written.files],
+            files=[FileRecord(path=path.relative_to(out).as_posix()) for path in (*written.files, out / INDEX)],
             recipe=wanted,
             seed=seed,
             wall_seconds=time.monotonic() - began,

@@ -62,7 +62,7 @@ class FlowFamily:
         if self.pipeline.text_encoder is None:
             return {name: torch.cat([self.kept[prompt][name] for prompt in texts]) for name in ("context", "pooled")}
         context, _, pooled, _ = self.pipeline.encode_prompt(
-            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=4
+            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=256
         )
         return {"context": context, "pooled": pooled}
 
@@ -154,7 +154,10 @@ class _Texts:
 
 
 def load(source: Source, precision: str, weights: str) -> FlowFamily:
-    return FlowFamily(source.weights)
+    family = FlowFamily(source.weights)
+    if source.denoiser is not None:
+        family.base = family.load_student(source.denoiser).base
+    return family
 
 
 def refuse(place: Path) -> None:
@@ -168,7 +171,7 @@ refuse_vae = refuse
 def dimensions(folder: Path) -> Dimensions:
     net, vae = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
     side, channels = net["sample_size"], net["in_channels"]
-    text = {"context": (28, net["joint_attention_dim"]), "pooled": (net["pooled_projection_dim"],)}
+    text = {"context": (280, net["joint_attention_dim"]), "pooled": (net["pooled_projection_dim"],)}
     return Dimensions(side * 2 ** (len(vae["block_out_channels"]) - 1), (channels, side, side), text)
 
 

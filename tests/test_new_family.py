@@ -125,7 +125,7 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
     card = (exported.out / "README.md").read_text()
     assert "num_inference_steps=4" in card and '("this folder", text_encoder_3=None, tokenizer_3=None)' in card
     noise = torch.Generator().manual_seed(0)
-    stock = pipeline(CAPTION, num_inference_steps=4, guidance_scale=1.0, max_sequence_length=4,
+    stock = pipeline(CAPTION, num_inference_steps=4, guidance_scale=1.0,
                      height=IMAGE_SIZE, width=IMAGE_SIZE, generator=noise)  # fmt: skip
     assert pipeline.scheduler.timesteps.tolist() == pytest.approx(list(drawer.family.grid(4).timesteps))
     assert stock.images[0].size == (IMAGE_SIZE, IMAGE_SIZE)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.families.reward import RewardModel
+    from flashdmd_cli.families.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,26 @@ class FamilyModule(Protocol):
 
     def is_student(self, folder: Path) -> bool:
         """Whether a pipeline folder is a few-step student, judged by its scheduler configuration."""
+
+    def stored_in_file(self, source: Source, part: str) -> dict[str, Stored]:
+        """The tensors of one network in a file of a teacher or autoencoder, by diffusers' names."""
+
+    def single_file(
+        self,
+        parts: Mapping[str, Mapping[str, Stored]],
+        configs: Mapping[str, Mapping[str, Any]],
+        scheduler: Mapping[str, Any],
+    ) -> dict[str, Stored]:
+        """A whole pipeline in the layout of the original code, with tensor names that ComfyUI accepts.
+
+        `parts` and `configs`: tensors and configuration of each network; `scheduler`: that of the student's scheduler.
+        """
+
+    def kohya_name(self, layer: str, config: Mapping[str, Any]) -> str:
+        """Name of a layer of the denoiser, which `config` describes, in LoRA files of kohya's scripts.
+
+        Raises Unfit if its readers do not know such names for this family.
+        """
 
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen, on the CPU. Raises `OSError` or `ValueError`."""

@@ -45,6 +45,8 @@ class _LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by their names in recipes and options."""
 STORED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
@@ -55,29 +57,37 @@ STORED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def store_in_bf16(net: nn.Module) -> nn.Module:
-    """Convert the weights of `net` to bfloat16, in place, so that it takes inputs of any format; returns it.
+    """`store_in` with bfloat16."""
+    return store_in(net, torch.bfloat16)
 
-    Layers of other kinds with parameters keep float32.
+
+def store_in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the weights of `net` to a format of 16 bits, in place, so that it takes inputs of any format; returns it.
+
+    Layers of other kinds with parameters are converted to float32.
     """
     for module in net.modules():
         if type(module) in STORED:
-            module.to(torch.bfloat16)
+            module.to(dtype)
             module.__class__ = STORED[type(module)]
+        elif type(module) not in STORED.values():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, name, nn.Parameter(parameter.detach().float(), parameter.requires_grad))
     return net
 
 
 def is_stored_in_bf16(net: nn.Module) -> bool:
-    """Whether `store_in_bf16` was applied to `net`."""
+    """Whether `store_in` was applied to `net`."""
     return any(isinstance(module, tuple(STORED.values())) for module in net.modules())
 
 
 def stored_in_fp32(net: nn.Module) -> nn.Module:
-    """Undo `store_in_bf16`, in place, except for the rounding of the weights; returns `net`."""
+    """Undo `store_in`, in place, except for the rounding of the weights; returns `net`."""
     return stock_layers(net).float()
 
 
 def stock_layers(net: nn.Module) -> nn.Module:
-    """Undo the change of classes by `store_in_bf16`, in place, and leave the weights as they are; returns `net`."""
+    """Undo the change of classes by `store_in`, in place, and leave the weights as they are; returns `net`."""
     stock = {stored: kind for kind, stored in STORED.items()}
     for module in net.modules():
         module.__class__ = stock.get(type(module), type(module))

@@ -117,4 +117,4 @@ def _write_values(stream: IO[bytes], tensor: Tensor) -> None:
     """Append the bytes of a tensor, row by row, in the order of safetensors (little-endian, contiguous)."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     if flat.numel():
-        stream.write(memoryview(flat.view(torch.uint8).numpy()))
+        stream.write(flat.view(torch.uint8).numpy().data)

@@ -31,7 +31,7 @@ from flashdmd_cli.families.sd3.attention import count_last_token
 from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
 from flashdmd_cli.families.sd3.reading import read_pipeline
-from flashdmd_cli.families.storage import store_in_bf16
+from flashdmd_cli.families.storage import DTYPES, store_in
 
 LORA_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -76,14 +76,15 @@ class SD3Family(PipelineFamily):
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> SD3Family:
-        """Load a teacher; `weights="bf16"` stores the denoiser in bfloat16.
+        """Load a teacher; `weights` is the format in which its denoiser is stored: fp32, bf16 or fp16.
 
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
-        pipeline = read_pipeline(source, torch.bfloat16 if weights == "bf16" else torch.float32)
-        if weights == "bf16":
-            store_in_bf16(pipeline.transformer)
+        dtype = DTYPES[weights]
+        pipeline = read_pipeline(source, dtype)
+        if dtype != torch.float32:
+            store_in(pipeline.transformer, dtype)
         return cls(pipeline, str(source.weights), precision)
 
     def _prepared(self, net: Any) -> Any:

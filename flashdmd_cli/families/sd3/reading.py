@@ -29,13 +29,14 @@ def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> Stab
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
     folder = source.weights
+    places = {part: folder / part for part in SD3.networks}
+    if source.vae is not None:
+        places["vae"] = vae_folder(source.vae)
+    if source.denoiser is not None:
+        places["transformer"] = source.denoiser
     parts: dict[str, Any] = {
-        part: read_network(
-            KINDS[part],
-            vae_folder(source.vae) if part == "vae" and source.vae else folder / part,
-            denoiser if part == "transformer" else torch.float32,
-        )
-        for part in SD3.networks
+        part: read_network(KINDS[part], place, denoiser if part == "transformer" else torch.float32)
+        for part, place in places.items()
     }
     if has_t5(folder):
         t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_3", dtype=torch.float32, local_files_only=True)

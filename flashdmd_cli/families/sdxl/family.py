@@ -29,7 +29,7 @@ from flashdmd_cli.families.sdxl.settings import (
     noise_settings,
     prediction_of,
 )
-from flashdmd_cli.families.storage import store_in_bf16
+from flashdmd_cli.families.storage import DTYPES, store_in
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 """Every linear layer (or 1x1 convolution) of the transformer blocks."""
@@ -73,15 +73,16 @@ class SDXLFamily(PipelineFamily):
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> SDXLFamily:
-        """Load a teacher; `weights="bf16"` stores the denoiser in bfloat16.
+        """Load a teacher; `weights` is the format in which its denoiser is stored: fp32, bf16 or fp16.
 
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
         # The VAE of SDXL overflows in fp16, so it is read as float32 and autocast decides what runs in bf16.
-        pipeline = read_pipeline(source, torch.bfloat16 if weights == "bf16" else torch.float32)
-        if weights == "bf16":
-            store_in_bf16(pipeline.unet)
+        dtype = DTYPES[weights]
+        pipeline = read_pipeline(source, dtype)
+        if dtype != torch.float32:
+            store_in(pipeline.unet, dtype)
         return cls(pipeline, str(source.weights), precision)
 
     @property

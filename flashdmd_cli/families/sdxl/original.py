@@ -70,12 +70,16 @@ _OPEN_CLIP = {
 }
 
 
-def single_file(parts: Mapping[str, Mapping[str, Stored]], configs: Mapping[str, Mapping[str, Any]], grid: Any) -> dict[str, Stored]:
+def single_file(
+    parts: Mapping[str, Mapping[str, Stored]],
+    configs: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any],
+) -> dict[str, Stored]:
     """All tensors of a pipeline under their original names, sorted.
 
-    `parts` and `configs`: tensors and configuration of `unet`, `vae`, `text_encoder` and `text_encoder_2`. `grid` is
-    the configuration of the student's scheduler; readers recognise v-prediction and zero terminal SNR by two empty
-    tensors.
+    `parts` and `configs`: tensors and configuration of `unet`, `vae`, `text_encoder` and `text_encoder_2`.
+    `scheduler` is the configuration of the student's scheduler; readers recognise v-prediction and zero terminal SNR by
+    two empty tensors.
     """
     tensors = {UNET + unet_name(name, configs["unet"]): value for name, value in parts["unet"].items()}
     tensors |= {VAE + name: value for name, value in vae_tensors(parts["vae"], configs["vae"]).items()}
@@ -85,9 +89,9 @@ def single_file(parts: Mapping[str, Mapping[str, Stored]], configs: Mapping[str,
     tensors[f"{prefix}text_model.embeddings.position_ids"] = constant(torch.arange(positions)[None])
     open_clip = open_clip_tensors(parts["text_encoder_2"])
     tensors |= {f"{EMBEDDERS[1]}model.{name}": value for name, value in open_clip.items()}
-    if grid.get("prediction_type") == "v_prediction":
+    if scheduler.get("prediction_type") == "v_prediction":
         tensors["v_pred"] = constant(torch.empty(0))
-    if grid.get("rescale_betas_zero_snr"):
+    if scheduler.get("rescale_betas_zero_snr"):
         tensors["ztsnr"] = constant(torch.empty(0))
     return dict(sorted(tensors.items()))
 

@@ -17,6 +17,7 @@ from flashdmd_cli.families.files import Source, vae_folder
 from flashdmd_cli.families.reading import fill, new_network, read_network
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.layout import EMBEDDERS, UNET, VAE
+from flashdmd_cli.families.stored import Stored, constant
 
 KINDS: dict[str, Any] = {
     "unet": UNet2DConditionModel,
@@ -37,19 +38,26 @@ def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> Stab
     if source.weights.is_file():
         networks, settings = read_checkpoint(source, denoiser)
     else:
-        parts = [part for part in SDXL.networks if part != "vae" or source.vae is None]
         networks = {
             part: read_network(KINDS[part], source.weights / part, denoiser if part == "unet" else torch.float32)
-            for part in parts
+            for part in own_networks(source)
         }
     if source.vae is not None:
         networks["vae"] = read_vae(source.vae, source.folder / "vae")
+    if source.denoiser is not None:
+        networks["unet"] = read_network(UNet2DConditionModel, source.denoiser, denoiser)
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         source.folder, **networks, add_watermarker=False, local_files_only=True
     )
     if settings:
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **settings)
     return pipeline
+
+
+def own_networks(source: Source) -> list[str]:
+    """The networks that are read from the teacher's own files, because nothing replaces them."""
+    replaced = {"vae": source.vae, "unet": source.denoiser}
+    return [part for part in SDXL.networks if replaced.get(part) is None]
 
 
 def read_checkpoint(source: Source, denoiser: torch.dtype = torch.float32) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -61,15 +69,24 @@ def read_checkpoint(source: Source, denoiser: torch.dtype = torch.float32) -> tu
         raise Unfit("needs a folder with the configurations and tokenizers of its pipeline")
     tensors = load_file(source.weights)
     networks = {}
-    for part in SDXL.networks:
-        if part == "vae" and source.vae is not None:
-            continue
+    for part in own_networks(source):
         net = new_network(KINDS[part], source.config / part)
         dtype = denoiser if part == "unet" else torch.float32
         networks[part] = fill(net, translated(part, tensors, net), f"{part} in {source.weights.name}", dtype)
     # Such a file has no configuration; trainers mark these settings by empty tensors with these names.
     settings: dict[str, Any] = {"prediction_type": "v_prediction"} if "v_pred" in tensors else {}
     return networks, settings | ({"rescale_betas_zero_snr": True} if "ztsnr" in tensors else {})
+
+
+def stored_in_file(source: Source, part: str) -> dict[str, Stored]:
+    """The tensors of one network of a checkpoint file or of an autoencoder's file, by diffusers' names."""
+    if part == "vae" and source.vae is not None:
+        net = read_vae(source.vae, source.folder / "vae")
+        return {name: constant(value) for name, value in net.state_dict().items()}
+    assert source.config is not None
+    # The file is mapped into memory, so only the tensors of this network are read from the disk.
+    tensors = translated(part, load_file(source.weights), new_network(KINDS[part], source.config / part))
+    return {name: constant(value) for name, value in tensors.items()}
 
 
 def translated(part: str, tensors: dict[str, Tensor], net: Any) -> dict[str, Tensor]:

@@ -1,0 +1,37 @@
+"""Export as one file in the layout of the original code, for ComfyUI, A1111 and diffusers' `from_single_file`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flashdmd_cli.export.diffusers import scheduler
+from flashdmd_cli.export.job import File, Job, weights_file
+from flashdmd_cli.export.loading import load_single_file, with_grid
+from flashdmd_cli.export.modelspec import modelspec
+from flashdmd_cli.families.storage import DTYPES
+
+
+def files(job: Job) -> list[File]:
+    """The whole pipeline in one file, and the scheduler beside it, which such a file cannot contain."""
+    parts = {part: job.tensors(part) for part in job.networks}
+    configs = {part: job.config(part) for part in job.networks}
+    tensors = job.facts.module.single_file(parts, configs, job.scheduler_config)
+    stored = {name: value.to(DTYPES[dtype(job)]) for name, value in tensors.items()}
+    return [weights_file(name(job), stored, modelspec(job)), scheduler(job)]
+
+
+def name(job: Job) -> str:
+    return f"{job.title}.safetensors"
+
+
+def dtype(job: Job) -> str:
+    return job.dtype("fp16")
+
+
+def is_exact(job: Job) -> bool:
+    return True
+
+
+def load(job: Job, out: Path) -> Any:
+    return with_grid(load_single_file(out / name(job), job), out, job)

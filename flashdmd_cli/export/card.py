@@ -58,12 +58,8 @@ def uses(formats: Iterable[str], job: Job, place: str, base: str, prompt: str) -
             ]
             found.append(Use(f"As a LoRA on {base}:", "\n".join(lines)))
         elif name == "lora-kohya":
-            found.append(
-                Use(
-                    f"As a LoRA for ComfyUI and A1111, which have it in `models/loras/` and `models/Lora/`: `{kohya.name(job)}`.",
-                    "",
-                )
-            )
+            about = f"As a LoRA for ComfyUI (in `models/loras/`) and A1111 (in `models/Lora/`): `{kohya.name(job)}`."
+            found.append(Use(about, ""))
         elif name == "single-file":
             file = single_file.name(job)
             path = f"https://huggingface.co/{place}/blob/main/{file}" if is_repository(place) else f"{place}/{file}"

@@ -53,10 +53,13 @@ def stock_picture(pipeline: Any, job: Job, prompt: str) -> Tensor:
     if job.denoiser == "unet" and side != size.resolution:
         # SDXL takes the size of the picture as an input, which `sample` always gives as the model's own.
         more = {"original_size": (size.resolution,) * 2, "target_size": (size.resolution,) * 2}
-    picture: Tensor = pipeline(
-        prompt, num_inference_steps=job.steps, guidance_scale=1.0, latents=first, generator=generator,
-        height=side, width=side, output_type="pt", **more,
-    ).images  # fmt: skip
+    # SD3's pipeline passes no generator to its scheduler, which then draws from the global one.
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        picture: Tensor = pipeline(
+            prompt, num_inference_steps=job.steps, guidance_scale=1.0, latents=first, height=side, width=side,
+            output_type="pt", **more,
+        ).images  # fmt: skip
     return picture.float().cpu()
 
 

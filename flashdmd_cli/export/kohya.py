@@ -60,12 +60,6 @@ def kohya_keys(job: Job, factors: lora.Factors) -> dict[str, Stored]:
 
 
 def load(job: Job, out: Path) -> Any:
-    """Stock diffusers translates the keys. It does not know those of downsamplers (`op`, as in the original code),
-    whose layer it calls `conv.conv`."""
     pipeline = with_grid(load_teacher(job), out, job)
-    tensors, alphas = pipeline.lora_state_dict(out, weight_name=name(job), unet_config=pipeline.unet.config)
-    tensors, alphas = (
-        {key.replace(".conv.conv.", ".conv."): value for key, value in each.items()} for each in (tensors, alphas)
-    )
-    pipeline.load_lora_into_unet(tensors, alphas, pipeline.unet)
+    pipeline.load_lora_weights(out, weight_name=name(job))
     return pipeline

@@ -113,7 +113,7 @@ def unet_name(name: str, config: Mapping[str, Any]) -> str:
     first = block * (layers + 1) + (side == "down")
     prefix = "input_blocks" if side == "down" else "output_blocks"
     if kind == "downsamplers":
-        return f"{prefix}.{first + layers}.0.op.{rest.removeprefix('conv.')}"
+        return f"{prefix}.{first + layers}.0.op{rest.removeprefix('conv')}"
     if kind == "upsamplers":
         has_attention = "CrossAttn" in config["up_block_types"][block]
         return f"{prefix}.{first + layers}.{1 + has_attention}.{rest}"

@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -432,3 +434,62 @@ def test_the_card_shows_the_newest_evaluation_of_the_student(
     card = (export(student, "e").out / "README.md").read_text()
     assert "| composition | 0.912 | 0.88 to 0.94 |" in card and "`shapes-val`, 128 pictures" in card
     assert "fid" not in card
+
+
+PUSH = """
+import json, sys
+from pathlib import Path
+from flashdmd_cli.runs.errors import FlashDMDError
+from flashdmd_cli.runs.upload import upload
+folder = Path(sys.argv[1])
+paths = [path.relative_to(folder).as_posix() for path in folder.rglob("*.*") if path.is_file()]
+try:
+    print(upload(folder, "ada/student", paths, "exported"))
+except FlashDMDError as error:
+    print(f"{error.message} ({error.hint})")
+"""
+"""In a process of its own: huggingface_hub reads its environment when it is imported."""
+
+
+def pushed(folder: Path, url: str, **environment: str) -> str:
+    settings = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": "", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", PUSH, folder], capture_output=True, text=True, check=False,
+        env={**os.environ, **settings, "HF_HOME": str(folder.parent / "home")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_folder_is_pushed_to_the_hub(tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    for name, size in (("README.md", 100), ("unet/config.json", 50), ("unet/weights.safetensors", 5000)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(bytes(i % 251 for i in range(size)))
+    with serving(FakeHub()) as hub:
+        refused = pushed(folder, hub.url)
+        assert refused.startswith(f"--push ada/student: {hub.url} does not let you write there (hf auth login")
+        assert "does not let you write" in pushed(folder, hub.url, HF_TOKEN="hf_x")
+        hub.writable = str(tmp_path / "hub")
+        assert pushed(folder, hub.url, HF_TOKEN="hf_x") == f"{hub.url}/ada/student"
+        assert hub.files("ada/student") == {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()
+        }
+        assert sum(method == "PUT" for method, _, _ in hub.asked) == 1  # the large one
+    assert "cannot be reached" in pushed(folder, hub.url, HF_TOKEN="hf_x")
+    assert "HF_HUB_OFFLINE forbids it" in pushed(folder, hub.url, HF_HUB_OFFLINE="1")
+
+
+def test_push_uploads_a_finished_export_with_the_repository_in_its_card(
+    full: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flashdmd_cli.workflows.export.upload", lambda *args: sent.append(args) or "https://hub/ada/s")
+    export(full, "e")
+    made = export(full, "e", push="ada/s")
+    ((folder, repo, paths, _),) = sent
+    assert (str(folder), repo, made.url) == ("e", "ada/s", "https://hub/ada/s")
+    assert set(paths) == {path for path, _ in made.files} and "unet/config.json" in paths and not verify(made.out)
+    card = (made.out / "README.md").read_text()
+    assert 'from_pretrained("ada/s")' in card and str(tmp_path) not in card and str(full.parent) not in card

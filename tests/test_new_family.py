@@ -123,7 +123,7 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, FlowMatchLCMScheduler)
     card = (exported.out / "README.md").read_text()
-    assert "num_inference_steps=4" in card and '("this folder", text_encoder_3=None, tokenizer_3=None)' in card
+    assert "num_inference_steps=4" in card and '/pipeline", text_encoder_3=None, tokenizer_3=None)' in card
     noise = torch.Generator().manual_seed(0)
     stock = pipeline(CAPTION, num_inference_steps=4, guidance_scale=1.0,
                      height=IMAGE_SIZE, width=IMAGE_SIZE, generator=noise)  # fmt: skip

@@ -18,6 +18,7 @@ from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.dimensions import Dimensions
 from flashdmd_cli.families.facts import DefaultRecipes, Facts
 from flashdmd_cli.families.files import Source, read_json
+from flashdmd_cli.families.sd3.attention import count_last_token
 
 SHIFT = 3.0
 NO_T5 = {"text_encoder_3": None, "tokenizer_3": None}
@@ -40,6 +41,7 @@ class FlowFamily:
         self.pipeline.set_progress_bar_config(disable=True)
         self.source, self.schedule, self.vae = str(source), FlowSchedule(SHIFT), self.pipeline.vae.requires_grad_(False)
         net = self.pipeline.transformer.eval().requires_grad_(False)
+        count_last_token(net, 256)  # as many as stock pipelines have without T5
         self.base, self.tap_widths = Base(self, net), (net.inner_dim,)
         self.empty: Conditioning | None = None
         sizes = dimensions(source)
@@ -62,7 +64,7 @@ class FlowFamily:
         if self.pipeline.text_encoder is None:
             return {name: torch.cat([self.kept[prompt][name] for prompt in texts]) for name in ("context", "pooled")}
         context, _, pooled, _ = self.pipeline.encode_prompt(
-            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=256
+            texts, texts, texts, do_classifier_free_guidance=False, max_sequence_length=1
         )
         return {"context": context, "pooled": pooled}
 
@@ -117,7 +119,9 @@ class FlowFamily:
         return x
 
     def load_student(self, folder: Path) -> View:
-        return Base(self, SD3Transformer2DModel.from_pretrained(folder).requires_grad_(False)).view()
+        net = SD3Transformer2DModel.from_pretrained(folder).requires_grad_(False)
+        count_last_token(net, 256)
+        return Base(self, net).view()
 
     def save_network(self, net: nn.Module, folder: Path) -> None:
         net.save_pretrained(folder)
@@ -171,7 +175,7 @@ refuse_vae = refuse
 def dimensions(folder: Path) -> Dimensions:
     net, vae = (read_json(folder / part / "config.json") for part in ("transformer", "vae"))
     side, channels = net["sample_size"], net["in_channels"]
-    text = {"context": (280, net["joint_attention_dim"]), "pooled": (net["pooled_projection_dim"],)}
+    text = {"context": (25, net["joint_attention_dim"]), "pooled": (net["pooled_projection_dim"],)}
     return Dimensions(side * 2 ** (len(vae["block_out_channels"]) - 1), (channels, side, side), text)
 
 

@@ -144,6 +144,22 @@ def test_sd3_in_every_format(form: str, tiny_sd3_folder: Path, tmp_path: Path) -
         export(student, tmp_path / "k", form="lora-kohya")
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_onnx_draws_without_torch(family: str, tiny_folder: Path, tiny_sd3_folder: Path, tmp_path: Path) -> None:
+    """All networks by onnxruntime, in the stock pipeline; a batch of another size than they were traced with."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    student = checkpoint({"sdxl": tiny_folder, "sd3": tiny_sd3_folder}[family], tmp_path / "s")
+    made = export(student, tmp_path / "e", form="onnx")
+    assert records(made)["onnx"].largest < 1e-3
+    session = onnxruntime.InferenceSession(made.out / FAMILIES[family].networks[0] / "model.onnx")
+    names = [each.name for each in session.get_inputs()]
+    shapes = {each.name: [3 if isinstance(size, str) else size for size in each.shape] for each in session.get_inputs()}
+    feed = {name: torch.randn(shapes[name]).numpy() for name in names}
+    assert len(names) in (4, 5) and session.run(None, feed)[0].shape == (3, 4, 8, 8)
+    with pytest.raises(UsageError, match="--format onnx: is written in fp32"):
+        export(student, tmp_path / "f", form="onnx", dtype=["fp16"])
+
+
 def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp_path: Path) -> None:
     student = checkpoint(tiny_folder, tmp_path / "s", dtype=torch.float16)
     made = export(student, tmp_path / "e", form=["diffusers", "single-file"])

@@ -27,7 +27,7 @@ class Difference:
 
 def student_picture(job: Job, prompt: str) -> Tensor:
     """The picture (1, 3, H, W) on [0, 1] that `sample` would draw from the noise of `noises`."""
-    family: Any = job.facts.module.load(job.source, "fp32", job.student_dtype)
+    family: Any = job.facts.module.load(job.source, "fp32", job.check_dtype)
     family.release_encoders([prompt])  # a third of the memory of SDXL
     cond = family.encode([prompt])
     first, generator = noises(family.latent_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from flashdmd_cli.families.parts import components, config_folder, stored_networ
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored, file_size, write_stored
 
+LARGE = 1_000_000_000
+"""Number of values in a denoiser above which it is compared in 16 bits, which takes half the memory."""
 TOLERANCE = 1e-3
 """Largest difference of a pixel, on [0, 1], between an exact export in float32 and the student."""
 
@@ -73,6 +76,16 @@ class Job:
         """Number format in which the student is stored."""
         dtype = next(value.dtype for value in self.tensors(self.denoiser).values() if value.dtype.is_floating_point)
         return next((name for name, each in DTYPES.items() if each == dtype), "fp32")
+
+    @cached_property
+    def check_dtype(self) -> str:
+        """Number format of the denoiser's weights in the comparison of export and student.
+
+        The student's own, but 16 bits for large ones: both sides are rounded in the same way, and each layer computes
+        in float32 nevertheless.
+        """
+        num_values = sum(math.prod(value.shape) for value in self.tensors(self.denoiser).values())
+        return "fp16" if self.student_dtype == "fp32" and num_values > LARGE else self.student_dtype
 
     def dtype(self, default: str) -> str:
         """Number format of an export in one file."""

@@ -31,7 +31,7 @@ def absent_parts(folder: Path) -> dict[str, None]:
 
 def load_stock(folder: Path, job: Job) -> Any:
     """The pipeline in a folder, computing in float32; the denoiser keeps 16 bits if the student is stored in them."""
-    dtypes = {"default": torch.float32, job.denoiser: DTYPES[job.student_dtype]}
+    dtypes = {"default": torch.float32, job.denoiser: DTYPES[job.check_dtype]}
     return computing_in_fp32(pipeline_class(job).from_pretrained(folder, dtype=dtypes, **absent_parts(folder)), job)
 
 
@@ -53,7 +53,7 @@ def load_teacher(job: Job) -> Any:
 def load_single_file(path: Path, job: Job) -> Any:
     """The pipeline in one file in the original layout; configurations and tokenizers come from the teacher."""
     kind = pipeline_class(job)
-    keep = DTYPES[job.student_dtype]
+    keep = DTYPES[job.check_dtype]
     pipeline = kind.from_single_file(
         str(path),
         config=str(job.source.folder),
@@ -82,7 +82,7 @@ def encoders_apart(path: Path, job: Job) -> dict[str, Any]:
         and projection.read().float().equal(torch.eye(projection.shape[0]))
     ):
         return {}
-    family: Any = job.facts.module.load(job.source, "fp32", job.student_dtype)
+    family: Any = job.facts.module.load(job.source, "fp32", job.check_dtype)
     return {part: getattr(family.pipeline, part) for part in ("text_encoder", "text_encoder_2")}
 
 
@@ -98,9 +98,9 @@ def computing_in_fp32(pipeline: Any, job: Job) -> Any:
         if isinstance(part, torch.nn.Module) and name != job.denoiser:
             part.float()
     net = getattr(pipeline, job.denoiser)
-    if job.student_dtype == "fp32":
+    if job.check_dtype == "fp32":
         net.float()
     else:
-        store_in(net, DTYPES[job.student_dtype])
+        store_in(net, DTYPES[job.check_dtype])
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

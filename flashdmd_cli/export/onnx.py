@@ -132,7 +132,7 @@ def traced(job: Job, part: str) -> Traced:
         return Traced(
             part, _Unet(net) if part == "unet" else _Transformer(net), _examples(job, net), INPUTS[part], ("out",)
         )
-    family: Any = job.facts.module.load(job.source, "fp32", job.student_dtype)
+    family: Any = job.facts.module.load(job.source, "fp32", job.check_dtype)
     if part == "vae_decoder":
         latents = torch.randn(EXAMPLES, *family.latent_shape)
         return Traced(part, _Decoder(family.pipeline.vae), (latents,), ("latent_sample",), ("sample",))

@@ -116,10 +116,11 @@ def export(
         manifest = described(made, checkpoint, folder, options, records, time.monotonic() - began)
     else:
         reporter.say(f"{folder}: contains this export already")
-        (folder / MANIFEST).unlink()
         manifest = finished
-    write_text_atomically(folder / CARD, card(manifest, job, checkpoint, use))
-    manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
+    text = card(manifest, job, checkpoint, use)
+    if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
+        write_text_atomically(folder / CARD, text)
+        manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
     listed = [(each.path, each.size) for each in manifest.files]
     url = None
     if push is not None:

@@ -117,8 +117,10 @@ def test_a_new_family_goes_all_the_way(form: str, teacher: Path, data: Path, tmp
     pictures = as_bytes(drawer.draw([row.prompt for row in suite.rows], 0, SilentReporter()))
     assert Evaluator(suite).evaluate([(pictures, suite.rows)])["frechet"] > 0
 
-    exported = export(tmp_path / "aligned", tmp_path / "pipeline")
-    assert read_manifest(exported.out).kind == "export"
+    exported = export(tmp_path / "aligned", tmp_path / "pipeline", form=["diffusers", "lora"], dtype=["fp32"])
+    made = read_manifest(exported.out)
+    # The adapters of both stages are one LoRA on the teacher.
+    assert made.kind == "export" and made.export.formats["lora"].exact == (form == "lora")
     pipeline = StableDiffusion3Pipeline.from_pretrained(exported.out, **NO_T5)
     pipeline.set_progress_bar_config(disable=True)
     assert isinstance(pipeline.scheduler, FlowMatchLCMScheduler)

@@ -169,6 +169,16 @@ def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp
     assert {value.dtype for value in tensors.values()} == {torch.float16}
 
 
+def test_fp8_rounds_the_matrices_of_the_denoiser(full: Path, tmp_path: Path) -> None:
+    made = export(full, tmp_path / "e", form="single-file", dtype=["fp8"])
+    tensors = load_file(made.out / "teacher-4step.safetensors")
+    kinds = {name: value.dtype for name, value in tensors.items()}
+    unet = {name for name in kinds if name.startswith("model.diffusion_model.") and tensors[name].ndim > 1}
+    assert {kinds[name] for name in unet} == {torch.float8_e4m3fn}
+    assert {kinds[name] for name in kinds.keys() - unet} == {torch.float16, torch.int64}
+    assert 1e-4 < records(made)["single-file"].mean < 0.1
+
+
 def test_a_teacher_in_one_file_is_exported_as_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(tiny_folder)
     shutil.copytree(tiny_folder, tmp_path / "t" / "config", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -399,6 +409,7 @@ def test_wrong_options(full: Path, tmp_path: Path, monkeypatch: Any) -> None:
         (["--format", "gif,lora"], "--format gif: unknown"),
         (["--format", ","], "--format: names no format"),
         (["--dtype", "fp12"], "--dtype fp12: unknown"),
+        (["--dtype", "fp8"], "--dtype fp8: is for --format single-file alone"),
         (["--rank", 0], "--rank 0: must be at least 1"),
         (["--push", "me"], "--push me: is not the name of a repository"),
     ):

@@ -44,8 +44,20 @@ def measure(net: torch.nn.Module, name: str, share: float | None, megabytes: flo
 
 
 student = drawer.net.base.net
+
+
+def in_fp8(net: torch.nn.Module) -> torch.nn.Module:
+    """`net` with its matrices rounded as `--dtype fp8` rounds them."""
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.to(torch.float8_e4m3fn).float()
+    return net
+
+
 print("| rank | share of the change | MB in fp16 | composition | Fréchet distance |\n|---|---|---|---|---|")
 measure(student, "student (all weights)", None, None)
+measure(in_fp8(drawer.net.base.copy(trainable=False).net), "student in fp8", None, None)
+measure(drawer.family.base.net, "teacher with the student's sampler, no LoRA", None, None)
 for rank in given.ranks:
     job = new_job(given.student, read_manifest(given.student), (), rank, SilentReporter())
     kept = Kept()

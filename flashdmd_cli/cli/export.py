@@ -24,8 +24,8 @@ def export(
         str | None,
         typer.Option(
             "--dtype",
-            help="Number format of the weights: fp32, fp16, bf16; several, separated by commas, write variants of a "
-            "diffusers folder (default: as stored; single files, and LoRAs of students whose weights were all trained, "
+            help="Number format of the weights: fp32, fp16, bf16, or fp8 for a single file; several, separated by "
+            "commas, write variants of a diffusers folder (default: as stored; single files, and LoRAs of students whose weights were all trained, "
             "in fp16).",
             show_default=False,
         ),

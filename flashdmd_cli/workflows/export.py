@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.export.card import Use
     from flashdmd_cli.export.job import File, Format, Job
 
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16", "fp8")
 CARD = "README.md"
 
 
@@ -78,10 +78,10 @@ def export(
 
     Reads the student's network (None: the newest under ./runs) and the teacher's files, which are downloaded if they
     are not on this machine, one tensor at a time. Each format is then loaded by stock diffusers, and a picture of it is
-    compared with the student's picture from the same noise. `dtype`: number formats of the weights (`fp32`, `fp16`,
-    `bf16`; several write variants of the `diffusers` format; none: each format's own choice). `rank` is that of a LoRA
-    that approximates a student whose weights were all trained. `push` is the `owner/name` of a repository on the hub to
-    which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME by default; an export with
+    compared with the student's picture from the same noise. `dtype`: number formats of the weights (`DTYPES`;
+    several write variants of the `diffusers` format; none: each format's own choice). `rank` is that of a LoRA that
+    approximates a student whose weights were all trained. `push` is the `owner/name` of a repository on the hub to which
+    the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME by default; an export with
     other options in it is replaced only with `replace`.
 
     Raises `UsageError` for unknown values or an `out` with other contents, `InputError` if an input cannot be read,
@@ -144,6 +144,10 @@ def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None,
     for name in dtypes:
         if name not in DTYPES:
             raise UsageError(f"--dtype {name}: unknown", hint=f"one or several of {','.join(DTYPES)}")
+    if "fp8" in dtypes and (list(dtypes), list(forms)) != (["fp8"], ["single-file"]):
+        raise UsageError(
+            "--dtype fp8: is for --format single-file alone", hint="export the other formats in a second call"
+        )
     if rank is not None and rank < 1:
         raise UsageError(f"--rank {rank}: must be at least 1")
     if push is not None and (parse_id(push) is None or "@" in push):

@@ -1,11 +1,16 @@
-"""A hub on this machine: as much of its HTTP interface as a download needs, over folders; it notes what it is asked.
+"""A hub on this machine: as much of its HTTP interface as downloads and uploads need, over folders; it notes what it
+is asked.
 
 Pages: `/api/models/ID/revision/REV` (commit and files), `/ID/resolve/REV/FILE` (HEAD, GET, Range). Files of more than
 `LARGE` bytes have their SHA-256 as ETag, as those in git LFS have.
+
+Uploads: `/api/repos/create`; `/api/models/ID/preupload/main`, which tells the client which files (of more than `LARGE`
+bytes) go to git LFS; their batch and PUT; and `/api/models/ID/commit/main`, which takes the other files in its body.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -33,6 +38,8 @@ class FakeHub:
     """Ends of paths whose first transfer breaks off in the middle."""
     stall: set[str] = field(default_factory=set)
     """Ends of paths whose transfer stops in the middle and never goes on."""
+    writable: str = ""
+    """Folder under which new repositories are created by whoever has a token; empty: nobody may write."""
     asked: list[tuple[str, str, str]] = field(default_factory=list)
     """(method, path, Range)."""
     url: str = ""
@@ -66,6 +73,76 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(body=True)
+
+    def do_POST(self) -> None:
+        path, body = unquote(urlsplit(self.path).path), self.body()
+        self.hub.asked.append(("POST", path, ""))
+        if path == "/api/validate-yaml":
+            return self.send(b'{"errors": [], "warnings": []}', {}, True)
+        if not self.headers.get("Authorization"):
+            return self.refuse(401, "Unauthorized")
+        if not self.hub.writable:
+            return self.refuse(403, "Forbidden")
+        if path == "/api/repos/create":
+            request = json.loads(body)
+            repo = f"{request['organization']}/{request['name']}"
+            self.hub.repos[repo] = Path(self.hub.writable) / repo
+            self.hub.repos[repo].mkdir(parents=True, exist_ok=True)
+            return self.send(json.dumps({"url": f"{self.hub.url}/{repo}", "name": repo}).encode(), {}, True)
+        match = re.fullmatch(
+            r"(?:/api/models)?/([^/]+/[^/.]+)(/preupload/main|/commit/main|[.]git/info/lfs/objects/batch)", path
+        )
+        if match is None or match[1] not in self.hub.repos:
+            return self.refuse(404, "RepoNotFound")
+        answer = getattr(self, f"on_{match[2].split('/')[-2]}")(match[1], body)
+        self.send(json.dumps(answer).encode(), {}, True)
+
+    def on_preupload(self, repo: str, body: bytes) -> dict[str, object]:
+        sizes = {file["path"]: file["size"] for file in json.loads(body)["files"]}
+        modes = {path: "lfs" if size > LARGE else "regular" for path, size in sizes.items()}
+        return {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]}
+
+    def on_objects(self, repo: str, body: bytes) -> dict[str, object]:
+        objects = [{**each, "actions": {"upload": {"href": f"{self.hub.url}/lfs/{each['oid']}"}}}
+                   for each in json.loads(body)["objects"]]  # fmt: skip
+        return {"transfer": "basic", "objects": objects}
+
+    def on_commit(self, repo: str, body: bytes) -> dict[str, object]:
+        folder = self.hub.repos[repo]
+        for line in body.splitlines():
+            operation = json.loads(line)
+            value = operation["value"]
+            if operation["key"] == "file":
+                data = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                data = (Path(self.hub.writable) / "lfs" / value["oid"]).read_bytes()
+            else:
+                continue
+            (folder / value["path"]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / value["path"]).write_bytes(data)
+        commit = self.hub.commit(repo)
+        return {"commitUrl": f"{self.hub.url}/{repo}/commit/{commit}", "commitOid": commit}
+
+    def do_PUT(self) -> None:
+        path, data = urlsplit(self.path).path, self.body()
+        self.hub.asked.append(("PUT", path, ""))
+        at = Path(self.hub.writable) / path.removeprefix("/")
+        if hashlib.sha256(data).hexdigest() != at.name:
+            return self.refuse(422, "WrongContents")
+        at.parent.mkdir(parents=True, exist_ok=True)
+        at.write_bytes(data)
+        self.send(b"", {}, True)
+
+    def body(self) -> bytes:
+        """What the client sends, of a stated length or in chunks."""
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while length := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def refuse(self, code: int, reason: str) -> None:
         self.send_response(code)

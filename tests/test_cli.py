@@ -52,7 +52,7 @@ SURFACE = [
     " --teacher-config --vae --weights-dir",
     "eval compare: --format --metrics --out --paper results",
     "eval read: --out file layout",
-    "export: --format --from --out --yes",
+    "export: --dry-run --dtype --format --from --out --push --rank --yes",
     "inspect: folder",
     "plan: --gpu --nproc --price --recipe --resolution --set",
     "prepare-data: --cache --caption --caption-column --captions-from-names --duplicates --encode --filter --format"

@@ -237,13 +237,13 @@ def test_a_demo_keeps_the_rows_that_are_drawn(world, shipped, monkeypatch):
 def test_an_export_that_was_cut_is_no_result(world, events, monkeypatch):
     run("prepare-data", "shapes", "--num", 8)
     assert run("distill", *SMALL, "--iterations", 1, "--out", "o").exit_code == 0
-    from flashdmd_cli.export import diffusers as module
+    from flashdmd_cli.workflows import export as module
 
-    written = module.model_card
-    monkeypatch.setattr(module, "model_card", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    written = module.card
+    monkeypatch.setattr(module, "card", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     fails(run("export", "--from", "o", "--out", "x", "--quiet"), 130, "interrupted")
     assert not (world / "x" / "manifest.json").exists()
-    monkeypatch.setattr(module, "model_card", written)
+    monkeypatch.setattr(module, "card", written)
     assert run("export", "--from", "o", "--out", "x").exit_code == 0
 
 

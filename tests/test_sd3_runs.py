@@ -12,6 +12,7 @@ from PIL import Image
 from flashdmd_cli.evaluation.generate import picture_noise
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.workflows.training import ADAPTER
 from tests.test_cli import fails, run, sam_folder, shipped, world  # noqa: F401
 
 SMALL = ["--set", "train.batch=2", "--set", "train.micro_batch=2", "--set", "model.lora_rank=2"]
@@ -39,11 +40,11 @@ def test_the_stock_pipeline_draws_what_sample_draws(form, steps, world, monkeypa
     assert (made.family, made.license, made.updates.student) == ("sd3", "Apache-2.0", 1)
     assert read_metrics(Path("student"))[0]["grad_norm/student"] > 0
     assert run("sample", "--from", "student", "--prompt", CAPTION, "--out", "drawn").exit_code == 0
-    said = run("export", "--from", "student", "--out", "pipeline")
+    assert (Path("student") / ADAPTER).is_file() == (form == "lora")
+    said = run("export", "--from", "student", "--out", "pipeline", "--format", "diffusers,lora", "--rank", 8)
     assert "text_encoder_3=None, tokenizer_3=None" in said.stdout and f"num_inference_steps={steps}" in said.stdout
     assert (
-        'from_pretrained("this folder", text_encoder_3=None, tokenizer_3=None)'
-        in Path("pipeline/README.md").read_text()
+        'from_pretrained("pipeline", text_encoder_3=None, tokenizer_3=None)' in Path("pipeline/README.md").read_text()
     )
     pipeline = StableDiffusion3Pipeline.from_pretrained("pipeline", text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)

@@ -1,4 +1,4 @@
-"""`flashdmd export`: converts a student to a format that other programs read."""
+"""`flashdmd export`: converts a student to formats that other programs read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from flashdmd_cli.cli.options import AsJson, Debug, Out, Quiet, Yes
 from flashdmd_cli.cli.output import Progress, command
 from flashdmd_cli.export import FORMATS
+from flashdmd_cli.runs.files import size
 
 
 def export(
@@ -16,21 +17,69 @@ def export(
         str | None,
         typer.Option("--from", help="A distilled checkpoint (default: the newest under ./runs).", show_default=False),
     ] = None,
-    form: Annotated[str, typer.Option("--format", help=f"One of: {', '.join(FORMATS)}.")] = "diffusers",
+    form: Annotated[
+        str, typer.Option("--format", help=f"One or several, separated by commas: {', '.join(FORMATS)}.")
+    ] = "diffusers",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="Number format of the weights: fp32, fp16, bf16, or fp8 for a single file; several, separated "
+            "by commas, write variants of a diffusers folder (default: as stored; fp16 for a single file, and for the "
+            "LoRA of a student whose weights were all trained).",
+            show_default=False,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            help="Rank of the LoRA of a student whose weights were all trained (default: 64).",
+            show_default=False,
+        ),
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option("--push", metavar="USER/REPO", help="Upload to this repository on the hub.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; no work.")] = False,
     out: Out = None,
     yes: Yes = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write a student as a stock pipeline folder, which can be used with diffusers alone."""
+    """Write a student as a stock pipeline folder, a LoRA, one file for ComfyUI and A1111, or ONNX files.
+
+    Every format is loaded by stock diffusers afterwards, and its picture is compared with the student's. The same
+    command again finishes an interrupted export, or uploads a finished one with --push.
+    """
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
-        from flashdmd_cli.export.diffusers import absent_parts
         from flashdmd_cli.workflows.export import export as run_export
 
-        made = run_export(source, out, form=form, replace=yes, reporter=observer)
-        folder, steps = made.out, made.steps
-        document = {"out": folder, "manifest": folder / "manifest.json", "format": form, "steps": steps}
-        how = f'DiffusionPipeline.from_pretrained("{folder}"{absent_parts(folder)})'
-        use = f"num_inference_steps={steps}, guidance_scale=1"
-        output.result(document, f"{folder}: {how}, then {use}", str(folder))
+        made = run_export(
+            source, out, form=names(form), dtype=names(dtype), rank=rank, push=push, dry_run=dry_run, replace=yes,
+            reporter=observer,
+        )  # fmt: skip
+        folder = made.out
+        lines = [f"{'?' if num is None else size(num):>10}  {path}" for path, num in made.files]
+        files = {path: num for path, num in made.files}
+        total = sum(num or 0 for num in files.values())
+        document: dict[str, object] = {"out": folder, "files": files, "bytes": total, "steps": made.steps}
+        if made.manifest is None:
+            output.result(document, [*lines, f"{size(total):>10}  in {len(lines)} files"], str(folder))
+            return
+        assert made.manifest.export is not None
+        document |= {
+            "manifest": folder / "manifest.json",
+            "formats": made.manifest.export.formats,
+            "use": made.use,
+            "url": made.url,
+        }
+        where = f"{folder}, {made.url}" if made.url else str(folder)
+        output.result(document, [f"{where}: {size(total)}. To use it:", "", made.use], str(folder))
+
+
+def names(text: str | None) -> list[str]:
+    """The parts of a list that is separated by commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

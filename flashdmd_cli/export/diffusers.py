@@ -1,47 +1,121 @@
-"""Export of a student as a stock diffusers pipeline folder, which can be used without this package."""
+"""Export as a stock diffusers pipeline folder, which can be used without this package."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import diffusers
 
-from flashdmd_cli.families.base import View
-from flashdmd_cli.families.family import Family
+from flashdmd_cli.export.job import File, Job, copy_of, text_file, weights_file
+from flashdmd_cli.export.loading import load_stock
+from flashdmd_cli.families.files import read_json
+from flashdmd_cli.families.parts import INDEX, components
+from flashdmd_cli.families.storage import DTYPES
+from flashdmd_cli.families.stored import Stored
+
+MAX_SHARD = 10_000_000_000
+"""Bytes of weights per file, as in diffusers; more are divided into several files."""
 
 
-def export_diffusers(family: Family, student: View, steps: int, out: Path) -> None:
-    """Write the student, the teacher's encoders and decoder, and the few-step scheduler as one pipeline folder.
+def files(job: Job) -> list[File]:
+    """The student's denoiser, the teacher's other parts, and the few-step scheduler.
 
-    Use: `DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`.
+    Use: `DiffusionPipeline.from_pretrained(out)(prompt, num_inference_steps=steps, guidance_scale=1)`. Of several
+    number formats, the first has the usual file names, and the others are variants: `from_pretrained(out,
+    variant="fp16")`.
     """
-    family.save_pipeline(student.merged(), out, family.grid(steps))
-    card = model_card(steps, Path(family.source).name, absent_parts(out))
-    (out / "README.md").write_text(card, encoding="utf-8")
+    networks, settings = components(job.facts, job.source)
+    found = [text_file(INDEX, _as_json(model_index(job, [*networks, *settings]))), scheduler(job)]
+    for part in networks:
+        found.append(text_file(f"{part}/config.json", _as_json(job.config(part))))
+        tensors = job.tensors(part)
+        for number, name in enumerate(job.dtypes or ("",)):
+            stored = {key: value.to(DTYPES[name] if name else None) for key, value in tensors.items()}
+            found += shards(part, stored, name if number else "")
+    for part in settings:
+        if part != "scheduler":
+            found += settings_files(job.source.folder / part, part)
+    return found
 
 
-def absent_parts(folder: Path) -> str:
-    """Arguments of `from_pretrained` for the parts that a pipeline has not: ", text_encoder_3=None, tokenizer_3=None".
-
-    Without them, stock pipelines refuse to load a folder without a part that their class does not call optional.
-    """
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    optional = getattr(diffusers, index["_class_name"])._optional_components
-    return "".join(f", {name}=None" for name, kind in index.items() if kind == [None, None] and name not in optional)
+def dtype(job: Job) -> str:
+    return job.dtype(job.student_dtype)
 
 
-def model_card(steps: int, teacher: str, absent: str) -> str:
-    """README with instructions for using the folder; `absent` are further arguments for loading it."""
-    return f"""# A student of {steps} {"step" if steps == 1 else "steps"}, distilled from {teacher}
+def is_exact(job: Job) -> bool:
+    return True
 
-```python
-from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("this folder"{absent})
-picture = pipeline("a prompt", num_inference_steps={steps}, guidance_scale=1.0).images[0]
-```
+def load(job: Job, out: Path) -> Any:
+    return load_stock(out, job)
 
-Called so, the scheduler in this folder returns exactly the timesteps that the student was trained on. Guidance is part
-of the weights, so `guidance_scale` stays at 1. The teacher's licence holds for these weights too.
-"""
+
+def model_index(job: Job, parts: list[str]) -> dict[str, Any]:
+    """The contents of `model_index.json`: the teacher's, with the base pipeline's class and the student's scheduler."""
+    index = read_json(job.source.folder / INDEX)
+    index = {key: value for key, value in index.items() if key != "_name_or_path"}
+    for key, value in index.items():
+        if isinstance(value, list) and key not in parts:
+            index[key] = [None, None]
+    name = f"{job.facts.pipeline}Pipeline"
+    return index | {
+        "_class_name": name,
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", job.scheduler],
+    }
+
+
+def scheduler(job: Job) -> File:
+    """The scheduler's configuration, which returns the timesteps that the student was trained on."""
+    stock = getattr(diffusers, job.scheduler).from_config(job.scheduler_config)
+    return text_file("scheduler/scheduler_config.json", stock.to_json_string())
+
+
+def settings_files(folder: Path, part: str) -> list[File]:
+    """Copies of the files of a tokenizer, with a vocabulary for versions before transformers 5 if it has none."""
+    found = [
+        copy_of(path, f"{part}/{path.name}")
+        for path in sorted(folder.iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    ]
+    whole = folder / "tokenizer.json"
+    kind = read_json(whole).get("model", {}).get("type") if whole.is_file() else None
+    if kind == "BPE" and not (folder / "vocab.json").is_file():
+        found += [File(f"{part}/{name}", None, _vocabulary(whole)) for name in ("vocab.json", "merges.txt")]
+    return found
+
+
+def _vocabulary(whole: Path) -> Any:
+    def write(at: Path) -> None:
+        from tokenizers import Tokenizer
+
+        Tokenizer.from_file(str(whole)).model.save(str(at.parent))  # both files
+
+    return write
+
+
+def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]:
+    """The weight files of a network: one, or several with an index of the tensors in each."""
+    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    ending = f".{variant}" if variant else ""
+    groups: list[dict[str, Stored]] = [{}]
+    for name, value in tensors.items():
+        if groups[-1] and sum(each.nbytes for each in groups[-1].values()) + value.nbytes > MAX_SHARD:
+            groups.append({})
+        groups[-1][name] = value
+    if len(groups) == 1:
+        return [weights_file(f"{part}/{stem}{ending}.safetensors", tensors)]
+    names = [f"{stem}{ending}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    table = {name: file for file, group in zip(names, groups, strict=True) for name in group}
+    index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": table}
+    return [
+        *(weights_file(f"{part}/{file}", group) for file, group in zip(names, groups, strict=True)),
+        text_file(f"{part}/{stem}.safetensors.index{ending}.json", _as_json(index)),
+    ]
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"

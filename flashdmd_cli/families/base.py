@@ -221,6 +221,18 @@ class View:
     def _clean(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return x0_from_output(self.base.calls.schedule, self.base.calls.prediction, output, x_t, t)
 
+    def low_rank(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Layer name -> matrices (down (r, inputs, ...), up (outputs, r, ...)) whose product up @ down is the change of
+        its weight by this view's adapters: those of one adapter as they are, those of several one below the other. The
+        adapters' scale is part of `up`. Empty without adapters."""
+        factors = {}
+        for name, layer in self.base.net.named_modules():
+            if isinstance(layer, BaseTunerLayer) and (own := [key for key in self.adapters if key in layer.lora_A]):
+                down = torch.cat([layer.lora_A[key].weight.detach() for key in own])
+                up = torch.cat([layer.lora_B[key].weight.detach() * layer.scaling[key] for key in own], dim=1)
+                factors[name] = (down, up)
+        return factors
+
     def plain(self) -> View:
         """The plain view on a network without adapters, which answers as this one does."""
         return Base(self.base.calls, self.merged()).view() if self.base._layers else self.base.view()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.families.reward import LatentReward, RewardDesign, RewardModel
+    from flashdmd_cli.families.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class FamilyModule(Protocol):
     """The top-level functions of a family's module."""
 
     def load(self, source: Source, precision: str, weights: str) -> Family:
-        """Load a teacher, on the CPU; its denoiser is stored in the format `weights` (fp32, bf16).
+        """Load a teacher, on the CPU; its denoiser is stored in the format `weights` (fp32, bf16, fp16, int8).
 
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
@@ -66,6 +67,26 @@ class FamilyModule(Protocol):
 
     def random_text(self, family: Any, batch: int) -> dict[str, torch.Tensor]:
         """Random text embeddings for `batch` prompts, of the sizes that the denoiser takes."""
+
+    def stored_in_file(self, source: Source, part: str) -> dict[str, Stored]:
+        """The tensors of one network in a file of a teacher or autoencoder, by diffusers' names."""
+
+    def single_file(
+        self,
+        parts: Mapping[str, Mapping[str, Stored]],
+        configs: Mapping[str, Mapping[str, Any]],
+        scheduler: Mapping[str, Any],
+    ) -> dict[str, Stored]:
+        """A whole pipeline in the layout of the original code, with tensor names that ComfyUI accepts.
+
+        `parts` and `configs`: tensors and configuration of each network; `scheduler`: that of the student's scheduler.
+        """
+
+    def kohya_name(self, layer: str, config: Mapping[str, Any]) -> str:
+        """Name of a layer of the denoiser, which `config` describes, in LoRA files of kohya's scripts.
+
+        Raises Unfit if its readers do not know such names for this family.
+        """
 
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""

@@ -29,6 +29,8 @@ class Source:
     """For a file: a pipeline folder with the matching configurations and tokenizers; its weights are not used."""
     vae: Path | None = None
     """An autoencoder that replaces the teacher's: a folder, or a file in the original layout."""
+    denoiser: Path | None = None
+    """The folder of a student's denoiser, which replaces the teacher's; that one is not read then."""
 
     @property
     def folder(self) -> Path:

@@ -6,7 +6,7 @@ diffusers translates the tensor names of such a file; every network is then fill
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import DENOISER, VAE, Source, vae_folder
 from flashdmd_cli.families.reading import fill, new_network, read_network
+from flashdmd_cli.families.stored import Stored, constant
 
 Convert = Callable[[dict[str, Tensor], Any], dict[str, Tensor]]
 """(All tensors of a file in the original layout, a network) -> the tensors of this network under its own names."""
@@ -40,7 +41,7 @@ def read_pipeline(
     missing or unsuitable files.
     """
     dtypes = {part: torch.float32 if number else denoiser for number, part in enumerate(kinds)}
-    parts = [part for part in kinds if part != "vae" or source.vae is None]
+    parts = own_networks(kinds, source)
     settings: dict[str, Any] = {}
     if source.weights.is_file():
         if source.config is None:
@@ -58,10 +59,32 @@ def read_pipeline(
         networks = {part: read_network(kinds[part], source.weights / part, dtypes[part]) for part in parts}
     if source.vae is not None:
         networks["vae"] = read_vae(source.vae, source.folder / "vae")
+    if source.denoiser is not None:
+        part = next(iter(kinds))
+        networks[part] = read_network(kinds[part], source.denoiser, denoiser)
     loaded = pipeline.from_pretrained(source.folder, **networks, **options, local_files_only=True)
     if settings:
         loaded.scheduler = type(loaded.scheduler).from_config(loaded.scheduler.config, **settings)
     return loaded
+
+
+def own_networks(kinds: Iterable[str], source: Source) -> list[str]:
+    """The networks of `kinds`, the denoiser first, read from the teacher's own files: nothing replaces them."""
+    replaced = {"vae": source.vae, next(iter(kinds)): source.denoiser}
+    return [part for part in kinds if replaced.get(part) is None]
+
+
+def stored_in_file(
+    kinds: Mapping[str, Any], original: Mapping[str, Convert], source: Source, part: str
+) -> dict[str, Stored]:
+    """The tensors of one network of a checkpoint file or of an autoencoder's file, by diffusers' names."""
+    if part == "vae" and source.vae is not None:
+        tensors = read_vae(source.vae, source.folder / "vae").state_dict()
+    else:
+        assert source.config is not None
+        # The file is mapped into memory, so only the tensors of this network are read from the disk.
+        tensors = original[part](load_file(source.weights), new_network(kinds[part], source.config / part))
+    return {name: constant(value) for name, value in tensors.items()}
 
 
 def read_vae(path: Path, config: Path) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
 from flashdmd_cli.families.files import weight_files
+from flashdmd_cli.families.stored import read_stored
 
 TEXT = "text_model."
 """Prefix of a text encoder's tensor names in published files; transformers 5.6 and later omit it in `CLIPTextModel`."""
@@ -35,16 +36,15 @@ def new_network(kind: Any, folder: Path) -> Any:
 
 def read_network(kind: Any, folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Load the network of class `kind` in `folder`, on the CPU, in eval mode; Unfit if a tensor does not fit."""
-    tensors: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        tensors |= load_file(path)
+    # One by one: the whole network is never in memory in both precisions.
+    tensors = {name: value.to(dtype).read() for name, value in read_stored(weight_files(folder)).items()}
     return fill(new_network(kind, folder), tensors, f"{folder.name}/", dtype)
 
 
 def fill(net: Any, tensors: dict[str, Tensor], where: str, dtype: torch.dtype = torch.float32) -> Any:
     """Load tensors into `net` in `dtype`, with old names translated; `where` is the start of an error message."""
     tensors = renamed(tensors, net.state_dict().keys())
-    for name in list(tensors):  # one by one: the whole network is never in memory in both precisions
+    for name in list(tensors):
         tensors[name] = tensors[name].to(dtype) if tensors[name].is_floating_point() else tensors[name]
     try:
         return fit(net, tensors).eval()

@@ -46,6 +46,8 @@ class _LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by their names in recipes and options."""
 STORED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
@@ -87,17 +89,18 @@ class _Int8Product(torch.autograd.Function):
 
 
 def store(net: nn.Module, weights: str, targets: Sequence[str]) -> nn.Module:
-    """Convert the frozen weights of `net` to the format `weights` (fp32, bf16 or int8), in place; returns it.
+    """Convert the frozen weights of `net` to the format `weights` (fp32, bf16, fp16 or int8), in place; returns it.
 
     int8 is for the linear layers named in `targets`, which have nearly all weights of a transformer; the others are
     stored in bfloat16. The error of a weight is at most 1/250 of the largest one of the same output (in bfloat16).
     """
-    if weights in ("bf16", "int8"):
-        store_in_bf16(net)
     if weights == "int8":
+        store_in_bf16(net)
         for name, module in net.named_modules():
             if type(module) is _Linear and f".{name}".endswith(tuple(f".{target}" for target in targets)):
                 _store_in_int8(module)
+    elif weights != "fp32":
+        store_in(net, DTYPES[weights])
     return net
 
 
@@ -108,7 +111,7 @@ def _store_in_int8(layer: nn.Linear) -> None:
     # Rounded before it is used, so that its rounding adds no error, and upwards, so that no number is above 127.
     scale = (largest / 127 * (1 + 2**-8)).to(torch.bfloat16)
     layer.register_buffer("scale", scale, persistent=False)
-    numbers = (weight / layer.scale.float()).round().clamp(-127, 127).to(torch.int8)
+    numbers = (weight / scale.float()).round().clamp(-127, 127).to(torch.int8)
     layer.weight = nn.Parameter(numbers, requires_grad=False)
     layer.__class__ = _Int8Linear
 
@@ -120,23 +123,28 @@ def full_weight(layer: nn.Module) -> Tensor:
 
 
 def store_in_bf16(net: nn.Module) -> nn.Module:
-    """Convert the weights of `net` to bfloat16, in place, so that it takes inputs of any format; returns it.
+    """`store_in` with bfloat16."""
+    return store_in(net, torch.bfloat16)
+
+
+def store_in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the weights of `net` to a format of 16 bits, in place, so that it takes inputs of any format; returns it.
 
     Parameters of other layers are stored in float32: the RMS norms of SD3.5 would return the format of their weights,
     which attention does not combine with another one.
     """
     for module in net.modules():
         if type(module) in STORED:
-            module.to(torch.bfloat16)
+            module.to(dtype)
             module.__class__ = STORED[type(module)]
-        else:
+        elif type(module) not in STORED.values():
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
     return net
 
 
 def is_stored_in_bf16(net: nn.Module) -> bool:
-    """Whether `store_in_bf16` was applied to `net`."""
+    """Whether `store_in` was applied to `net`."""
     return any(isinstance(module, tuple(STORED.values())) for module in net.modules())
 
 

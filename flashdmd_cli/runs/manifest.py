@@ -118,6 +118,28 @@ class Collection(_Record):
     cache: CacheRecord | None = None
 
 
+class FormatRecord(_Record):
+    """One format of an export, as its loader in stock diffusers reads it."""
+
+    dtype: str
+    """Number format of the weights."""
+    exact: bool
+    """False for an approximation: a LoRA of a student whose weights were all trained."""
+    largest: float
+    """Largest difference of a pixel, on [0, 1], between its picture and the student's from the same noise."""
+    mean: float
+    """Mean difference of the pixels."""
+    energy: float | None = None
+    """For an approximation: the share of the difference to the teacher that it keeps (squared Frobenius norms)."""
+
+
+class ExportRecord(_Record):
+    """Options of an export, and how its formats compare with the student."""
+
+    options: dict[str, Any]
+    formats: dict[str, FormatRecord]
+
+
 class Manifest(_Record):
     """The manifest of a result folder."""
 
@@ -140,6 +162,8 @@ class Manifest(_Record):
     """Hash of the training data's manifest."""
     collection: Collection | None = None
     """For data folders."""
+    export: ExportRecord | None = None
+    """For exports."""
     versions: dict[str, str] = {}
     seed: int | None = None
     hardware: dict[str, str | int] = {}

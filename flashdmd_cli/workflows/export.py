@@ -1,31 +1,64 @@
-"""Export of a student to a format that other programs read."""
+"""Export of a student to formats that other programs read, compared with the student before it counts as done."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.export import FORMATS
-from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.files import saving_weights
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.files import saving_weights, sha256_file, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.runs.hub import parse_id
 from flashdmd_cli.runs.lock import releasing
-from flashdmd_cli.runs.manifest import Manifest, parent_record, read_manifest, write_manifest
+from flashdmd_cli.runs.manifest import (
+    CHECKPOINTS,
+    MANIFEST,
+    ExportRecord,
+    FormatRecord,
+    Manifest,
+    parent_record,
+    read_manifest,
+    write_manifest,
+)
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
-from flashdmd_cli.workflows.inputs.drawers import student_drawer
-from flashdmd_cli.workflows.inputs.kinds import find_student
+from flashdmd_cli.runs.results import recipe_of, whole_folder
+from flashdmd_cli.runs.upload import upload
+from flashdmd_cli.workflows.card import PREVIEW, card
+from flashdmd_cli.workflows.export_check import check_formats, prompt_for
+from flashdmd_cli.workflows.inputs.families import hush
+from flashdmd_cli.workflows.inputs.kinds import EMBEDDED, find_student
+from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
+from flashdmd_cli.workflows.training import ADAPTER
+
+if TYPE_CHECKING:
+    from flashdmd_cli.export.card import Use
+    from flashdmd_cli.export.job import File, Format, Job
+
+DTYPES = ("fp32", "fp16", "bf16", "fp8")
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` wrote."""
+    """What `export` wrote, or would write."""
 
     out: Path
-    manifest: Manifest
+    files: list[tuple[str, int | None]]
+    """Path and size in bytes (None: known only when it is written)."""
+    manifest: Manifest | None
+    """None for a dry run."""
     steps: int
     """Number of sampling steps, to be used with guidance scale 1."""
+    use: str
+    """Lines of Python that load the export and draw a picture."""
+    url: str | None = None
+    """Where it was pushed to."""
 
 
 @releasing()
@@ -33,47 +66,195 @@ def export(
     student: Path | str | None = None,
     out: Path | str | None = None,
     *,
-    form: str = "diffusers",
+    form: str | Sequence[str] = "diffusers",
+    dtype: Sequence[str] = (),
+    rank: int | None = None,
+    push: str | None = None,
+    dry_run: bool = False,
     replace: bool = False,
     reporter: Reporter | None = None,
 ) -> Export:
-    """Write the student in the folder `student` to `out` as a stock pipeline (`form`: one of `export.FORMATS`).
+    """Write the student in the folder `student` to `out` in each of the formats `form` (`export.FORMATS`).
 
-    Reads the student's network (None: the newest under ./runs). All other parts of the pipeline are the teacher's,
-    which is downloaded if it is not on this machine. `out` is ./runs/export-NAME by default; with `replace`, an
-    existing export in it is deleted.
+    Reads the student's network (None: the newest under ./runs) and the teacher's files, which are downloaded if they
+    are not on this machine, one tensor at a time. Each format is then loaded by stock diffusers, and a picture of it is
+    compared with the student's picture from the same noise. `dtype`: number formats of the weights (`DTYPES`;
+    several write variants of the `diffusers` format; none: each format's own choice). `rank` is that of a LoRA that
+    approximates a student whose weights were all trained. `push` is the `owner/name` of a repository on the hub, to
+    which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME by default; an export with
+    other options in it is replaced only with `replace`.
 
-    Raises `UsageError` for an unknown format or an `out` with other contents, `InputError` if an input cannot be read.
+    Raises `UsageError` for unknown values or an `out` with other contents, `InputError` if an input cannot be read,
+    `NumericalError` if an export draws another picture than the student.
     """
-    if form not in FORMATS:
-        raise UsageError(f"--format {form}: unknown", hint=f"one of {', '.join(FORMATS)}")
     reporter, began = reporter or SilentReporter(), time.monotonic()
+    forms = [form] if isinstance(form, str) else list(form)
+    check_options(forms, dtype, rank, push)
+    from flashdmd_cli.export.card import uses
+    from flashdmd_cli.export.job import copy_of
+
     checkpoint = find_student(None if student is None else str(student))
     if student is None:
         reporter.say(f"from {checkpoint}")
-    drawer, made = student_drawer(checkpoint, reporter=reporter), read_manifest(checkpoint)
+    made = whole_folder(checkpoint, CHECKPOINTS, "--from", "flashdmd distill")
+    job = new_job(checkpoint, made, tuple(dtype), rank or 64, reporter)
     folder = Path(out) if out is not None else RUNS / f"export-{checkpoint.name}"
-    claim(folder, "export", replace, resumes=False)
-    with saving_weights(folder):
-        module, _, function = FORMATS[form].partition(":")
-        getattr(import_module(module), function)(drawer.family, drawer.net, drawer.steps, folder)
-    manifest = write_manifest(
-        folder,
-        Manifest(
-            kind="export",
-            family=made.family,
-            grid=made.grid,
-            step=made.step,
-            images_seen=made.images_seen,
-            updates=made.updates,
-            teacher=made.teacher,
-            parents=[parent_record(checkpoint, folder)],
-            weights=made.weights,
-            recipe=made.recipe,
-            data=made.data,
-            seed=made.seed,
-            wall_seconds=time.monotonic() - began,
-            license=made.license,
-        ),
+    formats = {name: cast("Format", import_module(FORMATS[name])) for name in FORMATS if name in forms}
+    files = all_files(formats, job)
+    if (checkpoint / PREVIEW).is_file():
+        files[PREVIEW] = copy_of(checkpoint / PREVIEW)
+    use = uses(formats, job, push or str(folder), base_of(made, job, push), prompt_for(job))
+    if dry_run:
+        listed = [(file.path, file.size) for file in files.values()]
+        return Export(folder, listed, None, job.steps, first_code(use))
+    options = {"formats": list(formats), "dtype": list(dtype), "rank": rank}
+    finished = finished_export(folder, checkpoint, options, replace)
+    claim(folder, "export", yes=finished is None)
+    if finished is None:
+        write_files(folder, files, reporter)
+        records = check_formats(formats, job, folder, reporter)
+        manifest = described(made, checkpoint, folder, options, records, time.monotonic() - began)
+    else:
+        reporter.say(f"{folder}: contains this export already")
+        manifest = finished
+    text = card(manifest, job, checkpoint, use)
+    if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
+        write_text_atomically(folder / CARD, text)
+        manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
+    listed = [(each.path, each.size) for each in manifest.files]
+    url = None
+    if push is not None:
+        reporter.phase(f"uploading {len(listed)} files to {push}")
+        url = upload(folder, push, [path for path, _ in listed], f"{job.title}, exported by flashdmd")
+    return Export(folder, listed, manifest, job.steps, first_code(use), url)
+
+
+def first_code(uses: Sequence[Use]) -> str:
+    """The lines of Python of the first format that has any."""
+    return next((each.code for each in uses if each.code), "")
+
+
+def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None, push: str | None) -> None:
+    """Raise `UsageError` for unknown formats, number formats or repository names."""
+    for name in forms:
+        if name not in FORMATS:
+            raise UsageError(f"--format {name}: unknown", hint=f"one or several of {','.join(FORMATS)}")
+    if not forms:
+        raise UsageError("--format: names no format", hint=f"one or several of {','.join(FORMATS)}")
+    for name in dtypes:
+        if name not in DTYPES:
+            raise UsageError(f"--dtype {name}: unknown", hint=f"one or several of {','.join(DTYPES)}")
+    if "fp8" in dtypes and (list(dtypes), list(forms)) != (["fp8"], ["single-file"]):
+        raise UsageError(
+            "--dtype fp8: is for --format single-file alone", hint="export the other formats in a second call"
+        )
+    if rank is not None and rank < 1:
+        raise UsageError(f"--rank {rank}: must be at least 1")
+    if push is not None and (parse_id(push) is None or "@" in push):
+        raise UsageError(f"--push {push}: is not the name of a repository", hint="owner/name, such as ada/my-student")
+
+
+def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int, reporter: Reporter) -> Job:
+    """What to export; looks up the teacher's files and loads nothing."""
+    from flashdmd_cli.export.job import Job
+    from flashdmd_cli.families.registry import family_at
+
+    hush()
+    recipe = recipe_of(made, f"--from {checkpoint}")
+    record = made.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
+    source = find_source_again(record, recipe.model, f"--from {checkpoint}", reporter=reporter)
+    facts = family_at(source.folder)
+    if made.grid is None:
+        raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
+    teacher = record.hub or record.id
+    stem = Path(teacher).name.removesuffix(".safetensors")
+    adapter = checkpoint / ADAPTER
+    return Job(
+        facts=facts,
+        source=replace(source, denoiser=checkpoint / "student"),
+        adapter=adapter if adapter.is_file() else None,
+        steps=recipe.grid.steps,
+        scheduler=made.grid.scheduler,
+        scheduler_config=made.grid.config,
+        title=f"{stem}-{recipe.grid.steps}step",
+        teacher=teacher,
+        license=made.license,
+        dtypes=dtypes,
+        rank=rank,
     )
-    return Export(folder, manifest, drawer.steps)
+
+
+def base_of(made: Manifest, job: Job, push: str | None) -> str:
+    """What a user loads the teacher from: a repository on the hub, a folder or a file.
+
+    The card of a repository does not have paths of this machine, except of the embedded teachers.
+    """
+    teacher = made.teacher
+    if teacher is not None and teacher.hub:
+        return teacher.hub
+    is_private = push is not None and job.teacher not in EMBEDDED
+    return job.source.weights.name if is_private else str(job.source.weights)
+
+
+def all_files(formats: dict[str, Format], job: Job) -> dict[str, File]:
+    """The files of all formats by their paths, in the order in which they are written."""
+    files: dict[str, File] = {}
+    for name, each in formats.items():
+        try:
+            files |= {file.path: file for file in each.files(job)}
+        except Unfit as error:
+            raise UsageError(f"--format {name}: {error}", hint=error.hint) from None
+    return files
+
+
+def finished_export(folder: Path, checkpoint: Path, options: dict[str, Any], replaces: bool) -> Manifest | None:
+    """The manifest of a finished export of this student with these options in `folder`; None if there is none.
+
+    Raises `UsageError` if the folder has a finished export of something else, unless it `replaces` that.
+    """
+    if replaces or not (folder / MANIFEST).is_file() or (found := read_manifest(folder)).kind != "export":
+        return None
+    same = [parent.sha256 for parent in found.parents] == [sha256_file(checkpoint / MANIFEST)]
+    if same and found.export is not None and found.export.options == options:
+        return whole_folder(folder, ("export",), "--out", "flashdmd export")
+    raise UsageError(f"--out {folder}: holds another export", hint="--yes replaces it; or choose another --out")
+
+
+def write_files(folder: Path, files: dict[str, File], reporter: Reporter) -> None:
+    """Write all files, with progress in files."""
+    reporter.phase(f"writing {len(files)} files to {folder}", "file")
+    with saving_weights(folder):
+        for number, file in enumerate(files.values()):
+            reporter.progress(number, len(files))
+            at = folder / file.path
+            at.parent.mkdir(parents=True, exist_ok=True)
+            file.write(at)
+    reporter.progress(len(files), len(files))
+
+
+def described(
+    made: Manifest,
+    checkpoint: Path,
+    folder: Path,
+    options: dict[str, Any],
+    records: dict[str, FormatRecord],
+    seconds: float,
+) -> Manifest:
+    """The manifest of the export of a student with the manifest `made`."""
+    return Manifest(
+        kind="export",
+        family=made.family,
+        grid=made.grid,
+        step=made.step,
+        images_seen=made.images_seen,
+        updates=made.updates,
+        teacher=made.teacher,
+        parents=[parent_record(checkpoint, folder)],
+        weights=made.weights,
+        recipe=made.recipe,
+        data=made.data,
+        seed=made.seed,
+        wall_seconds=seconds,
+        license=made.license,
+        export=ExportRecord(options=options, formats=records),
+    )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.families.registry import FAMILIES
 from flashdmd_cli.runs.errors import Interrupted, NumericalError
 from flashdmd_cli.runs.files import saving_weights
 from flashdmd_cli.runs.manifest import (
@@ -23,6 +24,9 @@ from flashdmd_cli.runs.reporter import Reporter
 from flashdmd_cli.runs.resume import teacher_of
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.workflows.inputs.teachers import license_of
+
+ADAPTER = "lora/pytorch_lora_weights.safetensors"
+"""The LoRA of a run that trained adapters on its teacher, with the keys of diffusers."""
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +102,8 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
 def write_checkpoint(
     kind: Kind, recipe: Recipe, family: Family, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
 ) -> Manifest:
-    """Write `student/` as a stock diffusers network (adapters merged), then the run page and the manifest.
+    """Write `student/` as a stock diffusers network (adapters merged), adapters on the teacher also as a LoRA in
+    `lora/`, then the run page and the manifest.
 
     `parents` are the input folders other than `data`. Every process of the run makes this call; the first writes.
     """
@@ -120,9 +125,13 @@ def _write(
 ) -> Manifest:  # fmt: skip
     """Write the student's network `net`, run page and manifest."""
     from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.export.lora import save_factors
 
     with saving_weights(out / "student"):
         family.save_network(net, out / "student")
+        if (factors := state.shipped.low_rank()) and state.shipped.base is state.teacher.base:
+            # Adapters on the teacher itself are a LoRA; those on another student are not.
+            save_factors(out / ADAPTER, FAMILIES[recipe.family].networks[0], factors)
     write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     return write_manifest(

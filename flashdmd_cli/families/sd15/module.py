@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 
     from flashdmd_cli.families.reward import RewardModel
     from flashdmd_cli.families.sd15.family import SD15Family
+    from flashdmd_cli.families.stored import Stored
 
-__all__ = ["dimensions", "grid", "is_student", "load", "load_reward", "refuse", "refuse_vae"]
+__all__ = [
+    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "refuse", "refuse_vae", "single_file",
+    "stored_in_file",
+]  # fmt: skip
 
 
 def refuse(place: Path) -> None:
@@ -53,3 +58,25 @@ def load(source: Source, precision: str, weights: str) -> SD15Family:
 def load_reward(folder: Path, family: SD15Family, dtype: torch.dtype) -> RewardModel:
     """Unfit: students of this family cannot be aligned yet."""
     raise Unfit("reward models of Stable Diffusion 1 and 2 are not supported", "align students of SDXL")
+
+
+def stored_in_file(source: Source, part: str) -> dict[str, Stored]:
+    """The tensors of one network of a teacher in one file, or of an autoencoder in one file, by diffusers' names."""
+    from flashdmd_cli.families import original
+    from flashdmd_cli.families.sd15.family import SD15Family
+
+    return original.stored_in_file(SD15Family.kinds, SD15Family.original, source, part)
+
+
+def single_file(
+    parts: Mapping[str, Mapping[str, Stored]],
+    configs: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any],
+) -> dict[str, Stored]:
+    """Unfit: not written yet for this family."""
+    raise Unfit("single-file is for SDXL and SD3", "export --format diffusers")
+
+
+def kohya_name(layer: str, config: Mapping[str, Any]) -> str:
+    """Name of a layer of the UNet in LoRA files of kohya's scripts, which keep diffusers' names for this family."""
+    return "lora_unet_" + layer.replace(".", "_")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.core.grid import Grid, flow_grid
+from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.layout import refuse_vae
 from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse
@@ -16,10 +18,11 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.families.sd3.family import SD3Family
     from flashdmd_cli.families.sd3.reward import FlowReward
+    from flashdmd_cli.families.stored import Stored
 
 __all__ = [
-    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
-    "refuse_vae", "save_reward",
+    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
+    "random_text", "refuse", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
 
@@ -68,3 +71,27 @@ def random_text(family: SD3Family, batch: int) -> dict[str, torch.Tensor]:
     from flashdmd_cli.families.sd3 import true_size
 
     return true_size.random_text(family, batch)
+
+
+def stored_in_file(source: Source, part: str) -> dict[str, Stored]:
+    """The tensors of one network of a teacher in one file, or of an autoencoder in one file, by diffusers' names."""
+    from flashdmd_cli.families import original
+    from flashdmd_cli.families.sd3 import reading
+
+    return original.stored_in_file(reading.KINDS, reading.ORIGINAL, source, part)
+
+
+def single_file(
+    parts: Mapping[str, Mapping[str, Stored]],
+    configs: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any],
+) -> dict[str, Stored]:
+    """A whole pipeline in the layout of SD3's original code."""
+    from flashdmd_cli.families.sd3 import original
+
+    return original.single_file(parts, configs, scheduler)
+
+
+def kohya_name(layer: str, config: Mapping[str, Any]) -> str:
+    """Unfit: ComfyUI reads LoRA files of SD3 by diffusers' names."""
+    raise Unfit("lora-kohya is for SDXL", "ComfyUI and diffusers both read --format lora of SD3")

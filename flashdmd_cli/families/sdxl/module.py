@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import LatentRewardModel
+    from flashdmd_cli.families.stored import Stored
 
 __all__ = [
-    "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
-    "refuse_vae", "save_reward",
+    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
+    "random_text", "refuse", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
 
@@ -35,6 +37,32 @@ def load(source: Source, precision: str, weights: str) -> SDXLFamily:
     from flashdmd_cli.families.sdxl.family import SDXLFamily
 
     return SDXLFamily.load(source, precision, weights)
+
+
+def stored_in_file(source: Source, part: str) -> dict[str, Stored]:
+    """The tensors of one network of a teacher in one file, or of an autoencoder in one file, by diffusers' names."""
+    from flashdmd_cli.families import original
+    from flashdmd_cli.families.sdxl import reading
+
+    return original.stored_in_file(reading.KINDS, reading.ORIGINAL, source, part)
+
+
+def single_file(
+    parts: Mapping[str, Mapping[str, Stored]],
+    configs: Mapping[str, Mapping[str, Any]],
+    scheduler: Mapping[str, Any],
+) -> dict[str, Stored]:
+    """A whole pipeline in the layout of SDXL's original code."""
+    from flashdmd_cli.families.sdxl import original
+
+    return original.single_file(parts, configs, scheduler)
+
+
+def kohya_name(layer: str, config: Mapping[str, Any]) -> str:
+    """Name of a layer of the UNet in LoRA files of kohya's scripts."""
+    from flashdmd_cli.families.sdxl import original
+
+    return original.kohya_name(layer, config)
 
 
 def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentRewardModel:

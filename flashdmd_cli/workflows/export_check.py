@@ -1,0 +1,73 @@
+"""Comparison of every format of an export with the student, before the export counts as done."""
+
+from __future__ import annotations
+
+import gc
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashdmd_cli.runs.errors import NumericalError
+from flashdmd_cli.runs.manifest import FormatRecord
+from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.workflows.inputs.kinds import is_shapes
+
+if TYPE_CHECKING:
+    from flashdmd_cli.export.job import Format, Job
+
+SHAPES_PROMPT = "a plain red circle above a dotted blue ring"
+PROMPT = "a photograph of a red fox in the snow"
+"""Prompts of the pictures that are compared: for students of the embedded world, and for all others."""
+
+
+def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: Reporter) -> dict[str, FormatRecord]:
+    """Load every format with stock diffusers, and compare its picture with the student's from the same noise."""
+    from flashdmd_cli.export.check import compare, stock_picture, student_picture
+    from flashdmd_cli.export.job import TOLERANCE
+
+    prompt = prompt_for(job)
+    reporter.phase("drawing a picture with the student, to compare the export with", "picture")
+    wanted = student_picture(job, prompt)
+    records = {}
+    for name, each in formats.items():
+        reporter.phase(f"drawing the same picture with {name}", "picture")
+        pipeline = each.load(job, folder)
+        difference = compare(stock_picture(pipeline, job, prompt), wanted)
+        del pipeline
+        gc.collect()
+        records[name] = FormatRecord(
+            dtype=each.dtype(job), exact=each.is_exact(job), largest=difference.largest, mean=difference.mean,
+            energy=None if each.is_exact(job) else energy_kept(folder),
+        )  # fmt: skip
+        reporter.say(described_check(name, records[name]))
+        # Rounded weights draw slightly other pictures: how much is reported.
+        is_rounded = {each.dtype(job), job.student_dtype, job.check_dtype} != {"fp32"}
+        limit = math.inf if is_rounded or not each.is_exact(job) else TOLERANCE
+        if not difference.largest < limit:
+            raise NumericalError(
+                f"--format {name}: its picture differs from the student's by {difference.largest:.3g} of the range of "
+                f"a pixel, where {TOLERANCE:g} is allowed",
+                hint=f"this is a fault of flashdmd: report it with {folder} and the versions of `flashdmd doctor`",
+            )
+    return records
+
+
+def prompt_for(job: Job) -> str:
+    """A prompt that the teacher understands."""
+    return SHAPES_PROMPT if is_shapes(job.source.folder) else PROMPT
+
+
+def energy_kept(folder: Path) -> float | None:
+    """The share of the change of the weights that an approximation keeps, from its table of layers."""
+    from flashdmd_cli.export.lora import TABLE, share_kept
+
+    return share_kept(folder / TABLE) if (folder / TABLE).is_file() else None
+
+
+def described_check(name: str, record: FormatRecord) -> str:
+    """A line for people on how a format compares with the student."""
+    kept = "" if record.energy is None else f"; keeps {record.energy:.1%} of the change of the weights"
+    return (
+        f"{name} ({record.dtype}): reloaded; differs from the student's picture by {record.largest:.2g} at most, "
+        f"{record.mean:.2g} on average{kept}"
+    )

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.caches import CacheReader
 from flashdmd_cli.data.errors import DataError
 
@@ -226,7 +227,7 @@ class ShardDataset:
                 with Image.open(io.BytesIO(members[kind].read())) as image:
                     picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
             caption = members["txt"].read().decode()
-            facts = json.loads(members["json"].read()) if "json" in members else {}
+            facts = parse_json(members["json"].read()) if "json" in members else {}
         except (OSError, ValueError, SyntaxError) as error:
             shard = members["txt"].shard
             raise DataError(f"--data: sample {key} of {shard} cannot be read: {error}", REBUILD) from None

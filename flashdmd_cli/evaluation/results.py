@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.metrics.intervals import Interval
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
@@ -123,7 +123,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """The document of a finished evaluation, from its folder or file; InputError if it is none."""
     file = path / RESULTS if path.is_dir() else path
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = parse_json(file.read_text(encoding="utf-8"))
         if not isinstance(document, dict) or not isinstance(document.get("metrics"), dict):
             raise ValueError("no metrics in it")
         if document.get("schema", 0) > SCHEMA:
@@ -144,7 +144,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
     except (OSError, ValueError):
         pass
     return rows

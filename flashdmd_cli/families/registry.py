@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.sd3.facts import SD3
@@ -28,7 +28,7 @@ def family_at(place: Path) -> Facts:
     SDXL if there is no match; its `refuse` then reports what was found.
     """
     try:
-        name = json.loads((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+        name = parse_json((place / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError):
         return SDXL
     return next((facts for facts in FAMILIES.values() if str(name).startswith(facts.pipeline)), SDXL)

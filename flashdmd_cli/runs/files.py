@@ -25,6 +25,8 @@ _REASONS = {
     errno.EACCES: ("permission denied", "choose another {flag}, or change the rights of this one"),
     errno.EPERM: ("operation not permitted", "choose another {flag}, or change the rights of this one"),
     errno.ENOTDIR: ("a file stands where a folder is needed", "choose another {flag}"),
+    errno.ELOOP: ("a link stands where a file is needed", "delete the link, or choose another {flag}"),
+    errno.ENXIO: ("a pipe stands where a file is needed", "delete the pipe, or choose another {flag}"),
     errno.EEXIST: ("a file stands where a folder is needed", "choose another {flag}"),
 }
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.files import write_text_atomically, writing
 
 METRICS, COSTS = "metrics.jsonl", "costs.jsonl"
@@ -74,8 +75,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                rows.append(parse_json(line))
+            except ValueError:
                 break
     return rows
 

@@ -7,12 +7,12 @@ uses the contents only, never file names.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flashdmd_cli.core.grid import vp_grid
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.dimensions import Dimensions
 from flashdmd_cli.families.files import is_lora, read_json, read_shapes, vae_folder, weight_files
@@ -160,7 +160,7 @@ def dimensions(folder: Path) -> Dimensions:
     """Dimensions of an SDXL pipeline folder; raises `OSError`, `ValueError` or `KeyError` for any other folder."""
 
     def config(part: str, name: str = "config.json") -> dict[str, Any]:
-        values: dict[str, Any] = json.loads((folder / part / name).read_text(encoding="utf-8"))
+        values: dict[str, Any] = parse_json((folder / part / name).read_text(encoding="utf-8"))
         return values
 
     unet, vae = config("unet"), config("vae")
@@ -180,7 +180,7 @@ def is_student(folder: Path) -> bool:
     """
     grid = vp_grid(1)
     try:
-        config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+        config = parse_json((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     ours = {key: grid.config[key] for key in ("original_inference_steps", "timestep_scaling")}

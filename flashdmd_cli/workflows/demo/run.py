@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import claim
@@ -76,7 +77,7 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     """
     path = out / "request.json"
     if path.is_file():
-        saved = {"family": "sdxl", **json.loads(path.read_text(encoding="utf-8"))}
+        saved = {"family": "sdxl", **parse_json(path.read_text(encoding="utf-8"))}
         for key, value in request.items():
             if saved.get(key) != value and not (key == "iterations" and untrained(out)):
                 hint = f"choose another --out, or leave --{key} at {saved.get(key)} to resume"
@@ -145,7 +146,7 @@ def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, 
 def read_result(at: Stages) -> dict[str, Any]:
     """The contents of `demo.json` of a finished demo."""
     try:
-        return json.loads((at.out / "demo.json").read_text(encoding="utf-8"))
+        return parse_json((at.out / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--out {at.out}: demo.json cannot be read: {error}", hint="choose another --out") from None
 

@@ -88,8 +88,6 @@ def find_reward(name: str, reporter: Reporter | None = None) -> Path:
 
 def load_reward_model(folder: Path, family: Family) -> RewardModel:
     """Load a reward model to the device of its teacher; InputError if it cannot be read or is of another kind."""
-    import pickle
-
     import torch
     from safetensors import SafetensorError
 
@@ -98,7 +96,7 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         reward = family_named(family.name).module.load_reward(folder, family, dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = getattr(error, "hint", "") or f"a folder of {LRM}, or of flashdmd reward train"
         raise InputError(f"--reward {folder}: {first}", hint=hint) from error

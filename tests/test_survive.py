@@ -4,21 +4,29 @@
 
 from __future__ import annotations
 
+import builtins
+import errno
+import io
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit, read_pickle
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import UsageError, WriteError
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import release
+from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.runs.yaml_text import excerpt, parse_yaml
+from flashdmd_cli.workflows.demo.run import remember
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
@@ -137,3 +145,68 @@ def test_an_input_that_may_not_be_read_is_the_inputs_fault(tmp_path):
     fails(run("recipes", "show", long), 3, "too long")
     save_file({}, tmp_path / "x.safetensors")
     assert run("inspect", tmp_path / ("x" * 300)).exit_code == 3
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """A function that makes writes to files fail as on a full disk, if their name contains a text; "" allows all.
+
+    The system names no file when a write fails, only when a file cannot be opened.
+    """
+    wanted: list[str] = []
+
+    def fails_for(name: object) -> bool:
+        return any(text in str(name) for text in wanted)
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            if fails_for(self.name):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **options: Any) -> Any:
+        if isinstance(file, int) or not set(mode) & set("wax+") or not fails_for(file):
+            return real(file, mode, buffering, *rest, **options)
+        raw = Full(os.fspath(file), mode.replace("b", "").replace("t", ""))
+        buffer = io.BufferedWriter(raw)
+        return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding=options.get("encoding"))
+
+    real = io.open
+    monkeypatch.setattr(io, "open", opened)
+    monkeypatch.setattr(builtins, "open", opened)
+    return lambda text: wanted.__setitem__(slice(None), [text] if text else [])
+
+
+def test_tensorboard_on_a_full_disk_is_one_error_that_names_its_file(tmp_path, full, capsys):
+    """The thread of TensorBoard's own writer printed a traceback, and the error that closing it raised had no name."""
+    full("tfevents")
+    with pytest.raises(WriteError, match="cannot write .*/tensorboard/events.out.tfevents.*: the disk is full"):
+        with Tracker(tmp_path) as tracker:
+            tracker.log(0, {"loss": 1.0})
+    full("metrics.jsonl")
+    with pytest.raises(WriteError, match=r"cannot write .*/metrics.jsonl: the disk is full"):
+        with Tracker(tmp_path) as tracker:
+            tracker.log(0, {"loss": 1.0})
+    full("")
+    with Tracker(tmp_path) as tracker:
+        for step in range(4):
+            tracker.log(step, {"loss": step / 2}, {"seconds": 1.0})
+    with Tracker(tmp_path, start=2) as tracker:
+        tracker.log(2, {"loss": 5.0})
+    assert capsys.readouterr() == ("", "")
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(each.step, each.value) for each in board.Scalars("loss")] == [(0, 0.0), (1, 0.5), (2, 5.0)]
+    assert [each.step for each in board.Scalars("seconds")] == [0, 1]
+
+
+def test_a_full_disk_leaves_no_parts_of_files_and_names_the_one(world, full):
+    words = ["sample", "--from", "shapes-sdxl", "--prompt", "a red circle", "--steps", 1, "--out", "s", "--quiet"]
+    for name in ("grid.png", "00000.png", "prompts.json", "manifest.json"):
+        full(name)
+        fails(run(*words), 3, "--out: cannot write ", name, "the disk is full")
+        assert not [path for path in Path("s").rglob("*") if path.name.endswith((".partial", ".tmp"))]
+        full("")
+        assert run(*words).exit_code == 0 and run("inspect", "s", "--quiet").exit_code == 0
+    Path("d").mkdir()
+    Path("d/.seconds").write_text("")  # as a full disk left it
+    assert remember(Path("d"), {"iterations": 1}) == 0.0

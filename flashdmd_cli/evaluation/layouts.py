@@ -90,7 +90,8 @@ def _dpg(by_prompt: Mapping[str, Sequence[tuple[Row, Path]]], out: Path) -> list
         for i, image in enumerate(images):
             sheet.paste(image, (i % 2 * width, i // 2 * height))
         files.append(out / f"{safe(name)}.png")
-        sheet.save(files[-1])
+        with writing(files[-1]):
+            sheet.save(files[-1])
     return files
 
 
@@ -114,7 +115,8 @@ def linked(path: Path, to: Path) -> Path:
     try:
         os.link(path, to)
     except OSError:
-        shutil.copyfile(path, to)
+        with writing(to):
+            shutil.copyfile(path, to)
     return to
 
 

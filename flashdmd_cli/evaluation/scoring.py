@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +26,7 @@ from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Backend, Metric, Row
 from flashdmd_cli.evaluation.metrics.registry import metric_class
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import sha256_file, writing
+from flashdmd_cli.runs.files import replacing, sha256_file, writing
 from flashdmd_cli.runs.workers import Stop, Tick
 
 CHUNK = 32
@@ -89,12 +88,9 @@ def write_chunk(path: Path, chunk: Chunk, metrics: Sequence[Metric]) -> None:
         "side": json.dumps(chunk.side),
         "provenance": json.dumps({metric.name: identity(metric) for metric in metrics}, default=str),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: numbers.contiguous() for name, numbers in chunk.numbers.items()}
+    tensors = {name: numbers.contiguous() for name, numbers in chunk.numbers.items()}
+    with replacing(path) as temporary:
         temporary.write_bytes(save(tensors, about))
-        temporary.replace(path)
 
 
 def measure_chunk(

@@ -9,6 +9,7 @@ import diffusers
 
 from flashdmd_cli.families.base import View
 from flashdmd_cli.families.family import Family
+from flashdmd_cli.runs.files import write_text_atomically
 
 
 def export_diffusers(family: Family, student: View, steps: int, out: Path) -> None:
@@ -18,7 +19,7 @@ def export_diffusers(family: Family, student: View, steps: int, out: Path) -> No
     """
     family.save_pipeline(student.merged(), out, family.grid(steps))
     card = model_card(steps, Path(family.source).name, absent_parts(out))
-    (out / "README.md").write_text(card, encoding="utf-8")
+    write_text_atomically(out / "README.md", card)
 
 
 def absent_parts(folder: Path) -> str:

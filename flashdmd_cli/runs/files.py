@@ -128,18 +128,30 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`; an interruption leaves either the old or the new file, never a partial one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context with a temporary path to write to, beside `path`: renamed to `path` at the end, deleted after an error.
 
-    Raises `WriteError` if the disk is full or read-only.
+    An interruption leaves either the old or the new file. Raises `WriteError`, which names `path`, for an OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
-            sync(temporary)
+            yield temporary
             os.replace(temporary, path)
-            sync(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`; an interruption leaves either the old or the new file, never a partial one.
+
+    Raises `WriteError` if the disk is full or read-only.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+    with writing(path):
+        sync(path.parent)

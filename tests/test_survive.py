@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit, read_pickle
+from flashdmd_cli.data.seen import scratch
 from flashdmd_cli.runs.errors import UsageError, WriteError
+from flashdmd_cli.runs.files import saving_weights
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import release
 from flashdmd_cli.runs.tracking import Tracker
@@ -210,3 +213,34 @@ def test_a_full_disk_leaves_no_parts_of_files_and_names_the_one(world, full):
     Path("d").mkdir()
     Path("d/.seconds").write_text("")  # as a full disk left it
     assert remember(Path("d"), {"iterations": 1}) == 0.0
+
+
+def test_a_full_disk_during_a_preparation_names_the_file(tmp_path, full, monkeypatch):
+    """Also where SQLite or webdataset write, whose errors have no file name."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a\na\nb\n")
+    words = ["prepare-data", "p.txt", "--out", "o", "--quiet"]
+    for name in ("pictures-000000.tar", "records-000000.jsonl", "plan.jsonl", "rejected.jsonl"):
+        full(name)
+        fails(run(*words), 3, "--out: cannot write ", name, "the disk is full")
+    full("shapes-000000.tar")
+    fails(run("prepare-data", "shapes", "--num", 2, "--out", "s", "--quiet"), 3, "shapes-000000.tar: the disk is full")
+    full("")
+    assert run(*words).exit_code == 0
+    with (
+        pytest.raises(OSError, match="database or disk is full.*x.sqlite"),
+        scratch(tmp_path / "x.sqlite") as connection,
+    ):
+        connection.execute("PRAGMA max_page_count=2")
+        connection.execute("CREATE TABLE t (value BLOB)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(100000))")
+
+
+def test_a_full_disk_while_weights_are_written_names_the_newest_file(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    for error in (SafetensorError("Error: I/O error (os error 28)"), OSError(errno.ENOSPC, "No space left")):
+        with pytest.raises(WriteError, match="cannot write .*/unet/model.safetensors: the disk is full"):
+            with saving_weights(tmp_path):
+                (tmp_path / "unet").mkdir(exist_ok=True)
+                (tmp_path / "unet" / "model.safetensors").write_bytes(b"part")
+                raise error

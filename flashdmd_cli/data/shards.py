@@ -22,6 +22,7 @@ from webdataset import TarWriter
 from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.caches import CacheReader
 from flashdmd_cli.data.errors import DataError
+from flashdmd_cli.data.whole import whole
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
@@ -81,14 +82,9 @@ def write_shards(
     stream = iter(samples)
     while (first := next(stream, None)) is not None:
         path = out / f"{prefix}-{len(files):06d}.tar"
-        temporary = path.with_suffix(".tar.partial")
-        try:
-            with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-                for sample in chain([first], islice(stream, shard_size - 1)):
-                    tar.write(_members(sample, seen))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(path) as temporary, temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in chain([first], islice(stream, shard_size - 1)):
+                tar.write(_members(sample, seen))
         files.append(path)
     if not files:
         raise DataError("the source holds no sample", "ask for at least one picture")

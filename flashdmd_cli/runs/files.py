@@ -35,11 +35,16 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @contextlib.contextmanager
 def writing(path: Path, flag: str = "--out") -> Iterator[None]:
-    """Convert an OSError of a write under `path`, the value of the option `flag`, into a `WriteError`."""
+    """Convert an OSError of a write under `path`, the value of the option `flag`, into a `WriteError`.
+
+    It names the file of the error if that is below the folder `path`, else `path`.
+    """
     try:
         yield
     except OSError as error:
-        raise write_error(path, error.errno or 0, str(error), flag) from error
+        named = Path(error.filename) if isinstance(error.filename, str) else path
+        place = named if named.is_relative_to(path) else path
+        raise write_error(place, error.errno or 0, str(error), flag) from error
 
 
 def reason(code: int) -> str:
@@ -102,7 +107,16 @@ def saving_weights(folder: Path) -> Iterator[None]:
             as_readable_as_others(folder)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
-            raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
+            raise write_error(_newest(folder), int(number[1]) if number else 0, str(error)) from error
+        except OSError as error:
+            error.filename = error.filename or str(_newest(folder))
+            raise
+
+
+def _newest(folder: Path) -> Path:
+    """The file below `folder` that was written last: the one that a library could not finish. Else the folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
 
 
 def visible(text: str) -> str:

@@ -220,7 +220,7 @@ def test_a_full_disk_during_a_preparation_names_the_file(tmp_path, full, monkeyp
     monkeypatch.chdir(tmp_path)
     Path("p.txt").write_text("a\na\nb\n")
     words = ["prepare-data", "p.txt", "--out", "o", "--quiet"]
-    for name in ("pictures-000000.tar", "records-000000.jsonl", "plan.jsonl", "rejected.jsonl"):
+    for name in ("pictures-000000.tar", "records-000000.jsonl", "plan.jsonl"):
         full(name)
         fails(run(*words), 3, "--out: cannot write ", name, "the disk is full")
     full("shapes-000000.tar")

@@ -156,7 +156,7 @@ def prepare(root: Path, disk: Path) -> dict[str, list[str]]:
         "sample": sample,
         "prepare-data": ["prepare-data", str(folder), "--resolution", "64", "--shard-size", "10"],
         "prepare-data shapes": ["prepare-data", "shapes", "--num", "200"],
-        "eval": ["eval", "--from", str(student), "--prompts", str(prompts), "--metrics", "sharpness,saturation"],
+        "eval": ["eval", "--from", str(student), "--prompts", str(prompts), "--metrics", "saturation,entropy"],
     }
 
 

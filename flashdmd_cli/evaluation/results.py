@@ -9,10 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from flashdmd_cli.core.parsing import parse_json
+from flashdmd_cli.evaluation.gathering import Scored, num_finite
 from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.metrics.intervals import Interval
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
-from flashdmd_cli.evaluation.scoring import Scored, num_finite
 from flashdmd_cli.runs.errors import InputError
 
 SCHEMA = 1

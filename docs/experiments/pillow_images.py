@@ -32,7 +32,7 @@ from PIL import Image, ImageOps
 
 from flashdmd_cli.data.pictures import decode, open_picture
 
-SIDE = 64
+SIDE = 8
 SECONDS = 900
 """After this the command counts as hanging."""
 

@@ -124,11 +124,13 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
         values = {}
         for name in names:
             found = result.metrics[name]
-            entry = {key: found[key] for key in ("value", "low", "high", "n")}
+            entry = {key: found.get(key) for key in ("value", "low", "high", "n")}
             if number:
                 higher = found["direction"] != "lower"
                 difference = paired(result.scores(name), results[0].scores(name), higher)
-                entry |= {"difference": found["value"] - results[0].metrics[name]["value"], "pairs": difference.pairs}
+                first = results[0].metrics[name]["value"]
+                known = first is not None and found["value"] is not None
+                entry |= {"difference": found["value"] - first if known else None, "pairs": difference.pairs}
                 # Of a ratio that should be 1, and of a mere description, a higher value is no win.
                 wins = difference.wins if found["direction"] in ("higher", "lower") else None
                 for key, interval in (("paired", difference.delta), ("wins", wins)):
@@ -215,7 +217,7 @@ def difference_cell(entry: Mapping[str, Any]) -> str:
     if "paired" in entry:
         found = entry["paired"]
         return f"{found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    return f"{entry['difference']:+.4f} (not paired)"
+    return f"{entry['difference']:+.4f} (not paired)" if entry.get("difference") is not None else "-"
 
 
 def win_cell(entry: Mapping[str, Any]) -> str:

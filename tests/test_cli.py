@@ -249,7 +249,7 @@ def test_doctor_names_what_is_missing(tmp_path, monkeypatch):
     [
         (errors.UsageError("x"), 2), (errors.InputError("x"), 3), (Unfit("x"), 3), (errors.NumericalError("x"), 4),
         (errors.ThresholdError("x"), 5), (errors.Interrupted("x", signal_number=15), 143), (KeyboardInterrupt(), 130),
-        (FileNotFoundError(errno.ENOENT, "No such file", "f"), 3), (PermissionError(errno.EACCES, "Denied", "f"), 1),
+        (FileNotFoundError(errno.ENOENT, "No such file", "f"), 3), (PermissionError(errno.EACCES, "Denied", "f"), 3),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 3), (FloatingPointError("nan"), 4), (TypeError("x"), 1),
         (DataError("x"), 3), (SafetensorError("x"), 3), (UnpicklingError("x"), 3), (NotADirectoryError("x"), 3),
         (type("InputError", (Exception,), {})("of another library"), 1),  # by type, not by the name of a class

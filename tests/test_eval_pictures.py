@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from flashdmd_cli.evaluation.collection import read_collection
+from flashdmd_cli.evaluation.gathering import Scored, why_not
 from flashdmd_cli.evaluation.intake import Look, look, natural
 from flashdmd_cli.evaluation.metrics.diversity import Diversity
 from flashdmd_cli.evaluation.metrics.fd_dinov2 import FdDinoV2
@@ -27,7 +28,6 @@ from flashdmd_cli.evaluation.metrics.precision_recall import Precision, Recall
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.metrics.seed_diversity import Vendi
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
-from flashdmd_cli.evaluation.scoring import Scored, why_not
 from flashdmd_cli.evaluation.suites.prompts import read_prompt_file
 from flashdmd_cli.evaluation.suites.spec import rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError

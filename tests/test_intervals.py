@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.compare import cell, paired
+from flashdmd_cli.evaluation.gathering import gather
 from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.measuring import Measured, values_of
 from flashdmd_cli.evaluation.metrics.frechet import frechet
@@ -23,7 +24,7 @@ from flashdmd_cli.evaluation.metrics.precision_recall import Precision, share_in
 from flashdmd_cli.evaluation.metrics.registry import METRICS
 from flashdmd_cli.evaluation.metrics.seed_diversity import LpipsDiversity
 from flashdmd_cli.evaluation.report import _cell
-from flashdmd_cli.evaluation.scoring import Chunk, chunk_path, gather, write_chunk
+from flashdmd_cli.evaluation.scoring import Chunk, chunk_path, write_chunk
 
 PROMPTS = [str(i) for i in range(60) for _ in range(4)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -156,9 +157,22 @@ def test_diversity_against_a_plain_loop() -> None:
 
 def test_groups_come_together_whatever_their_order() -> None:
     numbers = torch.tensor([[1.0, 10], [0, 20], [1, 11], [0, 21]])
-    assert grouped(numbers).tolist() == [[[20], [21]], [[10], [11]]]
-    with pytest.raises(ValueError, match="equally many"):
-        grouped(numbers[:3])
+    assert [each.tolist() for each in grouped(numbers)] == [[[20], [21]], [[10], [11]]]
+    assert [each.tolist() for each in grouped(numbers[:3])] == [[[10], [11]]]  # no distance in a group of one
+
+
+def test_diversity_of_groups_of_different_sizes() -> None:
+    """A caption with more pictures than others is measured too: each caption counts once."""
+    groups = [*gaussian(3, 4, 3, seed=3).double(), *gaussian(2, 2, 3, seed=5).double(), *gaussian(1, 4, 3).double()]
+    real = gaussian(6, 4, 3, seed=4).double()
+    scale = real.reshape(-1, 3).std(dim=0)
+
+    def plain(rows: Sequence[Tensor]) -> float:
+        return float(np.mean([np.mean([np.linalg.norm((a - b) / scale) for a, b in combinations(row, 2)])
+                              for row in rows]))  # fmt: skip
+
+    assert diversity(groups, real).value == pytest.approx(plain(groups) / plain(real))
+    assert diversity(list(real), real).value == 1
 
 
 @pytest.fixture

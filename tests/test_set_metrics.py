@@ -16,6 +16,7 @@ from torch import Tensor
 from torchvision.models import alexnet
 
 from flashdmd_cli.core.pictures import as_float, contrast
+from flashdmd_cli.evaluation.gathering import Scored
 from flashdmd_cli.evaluation.measuring import Measured
 from flashdmd_cli.evaluation.metrics.frechet import expand, frechet, frechet_features, frechet_gaussians
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
@@ -28,7 +29,6 @@ from flashdmd_cli.evaluation.metrics.seed_diversity import vendi
 from flashdmd_cli.evaluation.report import parts_tables, table
 from flashdmd_cli.evaluation.results import metric_table
 from flashdmd_cli.evaluation.scorers.lpips import load_lpips
-from flashdmd_cli.evaluation.scoring import Scored
 from tests import stand_ins
 from tests.test_scorers import pictures_of, rows_of
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flashdmd_cli.core.losses import ema_update_
+from flashdmd_cli.core.weights import read_pickle
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -83,7 +84,7 @@ def train(
     average = Average(model, ema_decay)
     start, spent = 0, 0.0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = read_pickle(checkpoint, device)
         model.load_state_dict(state["model"])
         average.net.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])

@@ -53,10 +53,10 @@ PLAIN_LINE_SECONDS = 5.0
 
 def exit_code(error: BaseException) -> int:
     """The exit code for an error: its own, else the one in `EXIT_CODES`, else 1."""
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return WriteError.exit_code
     if isinstance(error, FlashDMDError):
         return error.exit_code
+    if isinstance(error, OSError) and (error.errno in UNWRITABLE or error.filename is not None):
+        return WriteError.exit_code
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 

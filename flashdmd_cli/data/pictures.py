@@ -79,8 +79,6 @@ def open_picture(data: bytes) -> Opened:
                 raise Rejected("too_many_pixels", f"{width} x {height}")
             # After the size check, because Pillow decodes the whole PNG to find the orientation.
             turned = image.getexif().get(_ORIENTATION) in _TURNED
-    except Image.DecompressionBombError as error:
-        raise Rejected("too_many_pixels", str(error)) from None
     except Rejected:
         raise
     # Malformed files can make decoders raise nearly any exception.
@@ -98,6 +96,8 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 def _damage(error: Exception, data: bytes) -> Rejected:
     """The rejection for an exception of a decoder."""
     text = f"{type(error).__name__}: {error}"[:200]
+    if isinstance(error, Image.DecompressionBombError):  # some formats learn their size when they are decoded
+        return Rejected("too_many_pixels", text)
     # A WebP header contains the file size, but its decoder does not report truncation.
     short = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     cut = short or any(word in text for word in ("truncated", "broken data stream"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.items import MAX_CAPTION_BYTES, MAX_FILE_BYTES, Rejected
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -184,8 +184,8 @@ def _texts(value: Any) -> list[Any]:
     """The captions in a cell: one, or several in a list, which may be written as JSON, as in CSV files."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            several = json.loads(value)
-        except (ValueError, RecursionError):
+            several = parse_json(value)
+        except ValueError:
             return [value]
         if isinstance(several, list) and several and all(isinstance(each, str) for each in several):
             value = several
@@ -212,8 +212,8 @@ def scalars(columns: Mapping[Any, Any]) -> dict[str, Any]:
 def parse_object(raw: bytes) -> dict[str, Any]:
     """Parse a JSON object; `Rejected` for anything else."""
     try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(raw)
+    except ValueError as error:
         raise Rejected("bad_row", str(error)) from None
     if not isinstance(values, dict):
         raise Rejected("bad_row", "not a JSON object")

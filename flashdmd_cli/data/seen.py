@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,10 @@ _BAND_BITS = 64 // _BANDS
 
 @contextmanager
 def scratch(path: Path) -> Iterator[sqlite3.Connection]:
-    """A temporary, empty SQLite database; it is not synced, because no other run reads it."""
+    """A temporary, empty SQLite database; it is not synced, because no other run reads it.
+
+    A full disk is an OSError that names `path`, as it is for other files.
+    """
     path.unlink(missing_ok=True)
     connection = sqlite3.connect(path, isolation_level=None)
     try:
@@ -24,6 +28,9 @@ def scratch(path: Path) -> Iterator[sqlite3.Connection]:
             connection.execute(f"PRAGMA {setting}")
         connection.execute("BEGIN")
         yield connection
+    except sqlite3.OperationalError as error:
+        is_full = error.sqlite_errorcode == sqlite3.SQLITE_FULL
+        raise OSError(errno.ENOSPC if is_full else errno.EIO, str(error), str(path)) from error
     finally:
         connection.close()
         path.unlink(missing_ok=True)

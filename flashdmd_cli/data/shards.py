@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 from webdataset import TarWriter
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.caches import CacheReader
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.index import (
@@ -34,6 +35,7 @@ from flashdmd_cli.data.index import (
     indexed,
     no_tick,
 )
+from flashdmd_cli.data.whole import whole
 
 SCHEMA = {"png": "picture, RGB, 8 bits", "txt": "caption, UTF-8", "json": "what else is known of the picture"}
 """Files of one sample."""
@@ -90,14 +92,9 @@ def write_shards(
     stream = iter(samples)
     while (first := next(stream, None)) is not None:
         path = out / f"{prefix}-{len(files):06d}.tar"
-        temporary = path.with_suffix(".tar.partial")
-        try:
-            with temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
-                for sample in chain([first], islice(stream, shard_size - 1)):
-                    tar.write(_members(sample, seen))
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(path) as temporary, temporary.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+            for sample in chain([first], islice(stream, shard_size - 1)):
+                tar.write(_members(sample, seen))
         files.append(path)
     if not files:
         raise DataError("the source holds no sample", "ask for at least one picture")
@@ -222,7 +219,7 @@ class ShardDataset:
                 with Image.open(io.BytesIO(members[kind])) as image:
                     picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
             caption = members["txt"].decode()
-            facts = json.loads(members["json"]) if "json" in members else {}
+            facts = parse_json(members["json"]) if "json" in members else {}
         except (OSError, ValueError, SyntaxError, KeyError, tarfile.TarError) as error:
             shard, place = self._index.shard(index), self._index.place(index)[1]
             raise DataError(f"--data: sample {place} of {shard} cannot be read: {error}", REBUILD) from None

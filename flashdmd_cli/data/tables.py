@@ -6,11 +6,11 @@ The suffix of a file determines its format; files with any other suffix are text
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Rejected
 from flashdmd_cli.data.reading import MAX_LINE_BYTES, decode_caption, is_lfs_pointer, lines
@@ -31,7 +31,7 @@ def entries(path: Path, option: str = "SOURCE", pictures: bool = False) -> Itera
         case ".json":
             yield from enumerate(_json_list(path, option), start=1)
         case ".jsonl":
-            yield from _by_line(path, json.loads)
+            yield from _by_line(path, parse_json)
         case ".csv" | ".tsv":
             yield from _csv_rows(path, option)
         case ".parquet":
@@ -61,14 +61,14 @@ def _by_line(path: Path, parse: Any) -> Iterator[Entry]:
                 yield number, parse(line)
             except Rejected as rejected:
                 yield number, rejected
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 yield number, Rejected("bad_row", str(error))
 
 
 def _json_list(path: Path, option: str) -> list[Any]:
     try:
-        values = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        values = parse_json(path.read_bytes())
+    except ValueError as error:
         raise DataError(
             f"{option} {path}: is not JSON: {error}", "give a list, or lines of JSON in a .jsonl file"
         ) from None

@@ -12,7 +12,8 @@ from pathlib import Path
 
 @contextmanager
 def whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Context with a temporary path to write to; it is renamed to `path` at the end, or deleted after an exception.
+    """Context with a temporary path to write to; it is renamed to `path` at the end, or deleted after an exception,
+    and an OSError names `path`.
 
     The temporary file is in `scratch` (on the same file system), or beside `path`; its name contains the process id, so
     that several processes may write the same file.
@@ -26,6 +27,10 @@ def whole(path: Path, scratch: Path | None = None) -> Iterator[Path]:
         finally:
             os.close(descriptor)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a full disk names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +17,7 @@ from flashdmd_cli.runs.errors import UsageError
 PUBLISHED = Path(__file__).parent / "published.yaml"
 PUBLISHED_PICTURES = 10_000
 """Of which the published rows are."""
-FORMATS = ("markdown", "csv", "latex")
 ARROWS = {"higher": "↑", "lower": "↓", "one": "→ 1", "none": ""}
-LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$", "none": ""}
 
 
 @dataclass(frozen=True)
@@ -128,11 +124,13 @@ def compare_results(results: Sequence[Result], names: Sequence[str]) -> dict[str
         values = {}
         for name in names:
             found = result.metrics[name]
-            entry = {key: found[key] for key in ("value", "low", "high", "n")}
+            entry = {key: found.get(key) for key in ("value", "low", "high", "n")}
             if number:
                 higher = found["direction"] != "lower"
                 difference = paired(result.scores(name), results[0].scores(name), higher)
-                entry |= {"difference": found["value"] - results[0].metrics[name]["value"], "pairs": difference.pairs}
+                first = results[0].metrics[name]["value"]
+                known = first is not None and found["value"] is not None
+                entry |= {"difference": found["value"] - first if known else None, "pairs": difference.pairs}
                 # Of a ratio that should be 1, and of a mere description, a higher value is no win.
                 wins = difference.wins if found["direction"] in ("higher", "lower") else None
                 for key, interval in (("paired", difference.delta), ("wins", wins)):
@@ -191,11 +189,6 @@ def published_rows(names: Sequence[str]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def render(document: Mapping[str, Any], format: str) -> str:
-    """The comparison as Markdown, CSV or LaTeX."""
-    return {"markdown": _markdown, "csv": _csv, "latex": _latex}[format](document)
-
-
 def number(value: float, digits: int = 4) -> str:
     """A value with the digits that tables of these metrics have: fewer above 10."""
     if not math.isfinite(value):
@@ -224,7 +217,7 @@ def difference_cell(entry: Mapping[str, Any]) -> str:
     if "paired" in entry:
         found = entry["paired"]
         return f"{found['value']:+.4f} [{found['low']:+.4f}, {found['high']:+.4f}]"
-    return f"{entry['difference']:+.4f} (not paired)"
+    return f"{entry['difference']:+.4f} (not paired)" if entry.get("difference") is not None else "-"
 
 
 def win_cell(entry: Mapping[str, Any]) -> str:
@@ -239,63 +232,3 @@ def effort(row: Mapping[str, Any]) -> list[str]:
     """Sampling steps and evaluations of the network for each picture (NFE), which guidance doubles; empty where one is
     not known: the paper prints NFE alone."""
     return [str(row.get(key) or "") for key in ("steps", "nfe")]
-
-
-def _markdown(document: Mapping[str, Any]) -> str:
-    names, rows = list(document["metrics"]), document["rows"]
-    heads = [f"{name} {ARROWS[document['metrics'][name]['direction']]}".strip() for name in names]
-    suite = document["suite"]
-    lines = [f"Suite {suite['name']}, version {suite['version']}; 95% intervals.", ""]
-    lines += _table(["", "steps", "NFE", *heads], [[title(row), *effort(row),
-                    *(cell(row["values"].get(name)) for name in names)] for row in rows])  # fmt: skip
-    if document.get("warnings"):
-        lines += ["", "Not of the same pictures:", "", *(f"- {line}" for line in document["warnings"])]
-    others = [row for row in rows[1:] if not row["published"]]
-    for what, heading, write in (
-        ("Difference from", "paired by prompt and seed", difference_cell),
-        ("Share of pairs won against", "ties count half", win_cell),
-    ):
-        if others:
-            lines += ["", f"{what} {rows[0]['name']}, {heading}:", ""]
-            lines += _table(["", *heads], [[row["name"], *(write(row["values"][name]) for name in names)]
-                                           for row in others])  # fmt: skip
-    return "\n".join(lines)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
-    return ["| " + " | ".join(each.replace("|", "\\|") for each in line) + " |" for line in lines]
-
-
-def _csv(document: Mapping[str, Any]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["row", "published", "steps", "nfe", "metric", "value", "low", "high", "n", "difference", "paired",
-                     "paired_low", "paired_high", "pairs", "wins", "wins_low", "wins_high"])  # fmt: skip
-    for row in document["rows"]:
-        for name, entry in row["values"].items():
-            pair, wins = entry.get("paired", {}), entry.get("wins", {})
-            writer.writerow([row["name"], int(row["published"]), row["steps"], row["nfe"], name, entry.get("value"),
-                             entry.get("low"), entry.get("high"), entry.get("n"), entry.get("difference"),
-                             pair.get("value"), pair.get("low"), pair.get("high"), entry.get("pairs"),
-                             wins.get("value"), wins.get("low"), wins.get("high")])  # fmt: skip
-    return stream.getvalue().rstrip("\n")
-
-
-def _latex(document: Mapping[str, Any]) -> str:
-    names = list(document["metrics"])
-
-    def escaped(text: str) -> str:
-        return "".join({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$"}.get(each, each) for each in text)
-
-    heads = [f"{escaped(name)} {LATEX_ARROWS[document['metrics'][name]['direction']]}" for name in names]
-    lines = [
-        rf"\begin{{tabular}}{{lrr{'r' * len(names)}}}",
-        r"\toprule",
-        " & ".join(["Method", "steps", "NFE", *heads]) + r" \\",
-    ]
-    lines.append(r"\midrule")
-    for row in document["rows"]:
-        cells = [cell(row["values"].get(name)).replace("±", r"$\pm$") for name in names]
-        lines.append(" & ".join([escaped(title(row)), *effort(row), *cells]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])

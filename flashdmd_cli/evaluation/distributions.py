@@ -29,7 +29,7 @@ def distribution(title: str, scores: Mapping[str, Sequence[float]]) -> str:
         plots = [_share(name, values) for name, values in shown.items()]
     else:
         low, high = (float(each) for each in np.quantile(together, (TAIL, 1 - TAIL)))
-        if low == high:
+        if high - low <= 1e-9 * max(abs(low), abs(high)):  # no room for bars between them
             low, high = low - 0.5, high + 0.5
         plots = [_histogram(name, values, low, high) for name, values in shown.items()]
     return f'<div class="plot"><h3>{escaped(title)}</h3>{"".join(plots)}</div>'

@@ -20,7 +20,7 @@ from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.evaluation.pictures import to_image
 from flashdmd_cli.evaluation.suites.suite import Batch
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import writing
+from flashdmd_cli.runs.files import replacing, writing
 from flashdmd_cli.runs.reporter import Reporter
 
 BATCH = 32
@@ -37,9 +37,8 @@ def picture_path(folder: Path, index: int) -> Path:
 
 def write_picture(path: Path, picture: Tensor) -> None:
     """Write a picture (3, H, W) on [-1, 1] as PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    to_image(picture).save(temporary, "PNG")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        to_image(picture).save(temporary, "PNG")
 
 
 def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Reporter, batch: int = BATCH) -> int:

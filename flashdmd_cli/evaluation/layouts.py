@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.evaluation.metrics.intervals import Z95, Interval, by_prompt, exactly, mean, share
 from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -73,7 +74,7 @@ def metadata(prompts: Path | None) -> dict[str, Any]:
         return {}
     found = {}
     for number, line in enumerate(prompts.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        if line.strip() and isinstance(values := json.loads(line), dict):
+        if line.strip() and isinstance(values := parse_json(line), dict):
             found[str(values.get("id", number))] = values
     return found
 
@@ -89,7 +90,8 @@ def _dpg(by_prompt: Mapping[str, Sequence[tuple[Row, Path]]], out: Path) -> list
         for i, image in enumerate(images):
             sheet.paste(image, (i % 2 * width, i // 2 * height))
         files.append(out / f"{safe(name)}.png")
-        sheet.save(files[-1])
+        with writing(files[-1]):
+            sheet.save(files[-1])
     return files
 
 
@@ -113,7 +115,8 @@ def linked(path: Path, to: Path) -> Path:
     try:
         os.link(path, to)
     except OSError:
-        shutil.copyfile(path, to)
+        with writing(to):
+            shutil.copyfile(path, to)
     return to
 
 
@@ -136,7 +139,7 @@ def read_bench(layout: str, path: Path) -> tuple[dict[str, Interval], list[dict[
 def _read_geneval(text: str) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
     """The overall score is the mean over the six tasks; its interval from the standard errors of the tasks. The four
     pictures of a prompt are one observation."""
-    rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = [parse_json(line) for line in text.splitlines() if line.strip()]
     tasks: dict[str, list[bool]] = defaultdict(list)
     prompts: dict[str, list[str]] = defaultdict(list)
     samples = []
@@ -185,7 +188,7 @@ def _read_dpg(text: str) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
 
 def _read_compbench(text: str) -> tuple[dict[str, Interval], list[dict[str, Any]]]:
     """`answer` is the score of a picture on 0 to 1, `question_id` its number."""
-    rows = json.loads(text)
+    rows = parse_json(text)
     samples: list[dict[str, Any]] = [
         {"id": str(row["question_id"]), "seed": 0, "prompt": "", "scores": {"t2i-compbench": float(row["answer"])}}
         for row in rows

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import as_bytes
+from flashdmd_cli.runs.files import replacing
 
 MIN_CELL = 128
 """Smaller pictures are enlarged by a whole factor until they are this wide, in pixels."""
@@ -48,7 +49,5 @@ def save_grid(rows: Sequence[Tensor], labels: Sequence[str], path: Path, caption
             sheet.paste(image, (LABEL_WIDTH + GAP + j * (width + GAP), top))
     for j, lines in enumerate(below):
         draw.multiline_text((LABEL_WIDTH + GAP + j * (width + GAP), foot), "\n".join(lines), fill="black", font=font)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    sheet.save(temporary, "PNG")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        sheet.save(temporary, "PNG")

@@ -52,7 +52,7 @@ def read_result(path: Path, name: str | None = None) -> Result:
     """A finished evaluation with its samples and pictures; InputError if `path` is none."""
     document = read_results(path)
     folder = path if path.is_dir() else path.parent
-    stated = str(document.get("name", folder.name))
+    stated = str(document.get("name") or folder.name)
     return Result(name or stated, document, read_samples(path), pictures_folder(path, document))
 
 
@@ -68,7 +68,7 @@ def evaluation_page(result: Result) -> Page:
     even, extreme = gallery.add(evenly([source])), gallery.add(best_and_worst(source))
     small = gallery.thumbnails()
     names = list(result.metrics)
-    sections = [Section("Values", [INTERVALS, *document.get("warnings", [])], values(result))]
+    sections = [Section("Values", [INTERVALS, *(document.get("warnings") or [])], values(result))]
     if has_published(document):
         compared = compare_results([result], names)
         compared["rows"] += published_rows(names)
@@ -93,7 +93,7 @@ def comparison_page(results: Sequence[Result], document: Mapping[str, Any]) -> P
     sections = [
         Section(
             "Values",
-            [INTERVALS, *document.get("warnings", [])],
+            [INTERVALS, *(document.get("warnings") or [])],
             columns_table(document) if few else rows_table(document, names),
         ),
         published(document),

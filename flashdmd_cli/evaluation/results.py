@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from pydantic import ValidationError
+
+from flashdmd_cli.core.parsing import parse_json
+from flashdmd_cli.evaluation.gathering import Scored, num_finite
 from flashdmd_cli.evaluation.intake import Look
 from flashdmd_cli.evaluation.metrics.intervals import Interval
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
-from flashdmd_cli.evaluation.scoring import Scored, num_finite
+from flashdmd_cli.evaluation.results_schema import ResultDocument, SampleResult
 from flashdmd_cli.runs.errors import InputError
 
 SCHEMA = 1
@@ -123,17 +126,19 @@ def read_results(path: Path) -> dict[str, Any]:
     """The document of a finished evaluation, from its folder or file; InputError if it is none."""
     file = path / RESULTS if path.is_dir() else path
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or not isinstance(document.get("metrics"), dict):
-            raise ValueError("no metrics in it")
-        if document.get("schema", 0) > SCHEMA:
+        document: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
+        if ResultDocument.model_validate(document).format > SCHEMA:
             raise InputError(f"{file}: was written by a newer version", hint="update flashdmd")
     except OSError as error:
         raise InputError(
             f"{file}: cannot be read: {error.strerror}", hint="name the folder that flashdmd eval wrote"
         ) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
+        raise InputError(f"{file}: is no result of flashdmd eval: {problem}", hint="run flashdmd eval again") from None
     except ValueError as error:
-        raise InputError(f"{file}: is no result of flashdmd eval: {error}") from None
+        raise InputError(f"{file}: is no result of flashdmd eval: {error}", hint="run flashdmd eval again") from None
     return document
 
 
@@ -144,7 +149,9 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     try:
         with file.open(encoding="utf-8") as lines:
             for line in lines:
-                rows.append(json.loads(line))
+                row = parse_json(line)
+                SampleResult.model_validate(row)
+                rows.append(row)
     except (OSError, ValueError):
         pass
     return rows

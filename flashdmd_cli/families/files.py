@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -121,7 +121,7 @@ def read_shapes(path: Path) -> dict[str, list[int]]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; Unfit if it contains none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise Unfit(f"{path.name} is no JSON: {error}", "copy the file again") from None
     if not isinstance(values, dict):

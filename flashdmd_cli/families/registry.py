@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import DENOISER, read_shapes
@@ -43,7 +43,7 @@ def family_at(place: Path) -> Facts:
     try:
         if place.is_file():
             return _family_of_tensors(read_shapes(place))
-        return family_of(json.loads((place / "model_index.json").read_text(encoding="utf-8")))
+        return family_of(parse_json((place / "model_index.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError):
         return SDXL
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.core.weights import fit
+from flashdmd_cli.core.weights import fit, read_pickle
 
 SAM_MEAN = (123.675, 116.28, 103.53)
 SAM_STD = (58.395, 57.12, 57.375)
@@ -68,9 +68,11 @@ def load_sam_encoder(name_or_path: str | Path) -> ImageEncoderViT:
 def _pickle(path: Path) -> dict[str, Tensor]:
     """The tensors of an official segment-anything file, read without executing code from the pickle."""
     try:
-        tensors: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise Unfit(f"gan.sam: {path} cannot be read: {str(error).splitlines()[0]}", "download it again") from None
+        tensors = read_pickle(path)
+    except Unfit as error:
+        raise Unfit(f"gan.sam: {path} {error}", error.hint) from None
+    if not isinstance(tensors, dict) or not all(isinstance(each, Tensor) for each in tensors.values()):
+        raise Unfit(f"gan.sam: {path} holds no table of tensors", "name the file that segment-anything published")
     return tensors
 
 
@@ -79,17 +81,22 @@ def _folder_encoder(folder: Path) -> ImageEncoderViT:
     for file in (config_file, weights):
         if not file.is_file():
             raise FileNotFoundError(f"gan.sam: {folder} has no {file.name}")
-    config = json.loads(config_file.read_text())
-    if "image_encoder" not in config:
-        raise Unfit(f"gan.sam: {config_file} does not describe a segment_anything model (no image_encoder)")
-    encoder = new_sam(config).image_encoder
-    return _load_encoder(encoder, load_file(weights), str(weights))
+    try:
+        encoder = new_sam(parse_json(config_file.read_text(encoding="utf-8"))).image_encoder
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
+        problem = f"does not describe a segment_anything model: {type(error).__name__} {error}"
+        raise Unfit(f"gan.sam: {config_file} {problem}", "copy it again") from None
+    try:
+        tensors = load_file(weights)
+    except SafetensorError as error:
+        raise Unfit(f"gan.sam: {weights} cannot be read: {error}", "copy it again") from None
+    return _load_encoder(encoder, tensors, str(weights))
 
 
 def _official_encoder(state: dict[str, Tensor], origin: str) -> ImageEncoderViT:
     # The width of the position embedding distinguishes ViT-B, -L and -H, so a renamed file still loads.
     position = state.get(_ENCODER + "pos_embed")
-    size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None else None
+    size = _SIZE_OF_WIDTH.get(position.shape[-1]) if position is not None and position.ndim else None
     if size is None:
         raise Unfit(f"gan.sam: {origin} does not hold the official weights of SAM ViT-B, ViT-L or ViT-H")
     return _load_encoder(sam_model_registry[size]().image_encoder, state, origin)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
 
@@ -100,7 +101,7 @@ def read_note(folder: Path) -> Place | None:
     if not path.is_file():
         return None
     try:
-        return Place(**json.loads(path.read_text(encoding="utf-8")))
+        return Place(**parse_json(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: cannot be read: {error}", hint="delete it, and the run continues with the recipe's"
                          ) from None  # fmt: skip

@@ -25,6 +25,8 @@ _REASONS = {
     errno.EACCES: ("permission denied", "choose another {flag}, or change the rights of this one"),
     errno.EPERM: ("operation not permitted", "choose another {flag}, or change the rights of this one"),
     errno.ENOTDIR: ("a file stands where a folder is needed", "choose another {flag}"),
+    errno.ELOOP: ("a link stands where a file is needed", "delete the link, or choose another {flag}"),
+    errno.ENXIO: ("a pipe stands where a file is needed", "delete the pipe, or choose another {flag}"),
     errno.EEXIST: ("a file stands where a folder is needed", "choose another {flag}"),
 }
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -33,11 +35,16 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 @contextlib.contextmanager
 def writing(path: Path, flag: str = "--out") -> Iterator[None]:
-    """Convert an OSError of a write under `path`, the value of the option `flag`, into a `WriteError`."""
+    """Convert an OSError of a write under `path`, the value of the option `flag`, into a `WriteError`.
+
+    It names the file of the error if that is below the folder `path`, else `path`.
+    """
     try:
         yield
     except OSError as error:
-        raise write_error(path, error.errno or 0, str(error), flag) from error
+        named = Path(error.filename) if isinstance(error.filename, str) else path
+        place = named if named.is_relative_to(path) else path
+        raise write_error(place, error.errno or 0, str(error), flag) from error
 
 
 def reason(code: int) -> str:
@@ -100,7 +107,16 @@ def saving_weights(folder: Path) -> Iterator[None]:
             as_readable_as_others(folder)
         except SafetensorError as error:
             number = re.search(r"os error (\d+)", str(error))
-            raise write_error(folder, int(number[1]) if number else 0, str(error)) from error
+            raise write_error(_newest(folder), int(number[1]) if number else 0, str(error)) from error
+        except OSError as error:
+            error.filename = error.filename or str(_newest(folder))
+            raise
+
+
+def _newest(folder: Path) -> Path:
+    """The file below `folder` that was written last: the one that a library could not finish. Else the folder."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return max(files, key=lambda path: path.stat().st_mtime_ns, default=folder)
 
 
 def visible(text: str) -> str:
@@ -126,18 +142,30 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`; an interruption leaves either the old or the new file, never a partial one.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context with a temporary path to write to, beside `path`: renamed to `path` at the end, deleted after an error.
 
-    Raises `WriteError` if the disk is full or read-only.
+    An interruption leaves either the old or the new file. Raises `WriteError`, which names `path`, for an OSError.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same file
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text, encoding="utf-8")
-            sync(temporary)
+            yield temporary
             os.replace(temporary, path)
-            sync(path.parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path`; an interruption leaves either the old or the new file, never a partial one.
+
+    Raises `WriteError` if the disk is full or read-only.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+    with writing(path):
+        sync(path.parent)

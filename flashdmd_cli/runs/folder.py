@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -63,11 +64,34 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared:
         if yes:
             for path in contents:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        elif not resumes:
+        else:
+            refuse_links(out, out)
+        if not yes and not resumes:
             (out / MANIFEST).unlink(missing_ok=True)
     if not (out / MARK).is_file():
         write_text_atomically(out / MARK, kind + "\n")
     return out
+
+
+def refuse_links(folder: Path, out: Path) -> None:
+    """UsageError if `folder`, in the result folder `out`, contains a link, pipe or device at any depth.
+
+    A command would follow a link when it opens its own files, and overwrite what is somewhere else.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:  # another process that shares the folder has deleted it
+        return
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            refuse_links(Path(entry.path), out)
+        elif not entry.is_file(follow_symlinks=False):
+            what = "a link" if entry.is_symlink() else "neither a file nor a folder"
+            raise UsageError(
+                f"--out {out}: {Path(entry.path).relative_to(out)} is {what}, and only files are written there",
+                hint="delete it, or choose another folder",
+            )
 
 
 def refuse_of_others(out: Path, kind: str) -> list[Path]:

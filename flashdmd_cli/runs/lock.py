@@ -29,7 +29,7 @@ def hold(folder: Path, flag: str = "--out", shared: bool = False) -> None:
     file = _LOCKED.get(folder.resolve())
     with writing(folder, flag):
         if file is None or not _is(file, path):
-            file = path.open("a", encoding="utf-8")
+            file = open(path, "a", encoding="utf-8", opener=_no_link)
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -81,6 +81,11 @@ def releasing() -> Iterator[None]:
     finally:
         for folder in _LOCKED.keys() - before:
             _LOCKED.pop(folder).close()
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file for writing; OSError if the path is a link or a pipe, which somebody else may have put there."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def _write_owner(file: IO[str]) -> None:

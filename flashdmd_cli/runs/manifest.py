@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from flashdmd_cli import __version__
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
@@ -196,7 +196,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of `folder`; raises `InputError` if it is missing, damaged, or of a newer schema."""
     path = folder / MANIFEST
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         schema = int(values["schema_version"])
     except FileNotFoundError:
         if not folder.is_dir():

@@ -18,6 +18,7 @@ from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.recipe_schema import Recipe
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.tables import Config
+from flashdmd_cli.runs.yaml_text import excerpt, parse_yaml
 
 __all__ = [
     "Recipe",
@@ -165,9 +166,9 @@ def _merge(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
 
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"{source}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from error
+        return parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{source}: not YAML: {error}", hint="check the quotes") from error
 
 
 def _put(values: dict[str, Any], key: str, value: object) -> None:
@@ -222,5 +223,5 @@ def _usage_error(error: ValidationError, schema: type[Config], name: str, values
     if first["type"] == "value_error":
         line = f"{key}.{message}" if key else message
     else:
-        line = f"{key}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
+        line = f"{key}: {message[0].lower()}{message[1:]}, not {excerpt(first['input'])}"
     return UsageError(line, hint=f"`flashdmd recipes show {example}` shows valid values; --set or its flag changes it")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.errors import WriteError
 from flashdmd_cli.runs.files import sha256_file, write_text_atomically
 from flashdmd_cli.runs.hub import files_below, pipeline_files
@@ -117,7 +118,7 @@ def sha256_remembered(path: Path) -> str:
     note = _note(path) if status.st_size >= WORTH_REMEMBERING else None
     if note is not None and note.is_file():
         try:
-            *seen, digest = json.loads(note.read_text(encoding="utf-8"))
+            *seen, digest = parse_json(note.read_text(encoding="utf-8"))
             if seen == stamp:
                 return str(digest)
         except (OSError, ValueError):

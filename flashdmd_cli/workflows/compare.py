@@ -40,14 +40,13 @@ def compare(
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
     from flashdmd_cli.evaluation.compare import (
-        FORMATS,
         check_comparable,
         common_metrics,
         compare_results,
         has_published,
         published_rows,
-        render,
     )
+    from flashdmd_cli.evaluation.compare_tables import FORMATS, render
     from flashdmd_cli.evaluation.report_page import read_result
 
     if format not in FORMATS:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.errors import NumericalError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
 from flashdmd_cli.runs.reporter import Reporter, counted
@@ -188,7 +189,7 @@ def cost(pictures: Path) -> dict[str, Any]:
     found: list[dict[str, float]] = []
     try:
         for line in (pictures / TIMES).read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(line))
+            found.append(parse_json(line))
     except (OSError, ValueError):
         pass
     num = sum(each["pictures"] for each in found)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.runs.checkpoint import latest_state
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import write_text_atomically
@@ -78,7 +79,7 @@ def _same_judge(
     note = {"judge": INSPECTOR if is_shapes(teacher) else NONE, "weights": None}
     if (out / NOTE).is_file():
         try:
-            note |= json.loads((out / NOTE).read_text(encoding="utf-8"))
+            note |= parse_json((out / NOTE).read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
             raise InputError(f"{out / NOTE}: cannot be read: {error}", "restore it, or choose another --out") from None
     name = str(note["judge"])

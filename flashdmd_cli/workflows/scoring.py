@@ -18,9 +18,9 @@ from flashdmd_cli.workflows.picking import Picked, Request
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from flashdmd_cli.evaluation.gathering import Scored
     from flashdmd_cli.evaluation.measuring import Measured
     from flashdmd_cli.evaluation.metrics.metric import Metric, Row
-    from flashdmd_cli.evaluation.scoring import Scored
     from flashdmd_cli.evaluation.suites.suite import Suite
 
 MEASURED, SAMPLES = "measured", "samples.jsonl"
@@ -32,9 +32,9 @@ def score(
     """Measure the pictures, of which those that were measured before are not measured again; the values, and the part
     of `results.json` about them. Writes `samples.jsonl` as it goes."""
     from flashdmd_cli.evaluation.collection import left_out_of
+    from flashdmd_cli.evaluation.gathering import why_not
     from flashdmd_cli.evaluation.measuring import Measured, values_of
     from flashdmd_cli.evaluation.results import metric_table, picture_facts, warnings_of
-    from flashdmd_cli.evaluation.scoring import why_not
 
     suite, device = picked.suite, drawing_place(request.device).device
     refuse_processes(num_processes, device)
@@ -100,11 +100,11 @@ def score_files(
     """Measure files chunk by chunk into `store`; returns what was measured."""
     import torch
 
+    from flashdmd_cli.evaluation.gathering import gather
     from flashdmd_cli.evaluation.scoring import (
         CHUNK,
         ScoreJob,
         chunk_path,
-        gather,
         num_chunks,
         read_chunk,
         remake,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Item, Rejected, Row, rejected_row
 from flashdmd_cli.data.reading import Captions, check_caption, named, read_file
@@ -71,14 +71,14 @@ class Coco:
 
     def _read(self) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
         try:
-            document = json.loads(self.annotations.read_bytes())
+            document = parse_json(self.annotations.read_bytes())
             images = {int(entry["id"]): str(entry["file_name"]) for entry in document["images"]}
             captions: dict[int, list[tuple[int, str]]] = {}
             for entry in document["annotations"]:
                 captions.setdefault(int(entry["image_id"]), []).append((int(entry["id"]), str(entry["caption"])))
         except OSError as error:
             raise DataError(f"SOURCE: {self.annotations} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"SOURCE: {self.annotations} is no caption annotation file of COCO: {type(error).__name__} {error}",
                 "it has `images` (id, file_name) and `annotations` (id, image_id, caption)",

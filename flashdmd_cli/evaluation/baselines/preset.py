@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.tables import Config, Count, NonNegative
+from flashdmd_cli.runs.yaml_text import parse_yaml
 
 FOLDER = Path(__file__).parent
 PIPELINES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -173,11 +173,11 @@ def read_preset(name: str) -> Preset:
     option = f"--model {name}"
     path = preset_path(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{option}: cannot be read: {error}", hint="a preset is a YAML text file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{option}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from None
+    except ValueError as error:
+        raise UsageError(f"{option}: not YAML: {error}", hint="check the quotes") from None
     if not isinstance(values, dict):
         raise UsageError(f"{option}: holds no table of keys", hint=f"compare with {FOLDER / 'sdxl.yaml'}")
     try:

@@ -13,34 +13,41 @@ from flashdmd_cli.evaluation.metrics.intervals import Interval, bootstrap
 from flashdmd_cli.evaluation.metrics.metric import Metric, Row
 from flashdmd_cli.shapes.world import PATTERNS
 
+Groups = Sequence[Tensor] | Tensor
+"""The pictures of each caption, (K, D); a tensor (C, K, D) where all have equally many."""
 
-def pairwise_distance(groups: Tensor) -> Tensor:
-    """Mean Euclidean distance between the `K` members of each group, (C, K, D) to (C,) float64. K >= 2."""
-    num = groups.shape[1]
-    if num < 2:
+
+def pairwise_distance(groups: Groups) -> Tensor:
+    """Mean Euclidean distance between the members of each of C groups, (K, D) each with K >= 2, to (C,) float64."""
+    if min(map(len, groups), default=0) < 2:
         raise ValueError("diversity needs at least two pictures of a caption")
-    flat = groups.double().flatten(2)
-    first, second = torch.triu_indices(num, num, offset=1)
-    return (flat[:, first] - flat[:, second]).norm(dim=-1).mean(dim=1)
+    found = torch.empty(len(groups), dtype=torch.float64)
+    for num in {len(each) for each in groups}:
+        which = [i for i, each in enumerate(groups) if len(each) == num]
+        members = torch.stack([groups[i] for i in which]).double().flatten(2)
+        first, second = torch.triu_indices(num, num, offset=1)
+        found[which] = (members[:, first] - members[:, second]).norm(dim=-1).mean(dim=1)
+    return found
 
 
-def diversity(generated: Tensor, real: Tensor) -> Interval:
-    """Mean pairwise distance within captions, generated (C, K, D) over real (C', K', D): 0 is collapse, 1 is as real.
+def diversity(generated: Groups, real: Groups) -> Interval:
+    """Mean pairwise distance within captions, generated over real pictures: 0 is collapse, 1 is as real.
 
-    Every number is first measured in standard deviations of the real pictures, so that none outweighs the others.
+    Each group holds the pictures (K, D) of one caption; K may differ from caption to caption. Every number is first
+    measured in standard deviations of the real pictures, so that none outweighs the others.
     """
-    scale = real.double().flatten(0, 1).std(dim=0).clamp(min=1e-6)
-    above, below = pairwise_distance(generated.double() / scale), pairwise_distance(real.double() / scale)
+    scale = torch.cat(list(real)).double().std(dim=0).clamp(min=1e-6)
+    above, below = (pairwise_distance([each.double() / scale for each in groups]) for groups in (generated, real))
     return bootstrap(lambda g, r: float(above[g].mean() / below[r].mean()), len(above), len(below))
 
 
-def grouped(numbers: Tensor) -> Tensor:
-    """Rows (N, 1 + D) whose first number says which group they belong to, as (C, K, D), groups in rising order."""
-    which, sizes = numbers[:, 0].unique(return_counts=True)
-    if len(set(sizes.tolist())) != 1:
-        raise ValueError("diversity needs equally many pictures of every caption")
-    order = numbers[:, 0].argsort(stable=True)
-    return numbers[order, 1:].unflatten(0, (len(which), -1))
+def grouped(numbers: Tensor) -> list[Tensor]:
+    """Rows (N, 1 + D) whose first number says which group they belong to, as groups (K, D) in rising order.
+
+    Groups of one picture are left out: there is no distance in them.
+    """
+    groups = (numbers[numbers[:, 0] == which, 1:] for which in numbers[:, 0].unique())
+    return [each for each in groups if len(each) > 1]
 
 
 class Diversity(Metric):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.core.weights import fit
+from flashdmd_cli.core.weights import fit, read_pickle
 from flashdmd_cli.runs.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -27,11 +25,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     In a pickle they may lie below the key `state_dict`. InputError for a file that cannot be read.
     """
     try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError, ValueError, IndexError) as error:
+        found: Any = load_file(path) if path.suffix == ".safetensors" else read_pickle(path)
+    except Unfit as error:
+        raise InputError(f"{path}: {error}", AGAIN) from None
+    except (OSError, SafetensorError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: not readable as weights: {first}", AGAIN) from None
     tensors = found.get("state_dict", found) if isinstance(found, dict) else None
@@ -43,7 +40,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """A table in JSON; InputError for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON: {error}", AGAIN) from None
     if not isinstance(found, dict):

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
@@ -22,6 +21,7 @@ from flashdmd_cli.evaluation.suites.suite import PromptSuite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded, sha256_file
 from flashdmd_cli.runs.tables import Config, Count
+from flashdmd_cli.runs.yaml_text import parse_yaml
 from flashdmd_cli.shapes.captions import parse
 
 MIN_PROMPTS = 2
@@ -152,11 +152,9 @@ def read_suite(
 def read_spec(path: Path, flag: str) -> SuiteSpec:
     """The checked contents of a suite's file."""
     try:
-        return SuiteSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return SuiteSpec.model_validate(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{flag}: cannot be read: {error}", hint="a suite is a YAML text file") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"{flag}: not YAML: {' '.join(str(error).split())}", hint="check the quotes") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -164,6 +162,8 @@ def read_spec(path: Path, flag: str) -> SuiteSpec:
             raise UsageError(f"{flag}: {key}: no such key", hint=f"compare with {FOLDER / 'shapes1k.yaml'}") from None
         message = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         raise UsageError(f"{flag}: {key + ': ' if key else ''}{message}", hint="mend the file") from None
+    except ValueError as error:
+        raise UsageError(f"{flag}: not YAML: {error}", hint="check the quotes") from None
 
 
 def make_metrics(

@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from flashdmd_cli.core.parsing import parse_json
+from flashdmd_cli.core.weights import read_pickle
 from flashdmd_cli.families.files import weight_files
 from flashdmd_cli.families.noise import SDXL_NOISE, noise_schedule
 from flashdmd_cli.families.reading import fill, new_network, read_network, save_text_encoder
@@ -66,7 +68,7 @@ def load_reward(folder: Path, base: RewardBase, dtype: torch.dtype = torch.float
         raise FileNotFoundError("has no unet/config.json, which a reward model of SDXL or SD1.5 has")
     config = RewardConfig()
     if (folder / CONFIG).is_file():
-        values = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        values = parse_json((folder / CONFIG).read_text(encoding="utf-8"))
         config = RewardConfig(**values | {"timesteps": tuple(values["timesteps"])})
     if config.base is not None and config.base != base.content:
         raise ValueError("was trained on another teacher and does not contain that teacher's weights")
@@ -166,8 +168,9 @@ def _projections(folder: Path, model: LatentRewardModel) -> dict[str, Tensor]:
         if extra := sorted(values.keys() - wanted.keys()):
             raise ValueError(f"{extra[0]} is not part of the model that {CONFIG} describes")
     elif (folder / PUBLISHED).is_file():
-        # Nested by module, the scale as a number or a tensor; weights_only executes no code from the pickle.
-        nested = torch.load(folder / PUBLISHED, map_location="cpu", weights_only=True)
+        nested = read_pickle(folder / PUBLISHED)  # nested by module, the scale as a number or a tensor
+        if not isinstance(nested, dict):
+            raise ValueError(f"{PUBLISHED} holds no table of tensors")
         values = {f"{name}.weight": part["weight"] for name, part in nested.items() if isinstance(part, dict)}
         values["logit_scale"] = torch.as_tensor(nested["logit_scale"]).float().reshape(())
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flashdmd_cli.runs.files import plain, write_text_atomically, writing
+from flashdmd_cli.runs.files import plain, replacing, write_text_atomically
 from flashdmd_cli.runs.reporter import Reporter
 from flashdmd_cli.workflows.inputs.drawers import Drawer, as_teacher, student_drawer
 from flashdmd_cli.workflows.inputs.families import load_family
@@ -87,12 +87,8 @@ def draw(row: str, drawer: Drawer, captions: list[str], seed: int, at: Stages, r
 
     reporter.phase(f"  {row.replace('_', ' ')}: {len(captions)} pictures, {drawer.steps} steps each", "picture")
     pictures = drawer.draw(captions, seed, reporter)
-    path = at.pictures(row)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
+    with replacing(at.pictures(row)) as temporary:
         temporary.write_bytes(save({"pictures": as_bytes(pictures).contiguous()}))
-        temporary.replace(path)
 
 
 def kept_pictures(row: str, at: Stages) -> Tensor:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.core.parsing import parse_json
+from flashdmd_cli.runs.errors import InputError, UsageError, WriteError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import releasing
@@ -37,6 +38,8 @@ RECIPES = {"sdxl": "shapes-4step-demo", "sd3": "shapes-sd3-4step"}
 """Family of the teacher -> recipe of the demo."""
 NUM_PICTURES = 2000
 """Size of the training data."""
+SECONDS = ".seconds"
+"""File with the seconds that earlier calls of the same demo took."""
 METRICS = ("composition", "frechet", "high_frequency", "coverage", "diversity")
 INTRODUCTION = """\
 A diffusion model draws a picture in many small steps; each step costs a pass through the network. Distillation trains
@@ -76,14 +79,16 @@ def remember(out: Path, request: dict[str, Any]) -> float:
     """
     path = out / "request.json"
     if path.is_file():
-        saved = {"family": "sdxl", **json.loads(path.read_text(encoding="utf-8"))}
+        saved = {"family": "sdxl", **parse_json(path.read_text(encoding="utf-8"))}
         for key, value in request.items():
             if saved.get(key) != value and not (key == "iterations" and untrained(out)):
                 hint = f"choose another --out, or leave --{key} at {saved.get(key)} to resume"
                 raise UsageError(f"--{key} {value}: {out} holds a demo with {saved.get(key)}", hint=hint)
     write_text_atomically(path, json.dumps(request) + "\n")
-    clock = out / ".seconds"
-    return float(clock.read_text()) if clock.is_file() else 0.0
+    try:
+        return float((out / SECONDS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0.0
 
 
 @releasing()
@@ -120,8 +125,8 @@ def demo(
     try:
         rows = run(recipe, seed, at, reporter)
     finally:
-        with contextlib.suppress(OSError):
-            (at.out / ".seconds").write_text(str(earlier + time.monotonic() - began))
+        with contextlib.suppress(WriteError):
+            write_text_atomically(at.out / SECONDS, str(earlier + time.monotonic() - began))
     finish(recipe, rows, seed, at, earlier + time.monotonic() - began)
     return read_result(at)
 
@@ -145,7 +150,7 @@ def run(recipe: Recipe, seed: int, at: Stages, reporter: Reporter) -> dict[str, 
 def read_result(at: Stages) -> dict[str, Any]:
     """The contents of `demo.json` of a finished demo."""
     try:
-        return json.loads((at.out / "demo.json").read_text(encoding="utf-8"))
+        return parse_json((at.out / "demo.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--out {at.out}: demo.json cannot be read: {error}", hint="choose another --out") from None
 

@@ -96,8 +96,6 @@ def find_reward(name: str, reporter: Reporter | None = None, family: str = "sdxl
 
 def load_reward_model(folder: Path, family: Family) -> RewardModel:
     """Load a reward model to the device of its teacher; InputError if it cannot be read or is of another kind."""
-    import pickle
-
     import torch
     from safetensors import SafetensorError
 
@@ -106,7 +104,7 @@ def load_reward_model(folder: Path, family: Family) -> RewardModel:
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     try:
         reward = family_named(family.name).module.load_reward(folder, family, dtype)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         published = f"a folder of {LRM}, or " if family.name == "sdxl" else "a folder "
         hint = getattr(error, "hint", "") or f"{published}of flashdmd reward train with a teacher of this family"

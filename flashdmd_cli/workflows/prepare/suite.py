@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.sources.coco import find_annotations
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -114,7 +115,7 @@ def read_annotations(source: Path) -> tuple[Mapping[str, Any], Path, str]:
         else:
             path = source if source.is_file() else find_annotations(source)
             data, folder = path.read_bytes(), path.parent
-        document = json.loads(data)
+        document = parse_json(data)
         if not all(isinstance(document.get(key), list) and document[key] for key in ("images", "annotations")):
             raise ValueError("it has no `images` or no `annotations`")
     except DataError as error:

@@ -110,7 +110,7 @@ class FlowFamily:
     def grid(self, steps: int) -> Grid:
         return flow_grid(steps, SHIFT)
 
-    def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"):
+    def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor):
         sigmas = shifted(torch.linspace(1, 0, steps + 1), SHIFT).tolist()
         for now, following in zip(sigmas, sigmas[1:], strict=False):
             x = x + (following - now) * (x - denoise(x, at(1000 * now, x))) / now

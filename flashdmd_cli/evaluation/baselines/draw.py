@@ -70,8 +70,9 @@ def draw(
     """A picture for every prompt, (N, 3, size, size) float32 on [-1, 1], on the CPU.
 
     Picture `i` starts from the noise of (seed, first_index + i), or of `keys[i]` where given. `batch` pictures are
-    drawn at once (default: by their size), fewer if the accelerator's memory is too small. `progress(done, N)` is called after each batch, `step(B)` after each step of
-    the B pictures of one. Raises `NumericalError` for pictures with NaN.
+    drawn at once (default: by their size), fewer if the accelerator's memory is too small. `progress(done, N)` is
+    called after each batch, `step(B)` after each step of the B pictures of one. Raises `NumericalError` for pictures
+    with NaN.
     """
     batch = batch or default_batch(preset)
     keys = keys or [NoiseKey(seed, first_index + i) for i in range(len(prompts))]

@@ -63,8 +63,8 @@ SURFACE = [
     "recipes show: --set name",
     "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
     "reward train: --device --iterations --nproc --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --compile --device --from --list-models --model --num --out --prompt --prompts --sampler --seed"
-    " --size --steps --teacher-config --vae",
+    "sample: --compare --compile --device --from --list-models --model --num --out --port --prompt --prompts --sampler"
+    " --seed --serve --size --steps --teacher-config --vae",
     "shapes build: --device --minutes --out --seed --steps --work part",
 ]
 PROBE = """

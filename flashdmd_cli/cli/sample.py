@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -53,6 +53,12 @@ def sample(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Draw in a browser instead: a page on this machine, until Ctrl-C.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Of --serve (default: 7860; 0: a free one).", show_default=False)
+    ] = None,
     device: Device = None,
     out: Out = None,
     list_models: Annotated[bool, typer.Option("--list-models", help="List the models for --model, and end.")] = False,
@@ -68,26 +74,19 @@ def sample(
         if list_models:
             return show_models(output)
         seeds, pixels = parse_seeds(seed), None if size is None else parse_size(size)
+        how: dict[str, Any] = dict(
+            compare=compare or [], size=pixels, sampler=sampler, steps=steps, vae=vae, teacher_config=teacher_config,
+            compiled=compiled, device=device, reporter=observer, model=model,
+        )  # fmt: skip
+        if serve:
+            refuse_with_serve({"--prompts": prompts, "--out": out, "--num": None if num == 1 else num})
+            return serve_page(source, port, checked(prompt or [])[:1], seeds[0], how, output)
+        if port is not None:
+            raise UsageError(f"--port {port}: goes with --serve", hint="add --serve, or leave it out")
         texts = gather_prompts(prompt or [], prompts, output)
         from flashdmd_cli.workflows.sample import sample as run_sample
 
-        drawn = run_sample(
-            texts,
-            source,
-            out,
-            num=num,
-            seed=seeds,
-            compare=compare or [],
-            size=pixels,
-            sampler=sampler,
-            steps=steps,
-            vae=vae,
-            teacher_config=teacher_config,
-            compiled=compiled,
-            device=device,
-            reporter=observer,
-            model=model,
-        )
+        drawn = run_sample(texts, source, out, num=num, seed=seeds, **how)
         folder = drawn.out
         document = {"out": folder, "manifest": folder / "manifest.json", "grid": drawn.grid, "files": drawn.files}
         text = f"{folder}: {len(drawn.pictures)} pictures, side by side in {drawn.grid}"
@@ -133,12 +132,40 @@ def gather_prompts(prompts: Sequence[str], file: Path | None, output: Output) ->
     if not texts:
         example = '--prompt "a striped red ring left of a plain blue square"'
         raise UsageError("--prompt: nothing to draw", hint=f"{example}, or --prompts FILE")
+    return checked(texts)
+
+
+def checked(texts: list[str]) -> list[str]:
+    """The same prompts; UsageError for one with bytes of another encoding, or with half of a JSON escape."""
     for text in texts:
-        if any(
-            "\ud800" <= letter <= "\udfff" for letter in text
-        ):  # bytes of another encoding, or half of a JSON escape
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UsageError(f"--prompt {text}: is not UTF-8 text", hint="write it in a UTF-8 file, --prompts FILE")
     return texts
+
+
+def refuse_with_serve(given: Mapping[str, object]) -> None:
+    """UsageError for the first option that has a value, of those that have no meaning for a page."""
+    for option, value in given.items():
+        if value is not None:
+            raise UsageError(f"{option} {value}: does not go with --serve", hint="leave it out, and use the page")
+
+
+def serve_page(
+    source: str | None, port: int | None, prompt: Sequence[str], seed: int, how: dict[str, Any], output: Output
+) -> None:
+    """Print the address of the page and serve it; Ctrl-C is the ordinary end, with exit code 0."""
+    from flashdmd_cli.runs.signals import StopSignal
+    from flashdmd_cli.workflows.serve.run import PORT, serve
+
+    def ready(url: str) -> None:
+        output.result({"url": url}, f"{url} draws what you type there; Ctrl-C ends it", url)
+
+    try:
+        serve(
+            source, port=PORT if port is None else port, prompt=next(iter(prompt), None), seed=seed, ready=ready, **how
+        )
+    except StopSignal:
+        output.say("stopped serving")
 
 
 def show_models(output: Output) -> None:

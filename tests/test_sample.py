@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from flashdmd_cli.workflows.sample import sample
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_cli_runs import SMALL
 from .test_distill import sam_folder  # noqa: F401
+from .test_docs import BLOCK
 
 RING, SQUARE = "a plain red ring above a striped blue circle", "a plain green square left of a dotted red ring"
 
@@ -191,3 +193,14 @@ def test_compiled_networks_draw_the_same(world, monkeypatch):
     assert {type(block).__name__ for block in compiled} == {"BasicTransformerBlock"}
     pictures = [next(Path(out).glob("*/0000.png")).read_bytes() for out in ("plain", "compiled")]
     assert pictures[0] == pictures[1]
+
+
+def test_the_examples_of_the_page_run(world):
+    run("prepare-data", "shapes", "--num", 8)
+    assert run("distill", *SMALL, "--iterations", 1, "--out", "runs/student").exit_code == 0
+    page = Path(__file__).parents[1] / "docs" / "sample.md"
+    (block,) = (text for skipped, _, text in BLOCK.findall(page.read_text(encoding="utf-8")) if not skipped)
+    for line in block.splitlines():
+        name, *words = shlex.split(line)
+        result = run(*words)
+        assert name == "flashdmd" and result.exit_code == 0, f"{line}\n{result.output}"

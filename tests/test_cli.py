@@ -63,8 +63,8 @@ SURFACE = [
     "recipes show: --set name",
     "reward score: --at --device --image --pairs --prompt --reward --seed --teacher",
     "reward train: --device --iterations --nproc --out --pairs --recipe --seed --set --teacher",
-    "sample: --compare --device --from --list-models --model --num --out --prompt --prompts --sampler --seed --steps"
-    " --teacher-config --vae",
+    "sample: --compare --compile --device --from --list-models --model --num --out --port --prompt --prompts --sampler"
+    " --seed --serve --size --steps --teacher-config --vae",
     "shapes build: --device --minutes --out --seed --steps --work part",
 ]
 PROBE = """
@@ -190,7 +190,10 @@ def test_every_recipe_is_shown(name):
         (["align", "--from", "nowhere"], 3, "--from nowhere"),
         (["prepare-data", "coco"], 2, "shapes"),
         (["prepare-data", "shapes", "--num", 0], 2, "--num"),
-        (["sample", "--from", "x", "--compare", "friend", "--prompt", "p"], 2, "--compare"),
+        (["sample", "--from", "x", "--seed", "3,x", "--prompt", "p"], 2, "--seed 3,x: x is no seed"),
+        (["sample", "--from", "x", "--seed", "9-3", "--prompt", "p"], 2, "--seed 9-3"),
+        (["sample", "--from", "x", "--seed", "1,2", "--num", 2, "--prompt", "p"], 2, "--num 2"),
+        (["sample", "--from", "x", "--size", "64x", "--prompt", "p"], 2, "--size 64x"),
         (["sample", "--device", "tpu", "--prompt", "p", "--from", "shapes-sdxl"], 2, "--device tpu"),
         (["distill", "--device", "tpu"], 2, "model.device"),
         (["sample"], 2, "--prompt"),

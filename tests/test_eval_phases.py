@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from flashdmd_cli.evaluation.suites.prompts import Prompt
 from flashdmd_cli.evaluation.suites.spec import rows_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.manifest import damaged_files, read_manifest
+from flashdmd_cli.runs.workers import run_tasks
 from flashdmd_cli.shapes import assets
+from flashdmd_cli.workflows import drawing
 from flashdmd_cli.workflows.evaluate import Evaluation, evaluate
 from flashdmd_cli.workflows.inputs.drawers import FamilyDrawer as Drawer
 
 from .test_cli import shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
+from .test_workflows import Listener
 
 CAPTIONS = [f"a plain {a} circle above a plain {b} ring" for a in ("red", "blue") for b in ("green", "cyan", "white")]
 
@@ -112,6 +116,26 @@ def test_processes_change_no_value(world: Path, monkeypatch: pytest.MonkeyPatch)
     assert Path("a/samples.jsonl").read_bytes() == Path("b/samples.jsonl").read_bytes()
     with pytest.raises(UsageError, match="--nproc 0"):
         evaluate("shapes-sdxl", "b", num_processes=0)
+
+
+def test_progress_counts_single_pictures_from_the_first_one_on(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    few = {"limit": 2, "sampler": "stochastic", "steps": 1, "generate_only": True, "batch": 7}
+    told = Listener()
+    evaluate("shapes-sdxl", "a", reporter=told, **few)  # type: ignore[arg-type]
+    assert told.counts == [(done, 10) for done in range(11)]
+
+    def slow_start(job: Any, tasks: Any, num: int, done: Any) -> None:
+        assert num == 2
+        done(0)
+        done(0)
+        run_tasks(job, tasks, 1, done)
+
+    monkeypatch.setattr(drawing, "run_tasks", slow_start)
+    told = Listener()
+    evaluate("shapes-sdxl", "b", reporter=told, num_processes=2, **few)  # type: ignore[arg-type]
+    # The clock of the speed starts with the first report, which is not before a picture is drawn.
+    assert told.counts[0] == (1, 10) and told.counts[-1] == (10, 10)
+    assert any(line.startswith("starting 2 processes") for line in told.lines)
 
 
 def test_pictures_of_a_suite_are_measured_where_they_lie(world: Path) -> None:  # noqa: F811

@@ -21,7 +21,6 @@ from flashdmd_cli.core.schedules import (
     add_noise,
     eps_from_x0,
     output_of,
-    v_from_x0,
     velocity,
     x0_from_eps,
     x0_from_output,
@@ -149,7 +148,7 @@ def test_noise_velocity_x0_and_score_are_computed_from_each_other(case: Case) ->
     close(x0_from_eps(schedule, eps, x_t, t), x0, 1e-4)
     close(eps_from_x0(schedule, x0, x_t, t), eps, 1e-4)
     close(x0_from_v(schedule, v, x_t, t), x0, 1e-4)
-    close(v_from_x0(schedule, x0, x_t, t), v, 1e-4)
+    close(velocity(schedule, x0, eps_from_x0(schedule, x0, x_t, t), t), v, 1e-4)
     target = output_of(schedule, family.prediction, x0, eps, t)
     assert torch.equal(target, eps if family.prediction == "epsilon" else v)
     close(x0_from_output(schedule, family.prediction, target, x_t, t), x0, 1e-4)

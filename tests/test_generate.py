@@ -59,8 +59,8 @@ class TinyFamily:
     def encode(self, prompts: list[str]) -> Tensor:
         return torch.tensor([float(len(text)) for text in prompts])[:, None, None, None] / 100
 
-    def solve(self, denoise: Any, steps: int, x: Tensor, spacing: str = "trailing") -> Tensor:
-        return SDXLFamily.solve(self, denoise, steps, x, spacing)  # type: ignore[arg-type]
+    def solve(self, denoise: Any, steps: int, x: Tensor) -> Tensor:
+        return SDXLFamily.solve(self, denoise, steps, x)  # type: ignore[arg-type]
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents.mean(1, keepdim=True).repeat(1, 3, 4, 4)
@@ -99,9 +99,6 @@ def test_few_step_is_the_rollout_written_out() -> None:
             bar = family.schedule.alphas_cumprod[(749, 499, 249)[step]]
             x = bar.sqrt() * x0 + (1 - bar).sqrt() * picture_noise((2, 4, 4), 9, 0, step + 1)[None]
     assert torch.allclose(got, family.decode(x0), atol=1e-6)
-    other = TinyNet()
-    generate(family, other, ["abc"], 9, "few_step", timesteps=[999, 499])  # type: ignore[arg-type]
-    assert other.seen == [999, 499]
 
 
 def test_stochastic_teacher_walks_the_same_grid_with_guidance() -> None:
@@ -114,11 +111,10 @@ def test_stochastic_teacher_walks_the_same_grid_with_guidance() -> None:
         generate(family, net, ["abc"], 9, "few_step", 4, 5.0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("spacing", ["trailing", "leading"])
-def test_ddim_equals_the_stock_scheduler_fed_with_noise_predictions(spacing: str) -> None:
+def test_ddim_equals_the_stock_scheduler_fed_with_noise_predictions() -> None:
     family = TinyFamily()
     x = start = torch.stack([picture_noise((2, 4, 4), 0, i) for i in range(3)])
-    scheduler = DDIMScheduler(**CONFIG, timestep_spacing=spacing, clip_sample=False)
+    scheduler = DDIMScheduler(**CONFIG, timestep_spacing="trailing", clip_sample=False)
     scheduler.set_timesteps(10)
     seen: list[int] = []
 
@@ -129,9 +125,9 @@ def test_ddim_equals_the_stock_scheduler_fed_with_noise_predictions(spacing: str
     for t in scheduler.timesteps:
         rows = t.expand(3)
         x = scheduler.step(eps_from_x0(family.schedule, 0.2 * x + 0.1, x, rows), t, x).prev_sample
-    assert torch.allclose(family.solve(denoise, 10, start, spacing), x, atol=1e-5)
+    assert torch.allclose(family.solve(denoise, 10, start), x, atol=1e-5)
     assert seen == scheduler.timesteps.tolist() and len(seen) == 10
-    assert (seen[0] == 999) == (spacing == "trailing")
+    assert seen[0] == 999
 
 
 def test_noise_differs_by_seed_picture_and_step() -> None:

@@ -19,7 +19,6 @@ from flashdmd_cli.core.schedules import (
     eps_from_x0,
     output_of,
     signal_weight,
-    v_from_x0,
     velocity,
     x0_from_eps,
     x0_from_output,
@@ -59,12 +58,13 @@ def round_trips(schedule: Schedule, t: Tensor, seed: int, size: float) -> None:
     amplified = largest / float(torch.minimum(alpha, sigma).min())
     close(x0_from_eps(schedule, eps, x_t, t), x0, amplified)
     close(eps_from_x0(schedule, x0, x_t, t), eps, amplified)
-    close(v_from_x0(schedule, x0, x_t, t), v, amplified)
+    close(velocity(schedule, x0, eps_from_x0(schedule, x0, x_t, t), t), v, amplified)
     close(x0_from_v(schedule, v, x_t, t), x0, 4 * largest)  # the velocity is well-conditioned at every t
     # Predictions that do not belong to x_t, as a network's do not, come back as well.
     guess = pair(len(t), seed + 1, 1.0)[1]
     close(eps_from_x0(schedule, x0_from_eps(schedule, guess, x_t, t), x_t, t), guess, amplified * (1 + 1 / size))
-    close(x0_from_v(schedule, v_from_x0(schedule, guess, x_t, t), x_t, t), guess, amplified)
+    v = velocity(schedule, guess, eps_from_x0(schedule, guess, x_t, t), t)
+    close(x0_from_v(schedule, v, x_t, t), guess, amplified)
 
 
 @quick
@@ -113,8 +113,8 @@ def test_vp_add_noise_is_that_of_ddpm(t: list[int], seed: int, size: float) -> N
 def test_vp_velocity_is_that_of_ddpm(t: list[int], seed: int) -> None:
     times = torch.tensor(t)
     x0, eps = pair(len(t), seed, 1.0)
-    v = v_from_x0(VP, x0, add_noise(VP, x0, eps, times), times)
-    torch.testing.assert_close(v, DDPM.get_velocity(x0, eps, times), rtol=0.0, atol=3e-4)  # eps is divided by sigma_0
+    v = velocity(VP, x0, eps, times)
+    torch.testing.assert_close(v, DDPM.get_velocity(x0, eps, times), rtol=0.0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
@@ -188,7 +188,7 @@ def test_flow_at_its_ends_is_pure() -> None:
 def test_arithmetic_is_float32_for_half_precision_inputs(schedule: Schedule) -> None:
     x, y = (part.bfloat16() for part in pair(2, 0, 1.0))
     t = torch.tensor([249, 749])
-    for function in (x0_from_eps, eps_from_x0, x0_from_v, v_from_x0, add_noise):
+    for function in (x0_from_eps, eps_from_x0, x0_from_v, add_noise):
         found = function(schedule, x, y, t)
         assert found.dtype == torch.float32
         assert torch.equal(found, function(schedule, x.float(), y.float(), t))
@@ -208,7 +208,7 @@ def test_samples_have_any_number_of_dimensions(schedule: Schedule, shape: tuple[
     """Tokens (B, N, D) and videos (B, C, T, H, W) are treated as pictures (B, C, H, W) with the same numbers are."""
     x, y = (part.reshape(3, *shape) for part in pair(3, 0, 1.0))
     t = torch.tensor([20.0, 500.0, 980.0])
-    for function in (add_noise, x0_from_eps, eps_from_x0, x0_from_v, v_from_x0, velocity):
+    for function in (add_noise, x0_from_eps, eps_from_x0, x0_from_v, velocity):
         found = function(schedule, x, y, t)
         assert found.shape == x.shape
         assert torch.equal(found, function(schedule, x.view(3, 2, 3, 4), y.view(3, 2, 3, 4), t).view(x.shape))

@@ -82,7 +82,7 @@ def test_all_verbs_without_a_command_line(world: Path, reward: Path, capfd: pyte
     with pytest.raises(UsageError, match="no section `align`"):
         align(recipe, student, "other")
 
-    drawn = sample(["a plain red circle above a dotted blue ring"], "aligned", num=2, compare_teacher=True)
+    drawn = sample(["a plain red circle above a dotted blue ring"], "aligned", num=2, compare=["teacher"])
     assert len(drawn.pictures) == 4 and all(path.is_file() for path in (*drawn.files, drawn.grid))
     measured = evaluate("aligned", "measured", limit=2)
     assert measured.document["metrics"]["composition"]["value"] == measured.metrics["composition"]

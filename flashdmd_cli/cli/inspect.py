@@ -1,4 +1,4 @@
-"""`flashdmd inspect`: shows the kind and lineage of a result folder and verifies its files."""
+"""`flashdmd inspect`: shows where a result folder or a picture comes from, and verifies the files of a folder."""
 
 from __future__ import annotations
 
@@ -67,16 +67,24 @@ def summary(manifest: Manifest) -> list[str]:
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="A folder that a flashdmd command wrote.", metavar="DIR")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder that a flashdmd command wrote, or a PNG file of sample.", metavar="DIR|PNG")
+    ],
     as_json: AsJson = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show where a folder comes from and verify its files.
+    """Show where a folder comes from and verify its files, or how a picture was drawn.
 
     The lineage goes back to the teacher; every file is compared with the hash in the manifest.
     """
     with command(as_json, quiet, debug) as output:
+        if folder.is_file() and folder.suffix.lower() == ".png":
+            from flashdmd_cli.evaluation.pictures import read_texts
+
+            texts = read_texts(folder)
+            output.result(texts, [f"{key:<12} {text}" for key, text in texts.items()], str(folder))
+            return
         from flashdmd_cli.runs.manifest import read_manifest, verify
 
         manifest = read_manifest(folder)

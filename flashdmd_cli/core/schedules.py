@@ -128,11 +128,6 @@ def velocity(schedule: Schedule, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
     return eps.float() - x0.float()
 
 
-def v_from_x0(schedule: Schedule, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """Velocity from a prediction of the clean sample; inverse of `x0_from_v`."""
-    return velocity(schedule, x0, eps_from_x0(schedule, x0, x_t, t), t)
-
-
 def x0_from_output(schedule: Schedule, prediction: Prediction, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """Clean sample from a network's output. Affine in the output, so guidance can be applied before or after."""
     if prediction == "sample":

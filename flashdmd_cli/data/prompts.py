@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO
 
 from flashdmd_cli.data.errors import DataError
 from flashdmd_cli.data.items import Rejected, Row, meaning, rejected_row
-from flashdmd_cli.data.reading import CAPTION_COLUMNS, Captions, check_caption, find_column, scalars
+from flashdmd_cli.data.reading import CAPTION_COLUMNS, Captions, check_caption, decode_caption, find_column, scalars
 from flashdmd_cli.data.tables import entries, header
 
 PICKLE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth"}
@@ -61,6 +62,20 @@ def read_prompts(path: Path, limit: int | None = None) -> list[str]:
         ) from None
     if not prompts:
         raise DataError(f"--prompts {path} holds no prompt", "give a text file, one prompt a line")
+    return prompts
+
+
+def read_prompt_lines(stream: BinaryIO) -> list[str]:
+    """The prompts in a stream of UTF-8 text, one a line. Raises `DataError` for a line that is none, or without any."""
+    prompts = []
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            try:
+                prompts.append(decode_caption(line))
+            except Rejected as rejected:
+                raise DataError(f"--prompts -: line {number}: {_fault(rejected.reason)}", "a prompt a line") from None
+    if not prompts:
+        raise DataError("--prompts -: holds no prompt", "send a prompt a line to the command")
     return prompts
 
 

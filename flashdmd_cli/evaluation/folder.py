@@ -7,7 +7,7 @@ those of a drawing without interruption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from flashdmd_cli.evaluation.intake import NOT_FINITE
 from flashdmd_cli.evaluation.metrics.metric import Row
-from flashdmd_cli.evaluation.pictures import to_image
+from flashdmd_cli.evaluation.pictures import png
 from flashdmd_cli.evaluation.suites.suite import Batch
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import replacing, writing
@@ -28,6 +28,8 @@ BATCH = 32
 
 Draw = Callable[[Sequence[str], int], Tensor]
 """Prompts and the index of the first -> pictures (B, 3, H, W) on [-1, 1]."""
+Describe = Callable[[Row], Mapping[str, str]]
+"""A picture -> the texts that are stored in its file."""
 
 
 def picture_path(folder: Path, index: int) -> Path:
@@ -35,16 +37,23 @@ def picture_path(folder: Path, index: int) -> Path:
     return folder / f"{index:05d}.png"
 
 
-def write_picture(path: Path, picture: Tensor) -> None:
-    """Write a picture (3, H, W) on [-1, 1] as PNG, whole or not at all."""
+def write_picture(path: Path, picture: Tensor, texts: Mapping[str, str] | None = None) -> None:
+    """Write a picture (3, H, W) on [-1, 1] as PNG with `texts` in it, whole or not at all."""
     with replacing(path) as temporary:
-        to_image(picture).save(temporary, "PNG")
+        temporary.write_bytes(png(picture, texts or {}))
 
 
-def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Reporter, batch: int = BATCH) -> int:
+def draw_missing(
+    draw: Draw,
+    rows: Sequence[Row],
+    folder: Path,
+    reporter: Reporter,
+    batch: int = BATCH,
+    describe: Describe | None = None,
+) -> int:
     """Draw the pictures of `rows` that are not in `folder` yet; returns how many were there. One batch is in memory.
 
-    Raises `WriteError` when the disk cannot take them.
+    `describe` gives the texts in the file of a picture. Raises `WriteError` when the disk cannot take them.
     """
     missing = missing_parts(rows, folder, batch)
     kept = len(rows) - sum(map(len, missing))
@@ -54,7 +63,7 @@ def draw_missing(draw: Draw, rows: Sequence[Row], folder: Path, reporter: Report
         reporter.progress(kept, len(rows))
     done = kept
     for part in missing:
-        write_part(part, draw([row.prompt for row in part], part[0].index), folder)
+        write_part(part, draw([row.prompt for row in part], part[0].index), folder, describe)
         done += len(part)
         reporter.progress(done, len(rows))
     return kept
@@ -70,14 +79,14 @@ def missing_parts(rows: Sequence[Row], folder: Path, batch: int) -> list[Sequenc
     return [part for part in parts if any(picture_path(folder, row.index).name not in there for row in part)]
 
 
-def write_part(part: Sequence[Row], pictures: Tensor, folder: Path) -> None:
+def write_part(part: Sequence[Row], pictures: Tensor, folder: Path, describe: Describe | None = None) -> None:
     """Write the pictures of a part, each whole or not at all; in place of one that is not finite, an empty file that
     says so, for which it is counted and named, and not drawn again."""
     with writing(folder):
         for row, picture in zip(part, pictures, strict=True):
             path = picture_path(folder, row.index)
             if picture.isfinite().all():
-                write_picture(path, picture)
+                write_picture(path, picture, describe(row) if describe else None)
             else:
                 path.with_suffix(NOT_FINITE).touch()
 

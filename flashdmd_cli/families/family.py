@@ -74,9 +74,7 @@ class Family(Calls, Protocol):
 
     def grid(self, steps: int) -> Grid: ...
 
-    def solve(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
-    ) -> Tensor:
+    def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor) -> Tensor:
         """The teacher's deterministic sampler (DDIM, Euler) from noise `x` to x0; `denoise(x_t, t)` returns x0."""
 
     def load_student(self, folder: Path) -> View:

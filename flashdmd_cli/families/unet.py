@@ -132,9 +132,7 @@ class UNetFamily(PipelineFamily):
         """The few-step grid on this teacher's own noise schedule."""
         return vp_grid(steps, self.scheduler_config)
 
-    def solve(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
-    ) -> Tensor:
+    def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor) -> Tensor:
         """Deterministic DDIM (eta 0) from pure noise `x` (B, C, h, w) to x0, with the stock scheduler.
 
         `denoise(x_t, t)` returns x0, so the scheduler has `prediction_type="sample"`.
@@ -146,7 +144,7 @@ class UNetFamily(PipelineFamily):
             rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
             set_alpha_to_one=config.get("set_alpha_to_one", False),
             steps_offset=config.get("steps_offset", 1),
-            timestep_spacing=spacing,
+            timestep_spacing="trailing",
             prediction_type="sample",
             clip_sample=False,
         )

@@ -55,9 +55,18 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
 
 
 def stage1_checkpoint(folder: Path | str, flag: str = "--from") -> Checkpoint:
-    """The distilled student in `folder`; InputError if it is anything else, unfinished or damaged."""
+    """The distilled student in `folder`; InputError if it is anything else, unfinished or damaged.
+
+    An aligned student is refused: with adapters, its state has only those of the alignment, which stand on those of
+    the distillation, and its iterations do not count those before, so that random numbers would be used twice.
+    """
     folder = Path(folder)
-    manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
+    manifest = whole_folder(folder, ("distill", "align"), flag, "flashdmd distill")
+    if manifest.kind == "align":
+        raise InputError(
+            f"{flag} {folder}: is an align folder, and a student is aligned only once",
+            hint="the command that wrote it continues it with more --iterations; or name the distilled student",
+        )
     return Checkpoint(folder, manifest, recipe_of(manifest, f"{flag} {folder}"))
 
 

@@ -62,8 +62,15 @@ class DrawJob:
         keys = [NoiseKey(self.seed + row.sample, purpose=f"{self.suite}/{row.prompt_id}") for row in part]
         began = seconds_of(device)
         prompts, batch = [row.prompt for row in part], 1 if device.type == "cpu" else len(part)
+        reported = 0
+
+        def progress(done: int, _: int) -> None:
+            nonlocal reported
+            tick(done - reported)
+            reported = done
+
         try:
-            pictures = self.drawer.draw_from(self.seed, prompts, part[0].index, keys=keys, batch=batch)
+            pictures = self.drawer.draw_from(self.seed, prompts, part[0].index, progress, keys=keys, batch=batch)
         except NumericalError:
             pictures = self.draw_singly(part, keys)
         seconds = seconds_of(device) - began
@@ -71,7 +78,8 @@ class DrawJob:
         note = {"pictures": len(part), "seconds": round(seconds, 6), "memory": peak_memory(device)}
         with writing(self.folder), (self.folder / TIMES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(note) + "\n")
-        tick(len(part))
+        if reported < len(part):  # some were not finite, and drawn again
+            tick(len(part) - reported)
 
     def draw_singly(self, part: Sequence[Row], keys: Sequence[NoiseKey]) -> Tensor:
         """The pictures of a part, each by itself, NaN in place of those that are not finite.
@@ -133,15 +141,20 @@ def draw_suite(
     reporter.phase(f"drawing {number} with {drawer.name}, {counted(drawer.steps, 'step')} each", "picture")
     if kept:
         reporter.say(f"{kept} of {len(suite.rows)} pictures are in {pictures} already")
+    processes = min(num_processes, max(1, len(parts)))
     done = kept
-    reporter.progress(done, len(suite.rows))
 
     def tick(num: int) -> None:
         nonlocal done
         done += num
-        reporter.progress(done, len(suite.rows))
+        if processes > 1 and done == kept:  # they still load the networks, which is no part of the speed
+            reporter.stop.check()
+        else:
+            reporter.progress(done, len(suite.rows))
 
-    processes = min(num_processes, max(1, len(parts)))
+    if processes > 1:
+        reporter.say(f"starting {processes} processes, each of which loads the networks")
+    tick(0)
     job = DrawJob((lambda: drawer) if processes == 1 else load, suite.name, seed, parts, pictures,
                   torch.get_num_threads())  # fmt: skip
     run_tasks(job, range(len(parts)), processes, tick)

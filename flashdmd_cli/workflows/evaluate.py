@@ -23,7 +23,7 @@ from flashdmd_cli.workflows.inputs.drawers import load_drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place
 from flashdmd_cli.workflows.inputs.teachers import Parts
 from flashdmd_cli.workflows.picking import Picked, Request, pick
-from flashdmd_cli.workflows.sample import warn_of_prompts, write_result
+from flashdmd_cli.workflows.sample import prompt_warnings, write_result
 from flashdmd_cli.workflows.scoring import score
 
 if TYPE_CHECKING:
@@ -157,7 +157,8 @@ def evaluate(
                 f"--suite {suite or picked.suite.name}: is for the embedded world, and {drawer.name} draws another",
                 hint="flashdmd sample draws any prompts",
             )
-        warn_of_prompts(drawer, list(dict.fromkeys(row.prompt for row in picked.suite.rows)), reporter)
+        for warning in prompt_warnings(drawer, list(dict.fromkeys(row.prompt for row in picked.suite.rows))):
+            reporter.say(warning)
         place, name = drawer.place, drawer.name
         folder = claim(Path(out) if out is not None else RUNS / f"eval-{picked.suite.name}-{name}", "eval")
         facts = {**drawer.facts()}

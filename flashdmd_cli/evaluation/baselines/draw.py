@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.evaluation.baselines.preset import Preset
-from flashdmd_cli.evaluation.generate import NoiseKey, picture_noise
+from flashdmd_cli.evaluation.generate import NoiseKey, in_batches, picture_noise
 from flashdmd_cli.runs.errors import NumericalError
 from flashdmd_cli.runs.randomness import generator as noise_generator
 
@@ -70,23 +70,23 @@ def draw(
     """A picture for every prompt, (N, 3, size, size) float32 on [-1, 1], on the CPU.
 
     Picture `i` starts from the noise of (seed, first_index + i), or of `keys[i]` where given. `batch` pictures are
-    drawn at once (default: by their size). `progress(done, N)` is called after each batch, `step(B)` after each step of
-    the B pictures of one. Raises `NumericalError` for pictures with NaN.
+    drawn at once (default: by their size), fewer if the accelerator's memory is too small. `progress(done, N)` is
+    called after each batch, `step(B)` after each step of the B pictures of one. Raises `NumericalError` for pictures
+    with NaN.
     """
     batch = batch or default_batch(preset)
     keys = keys or [NoiseKey(seed, first_index + i) for i in range(len(prompts))]
     side = preset.size // pipeline.vae_scale_factor
     shape = (getattr(pipeline, preset.part).config.in_channels, side, side)
     grid = {key: list(value) for key in ("timesteps", "sigmas") if (value := getattr(preset, key)) is not None}
-    pictures = []
-    for start in range(0, len(prompts), batch):
-        texts = list(prompts[start : start + batch])
-        part = keys[start : start + len(texts)]
+
+    def draw_part(which: slice) -> Tensor:
+        texts, part = list(prompts[which]), keys[which]
         noise = torch.stack([picture_noise(shape, key.seed, key.index, purpose=key.purpose) for key in part])
 
-        def count(_: Any, __: int, ___: Any, tensors: dict[str, Any], num: int = len(texts)) -> dict[str, Any]:
+        def count(_: Any, __: int, ___: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             if step is not None:
-                step(num)
+                step(len(texts))
             return tensors
 
         with own_noise(pipeline.scheduler, part):
@@ -102,11 +102,11 @@ def draw(
                 callback_on_step_end=count,
                 **grid,
             ).images
-        pictures.append((drawn.float() * 2 - 1).cpu())
-        if not pictures[-1].isfinite().all():
+        pictures = (drawn.float() * 2 - 1).cpu()
+        if not pictures.isfinite().all():
             raise NumericalError(
                 f"--model {preset.name}: the pictures are not finite", hint="are these the weights of this preset?"
             )
-        if progress is not None:
-            progress(start + len(texts), len(prompts))
-    return torch.cat(pictures)
+        return pictures
+
+    return in_batches(draw_part, len(prompts), batch, progress)

@@ -129,13 +129,8 @@ class SD3Family(PipelineFamily):
         """The few-step grid with this teacher's own shift."""
         return flow_grid(steps, self.shift)
 
-    def solve(
-        self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor, spacing: str = "trailing"
-    ) -> Tensor:
-        """Euler's method from pure noise `x` (B, C, h, w) to x0 at the noise levels of the stock pipeline.
-
-        `spacing` is ignored: the stock scheduler of flow matching has no such setting.
-        """
+    def solve(self, denoise: Callable[[Tensor, Tensor], Tensor], steps: int, x: Tensor) -> Tensor:
+        """Euler's method from pure noise `x` (B, C, h, w) to x0 at the noise levels of the stock pipeline."""
         scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=NUM_TRAIN_TIMESTEPS, shift=self.shift)
         scheduler.set_timesteps(steps)
         sigmas = scheduler.sigmas.tolist()

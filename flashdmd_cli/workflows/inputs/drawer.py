@@ -52,7 +52,19 @@ class Drawer(ABC):
     @property
     @abstractmethod
     def batch(self) -> int:
-        """Pictures that go through the network at once, unless `draw_from` is given another number."""
+        """Pictures that go through the network at once, unless `draw_from` is given another number.
+
+        On a CPU one: the last bits of a matrix product depend on its shape, so that a picture is the same whatever is
+        drawn beside it only if its shape never changes, and larger batches are hardly faster there.
+        """
+
+    @abstractmethod
+    def with_steps(self, steps: int) -> Drawer:
+        """The same loaded model with another number of sampling steps; UsageError if it does not support them."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile the denoiser with `torch.compile`: the first picture takes minutes, others are faster."""
 
     @abstractmethod
     def draw_from(
@@ -96,7 +108,7 @@ class Drawer(ABC):
 
         def count(num: int) -> None:
             nonlocal done
-            done += num
+            done = min(done + num, total)  # a batch that did not fit into memory is counted twice
             reporter.progress(done, total)
 
         return count

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -15,7 +14,8 @@ from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import recipe_of, whole_folder
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place, load_family
-from flashdmd_cli.workflows.inputs.kinds import is_exported, is_shapes
+from flashdmd_cli.workflows.inputs.family_drawer import TEACHER_STEPS, FamilyDrawer, check_steps
+from flashdmd_cli.workflows.inputs.kinds import is_exported
 from flashdmd_cli.workflows.inputs.teachers import (
     Parts,
     find_source,
@@ -27,108 +27,13 @@ from flashdmd_cli.workflows.inputs.teachers import (
 from flashdmd_cli.workflows.recipes import default_distill_recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from flashdmd_cli.evaluation.generate import NoiseKey, Sampler
-    from flashdmd_cli.families.base import View
+    from flashdmd_cli.evaluation.generate import Sampler
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
 
 SAMPLERS = ("few_step", "ddim", "stochastic")
-TEACHER_STEPS = 30
 STUDENT_STEPS = 4
-
-
-@dataclass(frozen=True)
-class FamilyDrawer(Drawer):
-    """A student or teacher of this package's model families, with its sampler."""
-
-    name: str
-    family: Family
-    net: View
-    teacher: str
-    sampler: Sampler
-    steps: int
-    guidance: float
-    folder: Path
-    """Checkpoint or pipeline folder."""
-    record: TeacherRecord
-    source: Source
-    """The files that the family was loaded from."""
-
-    @property
-    def family_name(self) -> str:
-        return self.family.name
-
-    @property
-    def tokenizers(self) -> Sequence[Any]:
-        return self.family.tokenizers
-
-    @property
-    def draws_shapes(self) -> bool:
-        return is_shapes(self.family.source)
-
-    @property
-    def is_student(self) -> bool:
-        """Whether it was distilled, or is the teacher's denoiser otherwise."""
-        return self.sampler == "few_step"
-
-    @property
-    def place(self) -> Place:
-        from flashdmd_cli.runs.device import Place
-
-        return Place(self.family.device.type, self.family.precision)
-
-    @property
-    def batch(self) -> int:
-        return 32 if self.family.latent_shape[-1] <= 64 else 4
-
-    def draw_from(
-        self,
-        seed: int,
-        captions: Sequence[str],
-        first: int,
-        progress: Callable[[int, int], None] | None = None,
-        step: Callable[[int], None] | None = None,
-        keys: Sequence[NoiseKey] | None = None,
-        batch: int | None = None,
-    ) -> Tensor:
-        from flashdmd_cli.evaluation.generate import generate
-
-        family, way = self.family, (self.sampler, self.steps, self.guidance)
-        return generate(
-            family, self.net, captions, seed, *way,
-            first_index=first, keys=keys, batch=batch or self.batch, progress=progress, step=step,
-        )  # fmt: skip
-
-    def identity(self) -> dict[str, object]:
-        """Includes the hashes of the files that the family was loaded from, and of a student's manifest."""
-        from flashdmd_cli import __version__
-        from flashdmd_cli.runs.files import sha256_file
-        from flashdmd_cli.runs.manifest import MANIFEST
-
-        manifest = self.folder / MANIFEST
-        return {
-            "flashdmd": __version__,
-            "loaded": teacher_record(self.teacher, self.source).hash,
-            "student": sha256_file(manifest) if manifest.is_file() else None,
-            "sampler": self.sampler,
-            "steps": self.steps,
-            "guidance": self.guidance,
-            "device": self.place.device,
-            "precision": self.place.precision,
-        }
-
-    def facts(self) -> dict[str, object]:
-        return {
-            "from": str(self.folder),
-            "teacher": self.teacher,
-            "sampler": self.sampler,
-            "steps": self.steps,
-            "nfe": self.steps * (1 if self.guidance == 1 else 2),
-            "guidance": self.guidance,
-        }
 
 
 def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
@@ -213,8 +118,13 @@ def load_drawer(
     device: str | None = None,
     reporter: Reporter | None = None,
     model: str | None = None,
+    size: tuple[int, int] | None = None,
+    beside: Drawer | None = None,
 ) -> Drawer:
     """Load a checkpoint (default: the newest under ./runs), an exported student, a teacher, or the preset `model`.
+
+    `size` is the height and width of the pictures in pixels (default: the size that the teacher was trained for).
+    `beside` is a loaded model whose teacher is used again if it is the same.
 
     Raises UsageError for an option that does not apply to it, InputError for files that cannot be read.
     """
@@ -222,7 +132,7 @@ def load_drawer(
     if model is not None:
         parts = parts or Parts()
         given = {"--from": source, "--sampler": sampler_name, "--steps": steps, "--guidance": guidance,
-                 "--vae": parts.vae, "--teacher-config": parts.teacher_config}  # fmt: skip
+                 "--vae": parts.vae, "--teacher-config": parts.teacher_config, "--size": size}  # fmt: skip
         drawer: Drawer = load_preset(model, given, device, reporter)
         reporter.say(str(drawer.place))
         return drawer
@@ -231,13 +141,14 @@ def load_drawer(
     sampler, place = cast("Sampler | None", sampler_name), drawing_place(device)
     name = None if source is None else str(source)
     if name is not None and not is_checkpoint(expanded(name)):
-        drawer = pipeline_drawer(name, sampler, steps, guidance, parts, place, reporter)
+        found = pipeline_drawer(name, sampler, steps, guidance, parts, place, reporter)
     else:
-        drawer = student_drawer(find_run(name), sampler, steps, guidance, None, parts, place, reporter)
+        found = student_drawer(find_run(name), sampler, steps, guidance, None, parts, place, reporter, beside)
     if name is None:
-        reporter.say(f"from {drawer.folder}")
-    reporter.say(str(drawer.place))
-    return drawer
+        reporter.say(f"from {found.folder}")
+    if beside is None:
+        reporter.say(str(found.place))
+    return found if size is None else found.with_size(size)
 
 
 def load_preset(model: str, given: Mapping[str, object], device: str | None, reporter: Reporter) -> Drawer:
@@ -261,10 +172,12 @@ def student_drawer(
     parts: Parts | None = None,
     place: Place | None = None,
     reporter: Reporter | None = None,
+    beside: Drawer | None = None,
 ) -> FamilyDrawer:
     """The student of a checkpoint, on the grid that it was trained on unless `steps` says otherwise.
 
-    Its files are first verified against the manifest: pictures of damaged weights could be taken for a result.
+    Its files are first verified against the manifest: pictures of damaged weights could be taken for a result. The
+    teacher is `family`, or that of `beside` if it is loaded from the same files, else it is loaded.
     """
     from flashdmd_cli.runs.manifest import CHECKPOINTS
 
@@ -280,20 +193,11 @@ def student_drawer(
     check_steps("few_step", length)
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
     source = find_source_again(record, recipe.model, f"--from {folder}", parts, reporter)
+    if family is None and isinstance(beside, FamilyDrawer) and beside.source == source:
+        family = beside.family
     family = family or load_family(source, place)
     try:
         net = family.load_student(folder / "student").base.to(family.device).view()
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
     return FamilyDrawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source)
-
-
-def check_steps(sampler: Sampler, steps: int) -> None:
-    """Raise UsageError for a number of steps that a sampler does not support."""
-    from flashdmd_cli.core.grid import VP_STEPS
-
-    if sampler == "ddim":
-        if not 1 <= steps <= 1000:
-            raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
-    elif steps not in VP_STEPS:
-        raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.evaluation.baselines.preset import Preset, Weights, read_preset
-from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.teacher import TeacherRecord, record
@@ -67,7 +67,15 @@ class PresetDrawer(Drawer):
     def batch(self) -> int:
         from flashdmd_cli.evaluation.baselines.draw import default_batch
 
-        return default_batch(self.preset)
+        return 1 if self.place.device == "cpu" else default_batch(self.preset)
+
+    def with_steps(self, steps: int) -> PresetDrawer:
+        if steps != self.steps:
+            raise UsageError(f"--steps {steps}: the preset {self.name} has {self.steps}")
+        return self
+
+    def compile(self) -> None:
+        getattr(self.pipeline, self.preset.part).compile_repeated_blocks()
 
     def draw_from(
         self,
@@ -82,8 +90,9 @@ class PresetDrawer(Drawer):
         from flashdmd_cli.evaluation.baselines.draw import draw
 
         return draw(
-            self.pipeline, self.preset, captions, seed, first, keys=keys, batch=batch, progress=progress, step=step
-        )
+            self.pipeline, self.preset, captions, seed, first, keys=keys, batch=batch or self.batch, progress=progress,
+            step=step,
+        )  # fmt: skip
 
     def identity(self) -> dict[str, object]:
         import diffusers

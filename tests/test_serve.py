@@ -1,0 +1,200 @@
+"""`flashdmd sample --serve` over HTTP: the page, its pictures, and what it refuses."""
+
+# ruff: noqa: F811 (pytest finds fixtures by the names of arguments)
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from PIL import Image
+
+from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.reporter import SilentReporter
+from flashdmd_cli.runs.signals import StopSignal
+from flashdmd_cli.workflows.inputs.family_drawer import FamilyDrawer
+from flashdmd_cli.workflows.sample import sample
+from flashdmd_cli.workflows.serve import serve
+from flashdmd_cli.workflows.serve.web import PAGE, Server
+
+from .test_cli import fails, run, shipped, world  # noqa: F401
+from .test_distill import sam_folder  # noqa: F401
+
+RING = "a plain red ring above a striped blue circle"
+ASKED = {"model": 0, "prompt": RING, "seed": 7, "steps": 2}
+WAIT = 60
+"""Seconds after which a test gives up."""
+
+
+class Running:
+    """A server in another thread, that draws with a random teacher and with the same one in four other steps."""
+
+    def __init__(self) -> None:
+        self.reporter, self.url, self.ended = SilentReporter(), "", list[BaseException]()
+        self.is_ready = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        assert self.is_ready.wait(WAIT), self.ended
+
+    def run(self) -> None:
+        try:
+            serve("shapes-sdxl", port=0, compare=["shapes-sdxl"], seed=3, reporter=self.reporter, ready=self.ready)
+        except BaseException as error:
+            self.ended.append(error)
+            self.is_ready.set()
+
+    def ready(self, url: str) -> None:
+        self.url = url
+        self.is_ready.set()
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any, Any]:
+        """Status, contents (parsed if they are JSON) and headers of an answer."""
+        connection = HTTPConnection(urlsplit(self.url).netloc, timeout=WAIT)
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        kind = {"Content-Type": "application/json"} if raw is not None else {}
+        connection.request(method, path, raw, kind | {key.replace("_", "-"): value for key, value in headers.items()})
+        answer = connection.getresponse()
+        text = answer.read()
+        is_json = answer.getheader("Content-Type") == "application/json"
+        return answer.status, json.loads(text) if is_json else text.decode(), answer.headers
+
+    def stop(self) -> None:
+        self.reporter.stop.request(2)
+        self.thread.join(WAIT)
+        assert not self.thread.is_alive() and isinstance(self.ended[0], StopSignal)
+
+
+@pytest.fixture
+def running(world) -> Iterator[Running]:
+    server = Running()
+    yield server
+    server.stop()
+
+
+def test_the_page_draws_what_sample_draws(running: Running, tmp_path: Path) -> None:
+    status, page, headers = running.ask("GET", "/")
+    assert (
+        status == 200 and page == PAGE.read_text(encoding="utf-8") and "'sha256-" in headers["Content-Security-Policy"]
+    )
+    assert "http:" not in page and "https:" not in page and "innerHTML" not in page
+    status, state, _ = running.ask("GET", "/state")
+    assert status == 200 and [model["name"] for model in state["models"]] == ["shapes-sdxl"] * 2
+    assert (state["seed"], state["waiting"], state["drawing"]) == (3, [], None)
+    assert state["models"][0]["role"] == "teacher" and state["models"][0]["steps"] == 30
+
+    status, made, _ = running.ask("POST", "/draw", ASKED)
+    assert status == 200 and made["seconds"] > 0 and (made["steps"], made["seed"]) == (2, 7)
+    drawn = sample([RING], "shapes-sdxl", tmp_path / "o", steps=2, seed=7)
+    with Image.open(io.BytesIO(base64.b64decode(made["png"]))) as picture, Image.open(drawn.pictures[0]) as expected:
+        assert picture.tobytes() == expected.tobytes()
+        assert {**picture.text, "model": ""} == {**expected.text, "model": ""}  # type: ignore[attr-defined]
+    status, made, _ = running.ask("POST", "/draw", ASKED | {"prompt": "ein Leuchtturm"})
+    assert status == 200 and "cannot read" in made["warnings"][0]
+
+
+def test_requests_of_other_pages_and_wrong_ones_are_refused(running: Running) -> None:
+    def refused(
+        status: int, reason: str, body: Any = ASKED, method: str = "POST", path: str = "/draw", **headers: str
+    ) -> None:
+        found = running.ask(method, path, body, **headers)
+        assert found[0] == status and reason in found[1]["error"], found
+
+    refused(403, "http://127.0.0.1", Host="attacker.example")  # DNS rebinding
+    refused(403, "http://127.0.0.1", None, "GET", "/", Host="127.0.0.1.attacker.example:80")
+    refused(403, "other pages", Origin="http://attacker.example")
+    refused(403, "other pages", Origin="null")
+    assert running.ask("GET", "/", Host="localhost:9")[0] == 200  # a port that SSH forwards
+    refused(415, "application/json", Content_Type="text/plain")  # a form of another page
+    refused(404, "no such page", None, "GET", "/../manifest.json")
+    refused(404, "no such page", path="/state")
+    refused(413, "larger", b"[" * 70_000)
+    refused(411, "Content-Length", Content_Length="many")
+    for body in (b"{", b"\xff", b"[" * 60_000):
+        refused(400, "is not JSON", body)
+    refused(400, "JSON object", [1])
+    refused(400, "prompt: is empty (type what to draw)", ASKED | {"prompt": " "})
+    refused(400, "prompt: is empty", {"model": 0, "seed": 0})
+    refused(400, "not UTF-8", ASKED | {"prompt": "\ud800"})
+    for seed in (-1, 2**60, 1.5, True, "7", None):
+        refused(400, "seed: must be an integer", ASKED | {"seed": seed})
+    refused(400, "model: must be an integer from 0 to 1", ASKED | {"model": 2})
+    refused(400, "--steps 0", ASKED | {"steps": 0})
+    assert running.ask("GET", "/state")[0] == 200
+
+
+def test_one_picture_at_a_time_and_errors_end_nothing(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, most, draw = [], [], FamilyDrawer.draw_from
+
+    def watched(self: FamilyDrawer, seed: int, *args: Any, **kwargs: Any) -> torch.Tensor:
+        inside.append(seed)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        if seed == 13:
+            raise RuntimeError("<b>bad luck</b>")
+        return draw(self, seed, *args, **kwargs)
+
+    monkeypatch.setattr(FamilyDrawer, "draw_from", watched)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda seed: running.ask("POST", "/draw", ASKED | {"seed": seed}), (11, 12, 13, 14)))
+    assert [status for status, _, _ in answers] == [200, 200, 500, 200] and max(most) == 1
+    assert answers[2][1] == {"error": "<b>bad luck</b>"} and answers[2][2]["Content-Type"] == "application/json"
+    assert len({values["png"] for _, values, _ in answers if "png" in values}) == 3
+
+
+def test_a_stop_ends_the_picture_and_what_waits(running: Running) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        long = [pool.submit(running.ask, "POST", "/draw", ASKED | {"steps": 1000, "ticket": name}) for name in "ab"]
+        began = time.monotonic()
+        while time.monotonic() - began < WAIT:
+            state = running.ask("GET", "/state")[1]
+            if state["drawing"] and state["drawing"]["done"] and state["waiting"]:
+                break
+        assert state["drawing"]["steps"] == 1000 and {state["drawing"]["ticket"], *state["waiting"]} == {"a", "b"}
+        running.stop()
+        assert [answer.result()[0] for answer in long] == [503, 503]
+    with pytest.raises(OSError):
+        running.ask("GET", "/")
+
+
+def test_the_options_of_the_page(world) -> None:
+    with_page = ["sample", "--from", "shapes-sdxl", "--serve", "--quiet"]
+    fails(run(*with_page, "--prompts", "p.txt"), 2, "--prompts p.txt: does not go with --serve")
+    fails(run(*with_page, "--out", "o"), 2, "--out o: does not go with --serve")
+    fails(run("sample", "--prompt", "a", "--port", 1), 2, "--port 1: goes with --serve")
+    server = Server(0)
+    try:
+        port = urlsplit(server.url).port
+        fails(run(*with_page, "--port", port), 2, f"--port {port}: another program uses it", "--port 0")
+        assert server.server_address[0] == "127.0.0.1"
+    finally:
+        server.server_close()
+    with pytest.raises(UsageError, match="--port 99999"):
+        Server(99999)
+
+
+def test_ctrl_c_ends_the_command(shipped: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "flashdmd_cli", "sample", "--from", str(shipped / "shapes-sdxl"), "--serve",
+             "--port", "0", "--json"]  # fmt: skip
+    started = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert started.stdout is not None
+    lines = [started.stdout.readline() for _ in range(3)]
+    assert json.loads("".join(lines))["url"].startswith("http://127.0.0.1:")
+    started.send_signal(signal.SIGINT)
+    out, errors = started.communicate(timeout=WAIT)
+    assert (started.returncode, out) == (0, "") and errors.strip().endswith("stopped serving")
+    assert "Traceback" not in errors and list(tmp_path.iterdir()) == []

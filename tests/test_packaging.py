@@ -73,6 +73,9 @@ def test_an_sdist_makes_the_same_wheel(checkout, tmp_path):
     assert sum(name.startswith("flashdmd_cli/recipes/") for name in one) == len(list_recipes())
     suites = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "suites").glob("shapes*.[yt]*")}
     assert suites > {"shapes1k.yaml", "shapes1k.txt"}
+    templates = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "templates").iterdir()}
+    assert templates > {"page.html", "page.css", "page.js"}
+    assert {f"flashdmd_cli/evaluation/templates/{name}" for name in templates} <= set(one)
     assert {f"flashdmd_cli/evaluation/suites/{name}" for name in suites} <= set(one)
 
 

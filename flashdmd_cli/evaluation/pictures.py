@@ -13,6 +13,8 @@ from flashdmd_cli.core.pictures import as_bytes
 
 MIN_CELL = 128
 """Smaller pictures are enlarged by a whole factor until they are this wide, in pixels."""
+MAX_LOSSLESS, STRIP_SIDE, STRIP_QUALITY = 96, 192, 82
+"""Pictures of a strip: up to the first width they are kept without loss; larger ones become JPEGs of this width."""
 GAP, LABEL_WIDTH, FONT_SIZE = 6, 150, 14
 LETTER, LINE, MAX_LINES = 8, 18, 6
 """A letter's width and a line's height at that size, in pixels; of a longer caption the beginning is shown."""
@@ -52,3 +54,24 @@ def save_grid(rows: Sequence[Tensor], labels: Sequence[str], path: Path, caption
     temporary = path.with_name(path.name + ".partial")
     sheet.save(temporary, "PNG")
     temporary.replace(path)
+
+
+def save_strip(pictures: Tensor, folder: Path, name: str) -> Path:
+    """Write pictures (N, 3, H, W) on [-1, 1] next to each other as one small PNG or JPEG; returns its path."""
+    images = [to_image(picture) for picture in pictures]
+    width, height = images[0].size
+    small = width <= MAX_LOSSLESS
+    if not small:
+        width, height = STRIP_SIDE, max(1, round(height * STRIP_SIDE / width))
+        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    strip = Image.new("RGB", (width * len(images), height))
+    for i, image in enumerate(images):
+        strip.paste(image, (i * width, 0))
+    path = folder / f"{name}.{'png' if small else 'jpg'}"
+    temporary = path.with_name(f".{path.name}.partial")
+    if small:
+        strip.save(temporary, "PNG", optimize=True)
+    else:
+        strip.save(temporary, "JPEG", quality=STRIP_QUALITY)
+    temporary.replace(path)
+    return path

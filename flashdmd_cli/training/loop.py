@@ -43,6 +43,8 @@ class Watch:
     warn: Callable[[str], None]
     preview: Callable[[View, View, int, Sequence[str]], None]
     """(student, student before training, finished iterations, all warnings so far)."""
+    page: Callable[[int, Sequence[str], bool], None] = lambda *_: None
+    """(finished iterations, all warnings so far, whether the run has ended); after every iteration, and at the end."""
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
@@ -166,6 +168,7 @@ def run(
                 tracker.log(state.iteration - 1, metrics, costs)
             if world.is_main:
                 watch.progress(state.iteration, metrics)
+                watch.page(state.iteration, state.probe.get("warnings", []), False)
             if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
                 save()
             if preview_is_due():
@@ -176,6 +179,9 @@ def run(
         if not share_stop(world, stop):
             # A collapse: what one wants to see now.
             preview()
+    if world.is_main and state.iteration:
+        with stop.postponed():
+            watch.page(state.iteration, state.probe.get("warnings", []), True)
     share_stop(world, stop)  # all end alike, after the main process has saved
     return state
 

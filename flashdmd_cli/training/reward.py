@@ -20,6 +20,7 @@ from flashdmd_cli.families.family import Family
 from flashdmd_cli.families.reward import RewardModel
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder, unfit
+from flashdmd_cli.runs.device import peak_memory
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -129,6 +130,7 @@ def train_reward(
 
     with Tracker(out, done, world.is_main) as tracker, stop.postponed(), suppress(StopSignal):
         undo = Undo(stop, contents, take, world.size == 1)
+        elapsed = time.monotonic() - began
         while not share_stop(world, stop) and done < train.iterations:
             due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
             with undo.round():
@@ -136,15 +138,24 @@ def train_reward(
                 if due and validation.pairs and world.is_main:
                     metrics |= {f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()}
             done += 1
+            before, elapsed = elapsed, time.monotonic() - began
+            costs = {
+                "seconds_per_kpair": (elapsed - before) / train.batch * 1000,
+                "memory_gb": peak_memory(family.device) / 1e9,
+            }
             if due or (done - 1) % train.log_every == 0:
-                tracker.log(done - 1, metrics)
+                tracker.log(done - 1, metrics, costs)
             if world.is_main:
                 watch.progress(done, metrics)
+                watch.page(done, [], False)
             if due:
                 save()
     if stop.requested is not None and done:
         with stop.postponed():
             save()
+    if world.is_main and done:
+        with stop.postponed():
+            watch.page(done, [], True)
     share_stop(world, stop)  # all end alike, after the main process has saved
     return done, seconds + time.monotonic() - began
 

@@ -78,6 +78,7 @@ def train_reward(
     reporter.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
+    from flashdmd_cli.evaluation.run_page import RunPage
     from flashdmd_cli.families.sdxl.family import SDXLFamily
     from flashdmd_cli.families.sdxl.reward import RewardConfig
     from flashdmd_cli.families.sdxl.reward_files import new_reward
@@ -98,7 +99,7 @@ def train_reward(
         shown = {name: metrics[name] for name in SHOWN if name in metrics}
         reporter.progress(iteration, recipe.train.iterations, shown)
 
-    watch = Watch(progress, reporter.say, lambda *_: None)
+    watch = Watch(progress, reporter.say, lambda *_: None, RunPage(recipe, out).update)
     reporter.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
     stop = reporter.stop
     done, seconds = train(recipe, family, model, learned, held_out, out, watch, stop, world)

@@ -32,20 +32,24 @@ if TYPE_CHECKING:
 
 
 def watch_run(
-    recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str]
+    recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str],
+    inputs: Sequence[Path] = (),
 ) -> Watch:  # fmt: skip
-    """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page."""
+    """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page.
+
+    `inputs` are the result folders that the run reads.
+    """
     from flashdmd_cli.evaluation.preview import Preview
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.evaluation.run_page import RunPage
     from flashdmd_cli.training.loop import Watch
 
-    draw = Preview(recipe, family, captions, out)
+    draw, page = Preview(recipe, family, captions, out), RunPage(recipe, out, inputs)
 
     def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
         when = f"at iteration {iteration}" if iteration else "before training"
         with reporter.aside(f"drawing a preview by teacher and student {when}", "evaluation"):
             draw(student, start, iteration, reporter.progress)
-        write_run_page(recipe, out, iteration, warnings)
+        page.write(iteration, warnings)
 
     def warn(text: str) -> None:
         reporter.say(f"warning: {text}")
@@ -54,16 +58,11 @@ def watch_run(
         chosen = {name: metrics[name] for name in shown if name in metrics}
         reporter.progress(iteration, recipe.train.iterations, chosen)
 
-    return Watch(progress, warn, preview)
+    return Watch(progress, warn, preview, page.update)
 
 
 def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
-    """Raise if a run ended early: `Interrupted` after a stop request, `NumericalError` after a collapse.
-
-    The page of an interrupted run is written again up to its last iteration, with the pictures of the last preview.
-    After a collapse, training has already written a preview and the page.
-    """
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    """Raise if a run ended early: `Interrupted` after a stop request, `NumericalError` after a collapse."""
     from flashdmd_cli.training.collapse import remedy
 
     done, whole = state.iteration, recipe.train.iterations
@@ -71,8 +70,6 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
     if stop.requested is not None and not collapsed:
         if not done:
             raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
-        if state.world.is_main:
-            write_run_page(recipe, out, done, state.probe.get("warnings", ()))
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",
@@ -92,20 +89,18 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
 def write_checkpoint(
     kind: Kind, recipe: Recipe, family: Family, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
 ) -> Manifest:
-    """Write `student/` as a stock diffusers network (adapters merged), then the run page and the manifest.
+    """Write `student/` as a stock diffusers network (adapters merged), then the manifest.
 
     `parents` are the input folders other than `data`.
     """
     import torch
 
-    from flashdmd_cli.evaluation.run_page import write_run_page
     from flashdmd_cli.families.storage import is_stored_in_bf16
 
     # A network that is stored in 16 bits is too large for a copy in 32, and has no more digits than float16.
     dtype = torch.float16 if is_stored_in_bf16(state.shipped.base.net) else torch.float32
     with saving_weights(out / "student"):
         family.save_network(state.shipped.merged(dtype), out / "student")
-    write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     return write_manifest(
         out,

@@ -134,7 +134,11 @@ def test_page_is_written_at_a_limited_rate(out, recipe, monkeypatch):
 
 def test_previews_are_kept_and_shown_with_a_slider(out, recipe, tiny_family):
     preview = Preview(recipe, tiny_family, ["a cat", "<i>dog</i>"], out)
-    for iteration in (0, 3, 40):
+    preview(tiny_family.teacher, tiny_family.teacher, 0)
+    RunPage(recipe, out).write(0, [])
+    first = section((out / "page.html").read_text(), "Pictures")
+    assert first.count("<img ") == 3 and "slider" not in first.split("</p>")[1]
+    for iteration in (3, 40):
         preview(tiny_family.teacher, tiny_family.teacher, iteration)
     found = read_previews(out)
     assert list(found.fixed) == ["teacher 30 steps", "teacher 4 steps", "student 4 steps iteration 0"]

@@ -32,6 +32,7 @@ for (const plot of document.querySelectorAll(".curve")) {
 // The slider of the previews. Its place is kept in the address, so that it is still there after the page has loaded again.
 for (const box of document.querySelectorAll(".frames")) {
   const frames = [...box.querySelectorAll(".frame")], label = box.querySelector(".slider");
+  if (!label) continue;
   const slider = label.querySelector("input"), output = label.querySelector("output");
   const show = () => {
     frames.forEach((frame, i) => { frame.hidden = i !== Number(slider.value); });

@@ -59,7 +59,7 @@ def test_every_example_runs(world, name):
         assert before in text
         text = text.replace(before, after)
     blocks = [(kind, block) for skipped, kind, block in BLOCK.findall(text) if not skipped]
-    assert len(blocks) >= 7
+    assert len(blocks) >= 6
     for kind, block in blocks:
         if kind == "python":
             exec(compile(block, name, "exec"), {})

@@ -43,11 +43,12 @@ PICTURES = (
 )
 CURVES = (
     "Lines are means, areas the range from minimum to maximum where several iterations share a column. Point at a plot "
-    "for its values. Losses do not measure quality: look at the pictures, and at what `flashdmd eval` measures."
+    "for its values. Green: what a tripwire allows. Losses do not measure quality: look at the pictures, and at what "
+    "`flashdmd eval` measures."
 )
 CURVES_OF_STAGE_2 = (
     "The reward rises by design: compare it with what the probe measures on pictures, and with the second judge, if "
-    "there is one. Green: the band in which a statistic may change; red: probes in which it was outside."
+    "there is one. Red: probes in which a statistic was outside its band."
 )
 
 

@@ -101,11 +101,11 @@ HIDDEN = ("step", "probe_outside/", "probe_change/", "probe/")
 
 
 def curves(panels: Iterable[Panel], rows: Iterable[Mapping[str, Any]]) -> list[Plot]:
-    """The plots of `panels`, from rows of `metrics.jsonl`; those without values are left out."""
+    """The plots of `panels` without bands, from rows of `metrics.jsonl`; those without values are left out."""
     series: dict[str, Envelope] = {}
     for row in rows:
         add_row(series, row)
-    return plots(panels, series, Bands())
+    return plots(panels, series, None)
 
 
 def add_row(series: dict[str, Envelope], row: Mapping[str, Any]) -> None:
@@ -115,8 +115,8 @@ def add_row(series: dict[str, Envelope], row: Mapping[str, Any]) -> None:
             series.setdefault(key, Envelope()).add(row["step"] + 1, value)
 
 
-def plots(panels: Iterable[Panel], series: Mapping[str, Envelope], bands: Bands) -> list[Plot]:
-    """A plot for each panel that has values, with its band and the probes outside it."""
+def plots(panels: Iterable[Panel], series: Mapping[str, Envelope], bands: Bands | None) -> list[Plot]:
+    """A plot for each panel that has values, with its band in `bands` and the probes outside it."""
     found = []
     for panel in panels:
         shown = {name: series[key] for key, name in panel.keys.items() if key in series}
@@ -126,9 +126,9 @@ def plots(panels: Iterable[Panel], series: Mapping[str, Envelope], bands: Bands)
     return found
 
 
-def allowed(panel: Panel, bands: Bands) -> tuple[float, float] | None:
+def allowed(panel: Panel, bands: Bands | None) -> tuple[float, float] | None:
     """The values that a tripwire allows."""
-    limit = getattr(bands, panel.band) if panel.band else None
+    limit = getattr(bands, panel.band) if bands and panel.band else None
     if limit is None:
         return None
     if panel.band == "d_win_loss":

@@ -79,7 +79,7 @@ class Listener(SilentReporter):
 
 def test_a_preview_counts_while_it_is_drawn(tiny_family, tmp_path, monkeypatch):
     """In evaluations of the network on one picture: steps with guidance take two, those of a student one."""
-    monkeypatch.setattr("flashdmd_cli.evaluation.run_page.write_run_page", lambda *_: None)
+    monkeypatch.setattr("flashdmd_cli.evaluation.run_page.RunPage.write", lambda *_: None)
     recipe, told = load_recipe("shapes-4step", flags={"dm.guidance": 2.0}), Listener()
     watch = training.watch_run(recipe, tiny_family, ["a", "b"], tmp_path, told, (), World())
     watch.preview(tiny_family.teacher, tiny_family.teacher, 0, [])

@@ -73,6 +73,9 @@ def test_an_sdist_makes_the_same_wheel(checkout, tmp_path):
     assert sum(name.startswith("flashdmd_cli/recipes/") for name in one) == len(list_recipes())
     suites = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "suites").glob("shapes*.[yt]*")}
     assert suites > {"shapes1k.yaml", "shapes1k.txt"}
+    templates = {path.name for path in (ROOT / "flashdmd_cli" / "evaluation" / "templates").iterdir()}
+    assert templates > {"page.html", "page.css", "page.js"}
+    assert {f"flashdmd_cli/evaluation/templates/{name}" for name in templates} <= set(one)
     assert {f"flashdmd_cli/evaluation/suites/{name}" for name in suites} <= set(one)
 
 
@@ -80,7 +83,7 @@ def test_extras_fit_and_what_cannot_be_installed_beside_is_none():
     """`lpips` has no upper bounds on anything; image-reward and hpsv2 pin what this package excludes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"lpips", "test"} and Requirement(extras["lpips"][0]).specifier.contains("0.1.4")
+    assert set(extras) == {"docs", "lpips", "test"} and Requirement(extras["lpips"][0]).specifier.contains("0.1.4")
     needed = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
     pins = dict(pin.split("==") for pin in PINS)
     assert not {"image-reward", "hpsv2"} & needed.keys()

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from hashlib import sha256
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from flashdmd_cli.workflows.evaluate import evaluate
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_compare import BASE, BETTER, result
 from .test_distill import sam_folder  # noqa: F401
-from .test_page import external
+from .test_page import drawn, external
 
 HOSTILE = '<script>alert(1)</script><img src="http://evil.example/x.png" onerror="alert(2)"> `code` \ud800 \u202e'
 
@@ -88,7 +89,7 @@ def test_page_is_one_file_that_escapes_what_comes_from_outside(tmp_path: Path) -
     assert "\u202e" not in text  # it would turn what follows on the page
     assert "&lt;script&gt;" in text and "no &lt;i&gt;weights&lt;/i&gt;" in text and "(10,000 characters)" in text
     # What a browser would do in spite of all this, the page forbids.
-    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in unescape(text)
     assert {each.name for each in a.iterdir()} == {"report.html", "results.json", "samples.jsonl", "pictures"}
 
 
@@ -212,13 +213,18 @@ def test_choice_of_prompts() -> None:
 
 
 def test_distribution_of_scores() -> None:
-    drawn = distribution("clip ↑", {"a<b": [0.0, 0.25, 0.5, 1.0], "empty": [], "c": [0.5]})
-    assert drawn.count("<svg") == 2 and "a&lt;b: mean 0.4375, median 0.3750" in drawn
-    heights = [float(each) for each in re.findall(r'class="bar"[^>]* height="([\d.]+)"', drawn)]
+    def text(title: str, scores: dict[str, list[float]]) -> str:
+        plot = distribution(title, scores)
+        assert plot is not None
+        return drawn(plot)
+
+    clip = text("clip ↑", {"a<b": [0.0, 0.25, 0.5, 1.0], "empty": [], "c": [0.5]})
+    assert clip.count("<svg") == 2 and "a&lt;b: mean 0.4375, median 0.3750" in clip
+    heights = [float(each) for each in re.findall(r'class="bar"[^>]* height="([\d.]+)"', clip)]
     assert heights == [64.0] * 5
-    shares = distribution("exact ↑", {"a": [1.0, 0.0, 1.0, 1.0]})
-    assert "75.0% are 1 (3 of 4)" in shares and 'class="bar" width="240.0"' in shares
-    assert distribution("x", {"a": []}) == "" and "mean 2.0000" in distribution("x", {"a": [2.0, 2.0]})
+    shares = text("exact ↑", {"a": [1.0, 0.0, 1.0, 1.0]})
+    assert "75.0% are 1 (3 of 4)" in shares and 'class="bar" x="0" y="0" width="240.0"' in shares
+    assert distribution("x", {"a": []}) is None and "mean 2.0000" in text("x", {"a": [2.0, 2.0]})
 
 
 def test_results_of_one_name_are_told_apart(tmp_path: Path) -> None:

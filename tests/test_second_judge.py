@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flashdmd_cli.evaluation.run_page import panels
+from flashdmd_cli.evaluation.run_panels import GROUPS, curves
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
@@ -153,4 +153,5 @@ def test_training_does_not_see_the_judge(hub, tmp_path, tiny_family, sam_folder,
     judged = {"probe/hpsv2", "probe_change/hpsv2", "probe_outside/hpsv2"}
     assert len(rows) == 2 and all(judged <= row.keys() for row in rows)
     assert not any("hpsv2" in name or "none" in name for row in others for name in row)
-    assert len(panels(rows)["Probe: a judge beside the reward model"]["HPSv2"]) == 2
+    plots = {plot.title: plot for plot in curves(GROUPS["Probe"], rows)}
+    assert len(plots["Probe: a judge beside the reward model"].shown["HPSv2"]) == 2 and "Change of HPSv2" in plots

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,27 +14,6 @@ from flashdmd_cli.runs.files import plain
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest
-
-
-def lineage(folder: Path, manifest: Manifest, depth: int = 0) -> list[str]:
-    """The folder, its parents (indented, as far as they still exist) and the teacher, one a line."""
-    from flashdmd_cli.runs.manifest import read_manifest
-
-    indent = "  " * depth + ("└ " if depth else "")
-    lines = [f"{indent}{manifest.kind}  {folder}"]
-    for parent in plain(manifest.parents):
-        path = Path(parent["path"])
-        at = Path(os.path.normpath(folder / path))
-        try:
-            lines += lineage(at, read_manifest(at), depth + 1)
-        except (InputError, OSError):
-            lines.append("  " * (depth + 1) + f"└ {path}  (no longer there; sha256 {str(parent['sha256'])[:12]})")
-    if manifest.teacher and (depth == 0 or manifest.kind == "distill"):
-        teacher = plain(manifest.teacher)
-        lines.append(
-            "  " * (depth + 1) + f"└ teacher  {teacher['id']}  (content {(teacher['hash'] or 'unknown')[:12]})"
-        )
-    return lines
 
 
 def summary(manifest: Manifest) -> list[str]:
@@ -85,6 +63,7 @@ def inspect(
             texts = read_texts(folder)
             output.result(texts, [f"{key:<12} {text}" for key, text in texts.items()], str(folder))
             return
+        from flashdmd_cli.runs.lineage import lineage
         from flashdmd_cli.runs.manifest import read_manifest, verify
 
         manifest = read_manifest(folder)

@@ -9,7 +9,8 @@ from typing import Any
 
 from flashdmd_cli.evaluation.chosen import Change, Key, changed, extremes, spread
 from flashdmd_cli.evaluation.compare import Result, number
-from flashdmd_cli.evaluation.page import Card, cards, heading
+from flashdmd_cli.evaluation.exhibits import Card, Cards, Heading
+from flashdmd_cli.evaluation.page import Exhibit
 from flashdmd_cli.evaluation.thumbnails import Thumbnails
 
 EVENLY = 12
@@ -65,7 +66,7 @@ class Group:
     title: str
     prompts: Sequence[Sequence[Shot]]
 
-    def html(self, thumbnails: Thumbnails) -> str:
+    def exhibits(self, thumbnails: Thumbnails) -> list[Exhibit]:
         """The heading and the pictures."""
 
         def card(shots: Sequence[Shot]) -> Card:
@@ -74,7 +75,8 @@ class Group:
             return Card(prompt, [(shot.caption, thumbnails.of(shot.source.result.pictures, line))
                                  for shot, line in zip(shots, lines, strict=True)])  # fmt: skip
 
-        return (heading(self.title) if self.title else "") + cards([card(shots) for shots in self.prompts])
+        cards = Cards([card(shots) for shots in self.prompts])
+        return [Heading(self.title), cards] if self.title else [cards]
 
 
 @dataclass
@@ -83,10 +85,10 @@ class Gallery:
 
     groups: list[Group] = field(default_factory=list)
 
-    def add(self, groups: Sequence[Group]) -> Callable[[Thumbnails], str]:
-        """Remember groups; returns what draws them."""
+    def add(self, groups: Sequence[Group]) -> Callable[[Thumbnails], list[Exhibit]]:
+        """Remember groups; returns what reads their pictures."""
         self.groups += groups
-        return lambda thumbnails: "".join(group.html(thumbnails) for group in groups)
+        return lambda thumbnails: [each for group in groups for each in group.exhibits(thumbnails)]
 
     def thumbnails(self) -> Thumbnails:
         """For the pictures of all groups."""

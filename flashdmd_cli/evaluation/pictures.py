@@ -17,6 +17,8 @@ from flashdmd_cli.runs.files import replacing
 
 MIN_CELL, MAX_CELL = 128, 512
 """Smaller pictures are enlarged by a whole factor until they are this wide, larger ones are shrunk; in pixels."""
+MAX_LOSSLESS, STRIP_SIDE, STRIP_QUALITY = 96, 192, 82
+"""Pictures of a strip: up to the first width they are kept without loss; larger ones become JPEGs of this width."""
 GAP, LABEL_WIDTH, FONT_SIZE = 6, 150, 14
 LETTER, LINE, MAX_LINES = 8, 18, 6
 """A letter's width and a line's height at that size, in pixels; of a longer caption the beginning is shown."""
@@ -102,3 +104,23 @@ def _wrapped(text: str, width: int, most: int) -> list[str]:
     return [
         line for part in text.splitlines() for line in wrap(part, width // LETTER, max_lines=most, placeholder=" ...")
     ]
+
+
+def save_strip(pictures: Tensor, folder: Path, name: str) -> Path:
+    """Write pictures (N, 3, H, W) on [-1, 1] next to each other as one small PNG or JPEG; returns its path."""
+    images = [to_image(picture) for picture in pictures]
+    width, height = images[0].size
+    small = width <= MAX_LOSSLESS
+    if not small:
+        width, height = STRIP_SIDE, max(1, round(height * STRIP_SIDE / width))
+        images = [image.resize((width, height), Image.Resampling.LANCZOS) for image in images]
+    strip = Image.new("RGB", (width * len(images), height))
+    for i, image in enumerate(images):
+        strip.paste(image, (i * width, 0))
+    path = folder / f"{name}.{'png' if small else 'jpg'}"
+    with replacing(path) as temporary:
+        if small:
+            strip.save(temporary, "PNG", optimize=True)
+        else:
+            strip.save(temporary, "JPEG", quality=STRIP_QUALITY)
+    return path

@@ -1,8 +1,9 @@
-"""Preview pictures of a training run."""
+"""Preview pictures of a training run: `preview.png`, and `previews/` with a strip of small pictures per iteration."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from flashdmd_cli.runs.recipe import Recipe
 
 PREVIEW = "preview.png"
+PREVIEWS, INDEX = "previews", "index.json"
+"""Folder with the history of the previews, and its file with captions and labels."""
+ITERATION = "iteration-"
+"""Beginning of the names of strips of the student in training."""
 SMALL_PX = 256
 """Pictures up to this side are drawn eight at a time; decoding one of 1024 pixels takes more than 3 GB."""
 
@@ -77,6 +82,24 @@ class Preview:
             return
         with writing(self.out / PREVIEW):
             save_grid(list(rows.values()), list(rows), self.out / PREVIEW, self.captions)
+            self._keep(drawn, iteration)
+
+    def _keep(self, drawn: Mapping[str, Tensor], iteration: int) -> None:
+        """Save each newly drawn row as a strip in `previews/`; the first call of a process also saves the index."""
+        from flashdmd_cli.evaluation.pictures import save_strip
+        from flashdmd_cli.runs.files import write_text_atomically
+
+        folder = self.out / PREVIEWS
+        fixed: dict[str, str] = {}
+        folder.mkdir(exist_ok=True)
+        for label, pictures in drawn.items():
+            if label in self.before:
+                fixed[" ".join(label.split())] = save_strip(pictures, folder, f"fixed-{len(fixed)}").name
+            else:
+                save_strip(pictures, folder, f"{ITERATION}{iteration:07d}")
+        if fixed:
+            index = {"captions": list(self.captions), "fixed": fixed}
+            write_text_atomically(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
     def _draw(self, rows: Sequence[Row], progress: Callable[[int, int], None] | None) -> dict[str, Tensor]:
         """The pictures of each row, by its label."""
@@ -98,3 +121,24 @@ class Preview:
                 self.family, row.net, self.captions, seed, row.sampler, row.steps, row.guidance, batch=batch, step=step
             )
         return drawn
+
+
+@dataclass(frozen=True)
+class Previews:
+    """The history of a run's previews: strips of one picture per caption."""
+
+    captions: Sequence[str] = ()
+    fixed: Mapping[str, Path] = field(default_factory=dict)
+    """Label -> strip of the teacher, and of the student before training."""
+    frames: Mapping[int, Path] = field(default_factory=dict)
+    """Finished iterations -> strip of the student."""
+
+
+def read_previews(out: Path) -> Previews:
+    """The previews in the folder of a run; empty if there are none."""
+    folder = out / PREVIEWS
+    if not (folder / INDEX).is_file():
+        return Previews()
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    frames = {int(path.stem.removeprefix(ITERATION)): path for path in sorted(folder.glob(f"{ITERATION}*"))}
+    return Previews(index["captions"], {label: folder / name for label, name in index["fixed"].items()}, frames)

@@ -16,8 +16,10 @@ from flashdmd_cli.evaluation.compare import (
     published_rows,
 )
 from flashdmd_cli.evaluation.distributions import distribution
-from flashdmd_cli.evaluation.page import Cell, Page, Section, folded, table, write_page
+from flashdmd_cli.evaluation.exhibits import Cell, Folded, Table
+from flashdmd_cli.evaluation.page import Exhibit, Page, Section, write_page
 from flashdmd_cli.evaluation.picture_groups import Gallery, Source, best_and_worst, evenly, most_changed
+from flashdmd_cli.evaluation.plots import Plots
 from flashdmd_cli.evaluation.results import REPORT, named, pictures_folder, read_results, read_samples
 from flashdmd_cli.runs.reporter import duration
 
@@ -94,7 +96,7 @@ def comparison_page(results: Sequence[Result], document: Mapping[str, Any]) -> P
         Section(
             "Values",
             [INTERVALS, *(document.get("warnings") or [])],
-            columns_table(document) if few else rows_table(document, names),
+            [columns_table(document) if few else rows_table(document, names)],
         ),
         published(document),
         Section(f"Differences from {results[0].name}", [PAIRED], differences(document)),
@@ -110,7 +112,7 @@ def comparison_page(results: Sequence[Result], document: Mapping[str, Any]) -> P
 
 def shown(sections: Sequence[Section]) -> list[Section]:
     """Those that have something to show."""
-    return [each for each in sections if each.exhibit]
+    return [each for each in sections if each.exhibits]
 
 
 def suite_line(suite: Mapping[str, Any]) -> str:
@@ -131,16 +133,16 @@ def lead(document: Mapping[str, Any]) -> str:
     return line
 
 
-def values(result: Result) -> str:
+def values(result: Result) -> list[Exhibit]:
     """A line for each metric: which way is better, value, interval, number of pictures; its parts folded."""
     rows: list[list[Cell | str]] = []
-    folds = []
+    folds: list[Exhibit] = []
     for name, found in result.metrics.items():
         rows.append([metric_cell(name, found), value_cell(found), f"{found['n']:,}"])
         if parts := found.get("parts"):
             lines: list[list[Cell | str]] = [[part, value_cell(each)] for part, each in parts.items()]
-            folds.append(folded(f"Parts of {name}", table(["part", "value"], lines)))
-    return table(["metric", "value", "pictures"], rows) + "".join(folds)
+            folds.append(Folded(f"Parts of {name}", [Table(["part", "value"], lines)]))
+    return [Table(["metric", "value", "pictures"], rows), *folds]
 
 
 def metric_cell(name: str, found: Mapping[str, Any]) -> Cell:
@@ -158,24 +160,25 @@ def value_cell(found: Mapping[str, Any] | None) -> Cell:
     return Cell(number(found["value"]), between)
 
 
-def columns_table(document: Mapping[str, Any]) -> str:
+def columns_table(document: Mapping[str, Any]) -> Table:
     """A line for each metric, a column for each result: few results, so that a phone shows all."""
     rows = [row for row in document["rows"] if not row["published"]]
     lines: list[list[Cell | str]] = [
         [metric_cell(name, found), *(value_cell(row["values"][name]) for row in rows)]
         for name, found in document["metrics"].items()
     ]
-    return table(["metric", *(row["name"] for row in rows)], lines)
+    return Table(["metric", *(row["name"] for row in rows)], lines)
 
 
-def rows_table(document: Mapping[str, Any], names: Sequence[str], printed: bool = False) -> str:
+def rows_table(document: Mapping[str, Any], names: Sequence[str], printed: bool = False) -> Table:
     """A line for each result, and with `printed` for each published row; a column for each metric."""
     rows = [row for row in document["rows"] if printed or not row["published"]]
     lines: list[list[Cell | str]] = [
         [row_cell(row), *effort(row), *(value_cell(row["values"].get(name)) for name in names)] for row in rows
     ]
     heads = [metric_cell(name, document["metrics"][name]).text for name in names]
-    return table(["", "steps", "NFE", *heads], lines, published=[i for i, row in enumerate(rows) if row["published"]])
+    marked = {i: "published" for i, row in enumerate(rows) if row["published"]}
+    return Table(["", "steps", "NFE", *heads], lines, marked=marked)
 
 
 def row_cell(row: Mapping[str, Any]) -> Cell:
@@ -190,18 +193,18 @@ def published(document: Mapping[str, Any]) -> Section:
     if not names:
         return Section("Beside published values")
     note = PUBLISHED.format(source=rows[0]["source"])
-    return Section("Beside published values", [note], rows_table(document, names, printed=True))
+    return Section("Beside published values", [note], [rows_table(document, names, printed=True)])
 
 
-def differences(document: Mapping[str, Any]) -> str:
+def differences(document: Mapping[str, Any]) -> list[Exhibit]:
     """For each result but the first a line for each metric: what the difference says, the difference, pairs won."""
-    found = []
+    found: list[Exhibit] = []
     others = [row for row in document["rows"][1:] if not row["published"]]
     for row in others:
         lines = [difference_cells(name, entry, document["metrics"][name]) for name, entry in row["values"].items()]
-        drawn = table(["metric", "difference", "pairs won"], lines)
-        found.append(drawn if len(others) == 1 else folded(row["name"], drawn))
-    return "".join(found)
+        drawn = Table(["metric", "difference", "pairs won"], lines)
+        found.append(drawn if len(others) == 1 else Folded(row["name"], [drawn]))
+    return found
 
 
 def difference_cells(name: str, entry: Mapping[str, Any], metric: Mapping[str, Any]) -> list[Cell]:
@@ -221,13 +224,14 @@ def difference_cells(name: str, entry: Mapping[str, Any], metric: Mapping[str, A
     return [Cell(title, "better" if better else "worse", "good" if better else "bad"), difference, won]
 
 
-def distributions(results: Sequence[Result], names: Sequence[str]) -> str:
-    """A plot for each metric of single pictures."""
+def distributions(results: Sequence[Result], names: Sequence[str]) -> list[Exhibit]:
+    """A plot for each metric of single pictures; empty if there is no such metric."""
     plots = []
     for name in names:
         scores = {each.name: list(each.scores(name).values()) for each in results}
         plots.append(distribution(f"{name} {ARROWS[results[0].metrics[name]['direction']]}".strip(), scores))
-    return f'<div class="plots">{"".join(plots)}</div>' if any(plots) else ""
+    shown = [plot for plot in plots if plot is not None]
+    return [Plots(shown)] if shown else []
 
 
 def left_out(results: Sequence[Result], names: Sequence[str]) -> Section:
@@ -247,7 +251,7 @@ def left_out(results: Sequence[Result], names: Sequence[str]) -> Section:
             rows += [[f"{prefix}warning", line] for line in document.get("warnings") or []]
     if not rows:
         rows.append(["nothing", "every metric of the suite was measured, on every picture"])
-    return Section("Left out and noted", (), table([], rows, "text"))
+    return Section("Left out and noted", (), [Table([], rows, "text")])
 
 
 def provenance(results: Sequence[Result], names: Sequence[str]) -> Section:
@@ -256,14 +260,14 @@ def provenance(results: Sequence[Result], names: Sequence[str]) -> Section:
             for each in results]  # fmt: skip
     keys = dict.fromkeys(key for each in runs for key in each)
     heads = ["", *(each.name for each in results)] if len(results) > 1 else []
-    exhibit = table(heads, [[key, *(each.get(key, "-") for each in runs)] for key in keys], "text")
+    facts_of_runs = Table(heads, [[key, *(each.get(key, "-") for each in runs)] for key in keys], "text")
     kept = ("version", "unit", "scale", "direction", "provenance")
     lines = []
     for name in names:
         facts = {key: results[0].metrics[name].get(key) for key in kept}
         lines += [[f"{name}.{key}", text] for key, text in flat(facts)]
-    of_metrics = folded("Metrics: weights, preprocessing, versions", table([], lines, "text"))
-    return Section("Provenance", (), exhibit + of_metrics)
+    of_metrics = Folded("Metrics: weights, preprocessing, versions", [Table([], lines, "text")])
+    return Section("Provenance", (), [facts_of_runs, of_metrics])
 
 
 def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

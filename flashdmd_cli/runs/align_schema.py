@@ -71,6 +71,8 @@ class ProbeConfig(Config):
 
 
 Band = Annotated[float, Field(gt=0)] | None
+ONLY_A_FALL_COUNTS = ("diversity", "held_out", "pickscore", "hpsv2")
+"""Metrics of the probe whose increase is never a collapse."""
 
 
 class Bands(Config):

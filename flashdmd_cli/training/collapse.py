@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.core.pictures import STATISTICS, relative_change, spread
+from flashdmd_cli.runs.align_schema import ONLY_A_FALL_COUNTS
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Objective
-
-ONLY_A_FALL_COUNTS = ("diversity", "held_out", "pickscore", "hpsv2")
-"""Metrics whose increase is never a collapse."""
 
 Judge = Callable[[Tensor, Sequence[str]], Tensor]
 """(pictures (N, 3, H, W) on [-1, 1], or latents (N, C, h, w) for the reward model, N captions) -> scores (N,)."""

@@ -45,6 +45,9 @@ class Watch:
     preview: Callable[[View, View, int, Sequence[str]], None]
     """(student, student before training, finished iterations, all warnings so far); called in the main process, and in
     all if the networks are sharded: the others have to compute the same, and to write nothing."""
+    """(student, student before training, finished iterations, all warnings so far)."""
+    page: Callable[[int, Sequence[str], bool], None] = lambda *_: None
+    """(finished iterations, all warnings so far, whether the run has ended); after every iteration, and at the end."""
 
 
 def on_cpu(tensors: dict[str, Tensor]) -> bool:
@@ -169,6 +172,7 @@ def run(
                     tracker.log(state.iteration - 1, metrics, costs)
                 if world.is_main:
                     watch.progress(state.iteration, metrics)
+                    watch.page(state.iteration, state.probe.get("warnings", []), False)
                 if state.iteration % train.save_every == 0 or state.iteration == train.iterations:
                     save()
                 if preview_is_due():
@@ -178,6 +182,8 @@ def run(
             if not share_stop(world, stop):
                 # A collapse: what one wants to see now.
                 preview()
+        if world.is_main and state.iteration:
+            watch.page(state.iteration, state.probe.get("warnings", []), True)
     share_stop(world, stop)  # all end alike, after the main process has saved
     return state
 

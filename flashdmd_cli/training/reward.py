@@ -19,6 +19,7 @@ from flashdmd_cli.data.pairs import PreferencePair, load_picture, prompt_weights
 from flashdmd_cli.families.family import Family
 from flashdmd_cli.families.reward import LatentReward, RewardModel
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, state_folder, unfit
+from flashdmd_cli.runs.device import peak_memory
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.signals import StopFlag, StopSignal
@@ -120,6 +121,7 @@ def train_reward(
     with stop.postponed(), states:
         with Tracker(out, done, world.is_main) as tracker, suppress(StopSignal):
             undo = Undo(stop, contents, take, world.size == 1)
+            elapsed = time.monotonic() - began
             while not share_stop(world, stop) and done < train.iterations:
                 due = (done + 1) % train.save_every == 0 or done + 1 == train.iterations
                 with undo.round():
@@ -129,14 +131,23 @@ def train_reward(
                             f"accuracy/{t}": value for t, value in accuracy(model, validation, train.seed).items()
                         }
                 done += 1
+                before, elapsed = elapsed, time.monotonic() - began
+                costs = {
+                    "seconds_per_kpair": (elapsed - before) / train.batch * 1000,
+                    "memory_gb": peak_memory(family.device) / 1e9,
+                }
                 if due or (done - 1) % train.log_every == 0:
-                    tracker.log(done - 1, metrics)
+                    tracker.log(done - 1, metrics, costs)
                 if world.is_main:
                     watch.progress(done, metrics)
+                    watch.page(done, [], False)
                 if due:
                     save()
         if stop.requested is not None and done:
             save()
+    if world.is_main and done:
+        with stop.postponed():
+            watch.page(done, [], True)
     share_stop(world, stop)  # all end alike, after the main process has saved
     return done, seconds + time.monotonic() - began
 

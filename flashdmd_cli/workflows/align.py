@@ -120,7 +120,7 @@ def align(
     if begins and stage1.fake is None and stage1.adapters is None and recipe.align.rl_ratio is not None:
         reporter.say(f"{student.folder} has no saved state: the fake score is initialised from the student")
     probe = CollapseProbe(objective, captions, reward_judge(sampler), judge.score, judge.name)
-    watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN, world)
+    watch = watch_run(recipe, family, captions[:8], out, reporter, SHOWN, world, [*parents, shards_at])
     reporter.phase(f"aligning, {recipe.train.iterations} iterations, {ratio(recipe)}")
     state = stage2.align(placed, family, reward, stage1, shards, out, watch, reporter.stop, probe, world)
     raise_if_stopped(recipe, state, reporter.stop, out)

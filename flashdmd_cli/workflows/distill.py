@@ -84,7 +84,7 @@ def distill(
         reporter.phase(message)
     if shards.caches.text:
         family.release_encoders(captions)  # of which previews are drawn
-    watch = watch_run(recipe, family, captions, out, reporter, SHOWN, world)
+    watch = watch_run(recipe, family, captions, out, reporter, SHOWN, world, [shards_at])
     reporter.phase(f"distilling into {recipe.grid.steps} steps, {recipe.train.iterations} iterations")
     state = stage1.distill(placed, family, shards, out, watch, reporter.stop, world)
     raise_if_stopped(recipe, state, reporter.stop, out)

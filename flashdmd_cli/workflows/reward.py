@@ -78,6 +78,7 @@ def train_reward(
     reporter.phase(f"loading the teacher {recipe.teacher}")
     import torch
 
+    from flashdmd_cli.evaluation.run_page import RunPage
     from flashdmd_cli.families.reward import RewardDesign
     from flashdmd_cli.training.loop import Watch
     from flashdmd_cli.training.reward import train_reward as train
@@ -96,7 +97,7 @@ def train_reward(
         shown = {name: metrics[name] for name in SHOWN if name in metrics}
         reporter.progress(iteration, recipe.train.iterations, shown)
 
-    watch = Watch(progress, reporter.say, lambda *_: None)
+    watch = Watch(progress, reporter.say, lambda *_: None, RunPage(recipe, out).update)
     reporter.phase(f"training on {len(learned)} pairs, {len(held_out)} held out")
     stop = reporter.stop
     done, seconds = train(recipe, family, model, learned, held_out, out, watch, stop, world)

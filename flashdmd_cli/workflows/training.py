@@ -41,21 +41,24 @@ if TYPE_CHECKING:
 
 def watch_run(
     recipe: Recipe, family: Family, captions: Sequence[str], out: Path, reporter: Reporter, shown: Sequence[str],
-    world: World,
+    world: World, inputs: Sequence[Path] = (),
 ) -> Watch:  # fmt: skip
-    """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page."""
+    """Callbacks that report progress (with the metrics in `shown`) and warnings, and write previews and run page.
+
+    `inputs` are the result folders that the run reads.
+    """
     from flashdmd_cli.evaluation.preview import Preview
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    from flashdmd_cli.evaluation.run_page import RunPage
     from flashdmd_cli.training.loop import Watch
 
-    draw = Preview(recipe, family, captions, out, world.is_main)
+    draw, page = Preview(recipe, family, captions, out, world.is_main), RunPage(recipe, out, inputs)
 
     def preview(student: View, start: View, iteration: int, warnings: Sequence[str]) -> None:
         when = f"at iteration {iteration}" if iteration else "before training"
         with reporter.aside(f"drawing a preview by teacher and student {when}", "evaluation"):
             draw(student, start, iteration, reporter.progress)
         if world.is_main:
-            write_run_page(recipe, out, iteration, warnings)
+            page.write(iteration, warnings)
 
     def warn(text: str) -> None:
         reporter.say(f"warning: {text}")
@@ -64,16 +67,11 @@ def watch_run(
         chosen = {name: metrics[name] for name in shown if name in metrics}
         reporter.progress(iteration, recipe.train.iterations, chosen)
 
-    return Watch(progress, warn, preview)
+    return Watch(progress, warn, preview, page.update)
 
 
 def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) -> None:
-    """Raise if a run ended early: `Interrupted` after a stop request, `NumericalError` after a collapse.
-
-    The page of an interrupted run is written again up to its last iteration, with the pictures of the last preview.
-    After a collapse, training has already written a preview and the page.
-    """
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    """Raise if a run ended early: `Interrupted` after a stop request, `NumericalError` after a collapse."""
     from flashdmd_cli.training.collapse import remedy
 
     done, whole = state.iteration, recipe.train.iterations
@@ -81,8 +79,6 @@ def raise_if_stopped(recipe: Recipe, state: State, stop: StopFlag, out: Path) ->
     if stop.requested is not None and not collapsed:
         if not done:
             raise Interrupted("interrupted before iteration 1: nothing is trained yet", signal_number=stop.requested)
-        if state.world.is_main:
-            write_run_page(recipe, out, done, state.probe.get("warnings", ()))
         raise Interrupted(
             f"interrupted at iteration {done} of {whole}; the state is saved in {out}",
             hint="run the same command again to resume",
@@ -103,7 +99,7 @@ def write_checkpoint(
     kind: Kind, recipe: Recipe, family: Family, state: State, data: Path, out: Path, parents: Sequence[Path] = ()
 ) -> Manifest:
     """Write `student/` as a stock diffusers network (adapters merged), adapters on the teacher also as a LoRA in
-    `lora/`, then the run page and the manifest.
+    `lora/`, then the manifest.
 
     `parents` are the input folders other than `data`. Every process of the run makes this call; the first writes.
     """
@@ -123,8 +119,7 @@ def _write(
     kind: Kind, recipe: Recipe, family: Family, state: State, net: nn.Module, dtype: torch.dtype, data: Path,
     out: Path, parents: Sequence[Path],
 ) -> Manifest:  # fmt: skip
-    """Write the student's network `net`, run page and manifest."""
-    from flashdmd_cli.evaluation.run_page import write_run_page
+    """Write the student's network `net` and the manifest."""
     from flashdmd_cli.export.lora import save_factors
 
     with saving_weights(out / "student"):
@@ -132,7 +127,6 @@ def _write(
         if (factors := state.shipped.low_rank()) and state.shipped.base is state.teacher.base:
             # Adapters on the teacher itself are a LoRA; those on another student are not.
             save_factors(out / ADAPTER, FAMILIES[recipe.family].networks[0], factors)
-    write_run_page(recipe, out, state.iteration, state.probe.get("warnings", ()))
     grid, parent, teacher = family.grid(recipe.grid.steps), parent_record(data, out), teacher_of(out)
     return write_manifest(
         out,

@@ -27,12 +27,6 @@ COLUMNS = {
     "coverage": "coverage ↑",
     "diversity": "diversity → 1",
 }
-PANELS = {
-    "Distribution matching": {"dm": "student"},
-    "Fake score": {"fake": "denoising loss"},
-    "Adversarial": {"gan": "student", "discriminator": "discriminator"},
-}
-"""Title of a plot -> key in the run's metrics -> label of its line."""
 
 
 def demo_page(
@@ -44,20 +38,17 @@ def demo_page(
     seconds: float,
 ) -> Page:
     """The page, from the metrics of every row, its first pictures, and the log of the training."""
-    from flashdmd_cli.evaluation import page
+    from flashdmd_cli.evaluation.exhibits import Pictures, metric_table
+    from flashdmd_cli.evaluation.page import Page, Section
+    from flashdmd_cli.evaluation.plots import Plots
+    from flashdmd_cli.evaluation.run_panels import DISTILLATION, curves
 
     measured = NAMES | {"real": "Real pictures, another set"}
     titled = {name: rows[row] for row, name in measured.items()}
     intervals = {name: rows[row]["intervals"] for row, name in measured.items()}
     student, teacher = rows["student_4"]["composition"], rows["teacher_30"]["composition"]
     frechet = {row: format(rows[row]["frechet"], ".1f") for row in NAMES}
-    panels = {
-        title: {
-            line: [(row["step"], row[key]) for row in log if row.get(key) is not None] for key, line in lines.items()
-        }
-        for title, lines in PANELS.items()
-    }
-    return page.Page(
+    return Page(
         title="A teacher of 30 steps, distilled into 4",
         lead=f"After {recipe.train.iterations} iterations, every object and relation of the caption is right in "
         f"{student:.0%} of the student's pictures, drawn in 4 steps, and in {teacher:.0%} of the teacher's, drawn in "
@@ -65,15 +56,15 @@ def demo_page(
         f"{frechet['teacher_30']} for the teacher, and {frechet['teacher_4_ddim']} for the teacher in 4 steps. The "
         f"whole demo took {duration(seconds)} on this machine.",
         sections=[
-            page.Section("Side by side", SIDE_BY_SIDE, page.pictures({NAMES[k]: pictures[k] for k in NAMES}, captions)),
-            page.Section(
+            Section("Side by side", SIDE_BY_SIDE, [Pictures.of({NAMES[k]: pictures[k] for k in NAMES}, captions)]),
+            Section(
                 f"Measured on {rows['student_4']['num_pictures']} pictures",
                 MEASURED,
-                page.metric_table(titled, COLUMNS, intervals, chosen=NAMES["student_4"]),
+                [metric_table(titled, COLUMNS, intervals, chosen=NAMES["student_4"])],
             ),
-            page.Section("What was done, and why", done(recipe)),
-            page.Section("The training", TRAINING, page.curves(panels, "Each point is one iteration.")),
-            page.Section("Next", following(recipe)),
+            Section("What was done, and why", done(recipe)),
+            Section("The training", TRAINING, [Plots(curves(DISTILLATION, log))]),
+            Section("Next", following(recipe)),
         ],
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flashdmd_cli.data.assemble import Histogram, Summary
 from flashdmd_cli.data.items import PICTURE_SUFFIXES, meaning
 from flashdmd_cli.data.pictures import thumbnail
 from flashdmd_cli.data.whole import read_tar
-from flashdmd_cli.evaluation.page import Page, Section, write_page
+from flashdmd_cli.evaluation.exhibits import Card, Cards, Cell, Table, data_uri
+from flashdmd_cli.evaluation.page import Exhibit, Page, Section, write_page
+from flashdmd_cli.evaluation.plots import Bars, Plots, Titled, histogram
 
 NUM_SHOWN = 36
 NUM_BINS = 30
@@ -43,24 +43,23 @@ def write_report(path: Path, summary: Summary, shards: Sequence[Path], source: s
         Section("Converted pictures", [],
                 counts(summary.notes, summary.kept, NOTES.__getitem__)) if summary.notes else None,
         Section("Distributions", ["Filled: kept. Outlined: rejected, as far as the value is known."],
-                "".join(drawings(summary.histograms))),
-        Section("Kept pictures", [], grid(kept_pictures(shards))),
+                [Plots(histograms(summary.histograms))]),
+        Section("Kept pictures", [], [grid(kept_pictures(shards))]),
         Section("Rejected pictures", ["A few for each reason, without files that cannot be decoded."],
-                grid((shown.jpeg, shown.reason, shown.source) for shown in summary.rejected_pictures))
+                [grid((shown.jpeg, shown.reason, shown.source) for shown in summary.rejected_pictures)])
         if summary.rejected_pictures else None,
     ]  # fmt: skip
     page = Page("Prepared data", lead, [section for section in sections if section is not None])
     return write_page(path, page)
 
 
-def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> str:
-    """HTML table with the columns name, count, share of `of`, and meaning."""
-    rows = "".join(
-        f"<tr><td>{html.escape(name)}</td><td>{count:,}</td><td>{count / max(of, 1):.2%}</td>"
-        f'<td style="text-align:left">{html.escape(meaning(name))}</td></tr>'
+def counts(counted: Counter[str], of: int, meaning: Callable[[str], str]) -> list[Exhibit]:
+    """A table of name, count, share of `of`, and meaning; none if nothing was counted."""
+    rows = [
+        [Cell(name, meaning(name)), Cell(f"{count:,}"), Cell(f"{count / max(of, 1):.2%}")]
         for name, count in counted.most_common()
-    )
-    return f'<div class="wide"><table>{rows}</table></div>' if rows else ""
+    ]
+    return [Table([], rows)] if rows else []
 
 
 def kept_pictures(shards: Sequence[Path]) -> Iterator[tuple[bytes, str, str]]:
@@ -86,32 +85,29 @@ def small(data: bytes) -> bytes:
         return thumbnail(image)
 
 
-def grid(pictures: Iterator[tuple[bytes, str, str]]) -> str:
-    """HTML of thumbnails with a text below and a tooltip, from (JPEG or empty, text, tooltip)."""
-    cells = []
-    for jpeg, text, title in pictures:
-        uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
-        image = f'<img alt="" src="{uri}" style="width:112px;height:112px;object-fit:contain">' if jpeg else ""
-        shortened = text if len(text) <= 90 else text[:89] + "…"
-        cells.append(
-            f'<figure style="width:112px;margin:0" title="{html.escape(title, quote=True)}">{image}'
-            f'<figcaption style="font-size:.72rem;line-height:1.25;overflow-wrap:anywhere">{html.escape(shortened)}'
-            "</figcaption></figure>"
-        )
-    return f'<div style="display:flex;flex-wrap:wrap;gap:14px">{"".join(cells)}</div>'
+def grid(pictures: Iterable[tuple[bytes, str, str]]) -> Cards:
+    """Thumbnails with a text below and a tooltip, from (JPEG or empty, text, tooltip)."""
+    return Cards(
+        [Card(text, [("", data_uri(jpeg, "jpeg") if jpeg else "no picture")], title) for jpeg, text, title in pictures]
+    )
 
 
-def drawings(histograms: Mapping[str, Histogram]) -> Iterator[str]:
-    """HTML of one histogram per quantity: sizes, aspects and caption lengths first, then the columns."""
-    yield '<div style="display:flex;flex-wrap:wrap;gap:18px">'
-    for name in [*FIRST, *sorted(set(histograms) - set(FIRST))]:
-        if name in histograms:
-            yield drawing(name, histograms[name], logarithmic=name in LOGARITHMIC)
-    yield "</div>"
+def histograms(found: Mapping[str, Histogram]) -> list[Titled]:
+    """One histogram per quantity: sizes, aspects and caption lengths first, then the columns.
+
+    A logarithmic axis has no place for zero: a quantity without any other value is left out.
+    """
+    names = [name for name in (*FIRST, *sorted(set(found) - set(FIRST))) if name in found]
+    drawn = [
+        name
+        for name in names
+        if name not in LOGARITHMIC or any(v > 0 for v in (*found[name].kept, *found[name].rejected))
+    ]
+    return [drawing(name, found[name], logarithmic=name in LOGARITHMIC) for name in drawn]
 
 
-def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
-    """A histogram as SVG; `logarithmic` selects a logarithmic x-axis."""
+def drawing(name: str, found: Histogram, logarithmic: bool) -> Titled:
+    """A histogram of kept (filled) and rejected (outlined) rows; `logarithmic` selects a logarithmic x-axis."""
 
     def place(value: float) -> float:
         return math.log(value) if logarithmic else value
@@ -119,34 +115,16 @@ def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
     def label(at: float) -> str:
         return f"{math.exp(at) if logarithmic else at:.3g}"
 
-    values = [place(value) for value in (*histogram.kept, *histogram.rejected) if value > 0 or not logarithmic]
+    values = [place(value) for value in (*found.kept, *found.rejected) if value > 0 or not logarithmic]
     low, high = min(values), max(values)
     if high - low < 1e-9:
         low, high = low - 0.5, high + 0.5
-    heights = [[0] * NUM_BINS, [0] * NUM_BINS]
-    for bars, counted in zip(heights, (histogram.kept, histogram.rejected), strict=True):
+    heights: dict[str, list[float]] = {"bar": [0] * NUM_BINS, "outline": [0] * NUM_BINS}
+    for bars, counted in zip(heights.values(), (found.kept, found.rejected), strict=True):
         for value, count in counted.items():
             if value > 0 or not logarithmic:
                 bars[min(NUM_BINS - 1, int((place(value) - low) / (high - low) * NUM_BINS))] += count
-    top = max(1, *heights[0], *heights[1])
-    step = WIDTH / NUM_BINS
-
-    def bars_of(bars: list[int], style: str) -> str:
-        return "".join(
-            f'<rect x="{i * step + 1:.1f}" y="{HEIGHT - 2 - bar / top * (HEIGHT - 6):.1f}" width="{step - 2:.1f}" '
-            f'height="{bar / top * (HEIGHT - 6):.1f}" {style}/>'
-            for i, bar in enumerate(bars)
-            if bar
-        )
-
-    return (
-        f'<figure style="margin:0"><svg width="{WIDTH}" height="{HEIGHT + 18}" role="img" '
-        f'aria-label="{html.escape(name, quote=True)}">'
-        + bars_of(heights[0], 'fill="#0b66c3" fill-opacity=".75"')
-        + bars_of(heights[1], 'fill="none" stroke="#b3402a"')
-        + f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 2}" y2="{HEIGHT - 2}" stroke="#5d6b7a"/>'
-        f'<g font-size="11" fill="#5d6b7a"><text x="0" y="{HEIGHT + 12}">{label(low)}</text>'
-        f'<text x="{WIDTH / 2}" y="{HEIGHT + 12}" text-anchor="middle">{label((low + high) / 2)}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT + 12}" text-anchor="end">{label(high)}</text></g></svg>'
-        f"<figcaption>{html.escape(name)}, tallest bar {top:,}</figcaption></figure>"
-    )
+    top = max(1, *heights["bar"], *heights["outline"])
+    ticks = [(0.0, "start", label(low)), (WIDTH / 2, "middle", label((low + high) / 2)), (WIDTH, "end", label(high))]
+    series = {kind: histogram(bars, top, (WIDTH, HEIGHT)) for kind, bars in heights.items()}
+    return Titled(name, [Bars(f"tallest bar {top:,.0f}", (WIDTH, HEIGHT), series, ticks=ticks)])

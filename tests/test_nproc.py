@@ -109,8 +109,7 @@ def test_a_sharded_distillation_is_killed_and_resumed_by_one_process(made):
     out = made.root / "sharded"
     command = ["distill", *made.words, *SHARDED, "--out", str(out), "--iterations"]
     killed = end([*FLASHDMD, *command, "1000", *TWO], out, 1, kill_one)
-    assert killed.code == 1 and killed.seconds < 10
-    assert killed.said.count("\n") <= 2 and "another process of this run has ended" in killed.said
+    assert killed.code == 1 and killed.said.count("another process of this run has ended") == 1
     assert not (out / "manifest.json").exists() and (out / "preview.png").is_file()
     assert len(list((out / "state").glob("step-*"))) in (2, 3)
     last = str(killed.iteration + 1)

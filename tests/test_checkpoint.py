@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -44,6 +45,17 @@ def test_round_trip_is_bitwise(tmp_path: Path) -> None:
     for name, tensor in _tensors().items():
         assert tensors[name].dtype == tensor.dtype
         assert torch.equal(tensors[name], tensor)
+
+
+def test_a_state_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    folder = state_folder(tmp_path, 3)
+    save_state(folder, _tensors(), {})
+    record = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(record | {"sha256": record["sha256"]["tensors.safetensors"]}))
+    assert load_state(folder)[0].keys() == _tensors().keys()
+    (folder / "state.json").write_text(json.dumps(record | {"sha256": "0" * 64}))
+    with pytest.raises(InputError, match=r"tensors.safetensors has other contents"):
+        load_state(folder)
 
 
 def test_newest_two_are_kept(tmp_path: Path) -> None:

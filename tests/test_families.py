@@ -27,7 +27,6 @@ from flashdmd_cli.core.schedules import (
     x0_from_v,
 )
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.evaluation import run_page
 from flashdmd_cli.evaluation.generate import picture_noise
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.facts import Facts
@@ -406,10 +405,6 @@ def recipe(case: Case, base: str, **flags: object) -> Recipe:
     return load_recipe(base, [], sets | {key.replace("__", "."): value for key, value in flags.items()})
 
 
-def empty_page(recipe: Recipe, out: Path, *others: object) -> None:
-    (out / "page.html").write_text("")
-
-
 @pytest.mark.parametrize(
     ("case", "form"),
     [("sdxl", "full"), ("sdxl", "lora"), ("sd3", "full"), ("sd3", "lora"), ("sd15", "full"), ("sd15", "lora"),
@@ -425,7 +420,6 @@ def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """`distill`, `align`, `sample` and `export`; the pixel GAN with all weights, the latent one with adapters."""
-    monkeypatch.setattr(run_page, "write_run_page", empty_page)  # its curves take most of the time
     base = {"full": "shapes-4step", "lora": "shapes-4step-dmd2"}[form]
     stage1 = recipe(case, base, model__form=form, gan__sam=str(sam_folder))
     made = distill(stage1, data, tmp_path / "student")

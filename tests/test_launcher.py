@@ -200,6 +200,19 @@ def test_one_process_reports_for_all():
     assert isinstance(interruption(LostContact("y"), stop, True), LostContact)
 
 
+def test_an_error_of_the_connection_is_told_from_others():
+    closed = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:23434"
+    for error, wanted in (
+        (RuntimeError(closed), LostContact),
+        (dist.DistBackendError("NCCL error"), LostContact),
+        (RuntimeError("shapes differ"), RuntimeError),
+    ):
+        with pytest.raises(wanted), World(0, 2).contact():
+            raise error
+    with pytest.raises(RuntimeError), World().contact():
+        raise RuntimeError(closed)
+
+
 def test_the_main_process_reports_an_interruption(monkeypatch):
     monkeypatch.setattr("flashdmd_cli.runs.world.REPORT_SECONDS", 0.1)
     store = dist.HashStore()

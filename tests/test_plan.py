@@ -18,7 +18,7 @@ from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import dump_recipe, list_recipes, load_recipe
 from flashdmd_cli.workflows import bench as benching
-from flashdmd_cli.workflows.plan import counting, fitting, gpus
+from flashdmd_cli.workflows.plan import counting, fitting, gpus, planning
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, GPUS, RESERVE, Gpu, gpu_named
 from flashdmd_cli.workflows.plan.meta import META, Meter
 from flashdmd_cli.workflows.plan.planning import evaluations, plan
@@ -51,6 +51,21 @@ def test_operations_are_those_counted_in_training(name, sets, monkeypatch):
     assert planned.tflop_per_sample == pytest.approx(measured.tflop, rel=0.02)
     assert (planned.parameters, planned.trainable) == (measured.parameters, measured.trainable)
     assert planned.tflop_per_sample == pytest.approx(sum(planned.tflop_by_part.values()))
+
+
+def test_each_process_stores_its_share_of_sharded_networks():
+    def planned(sharding: str, processes: int = 8) -> planning.Plan:
+        recipe = load_recipe("sdxl-4step", ["train.batch=8", f"model.sharding={sharding}"])
+        return plan(recipe, None, 64, processes=processes, small=True)
+
+    whole, sharded = planned("none"), planned("fsdp")
+    less = {part: value - sharded.memory_by_part[part] for part, value in whole.memory_by_part.items()}
+    denoiser = whole.parameters * 4 / 1e9
+    assert less["weights"] == pytest.approx(3 * 7 / 8 * denoiser)
+    assert less["moments of the optimizers"] == pytest.approx(2 * 2 * 7 / 8 * denoiser)
+    for phase, value in whole.memory_by_phase.items():
+        assert sharded.memory_by_phase[phase] <= value - less["weights"] - less["moments of the optimizers"] + 1e-9
+    assert planned("fsdp", 1).memory_by_part == planned("none", 1).memory_by_part
 
 
 def test_evaluations_of_the_student():

@@ -36,8 +36,8 @@ from .test_ranks import ALIGN, STEADY, reward_of
 STEPS, MORE = 20, 22
 FLAGS = {
     "train.batch": 8, "train.micro_batch": 8, "train.save_every": 100, "train.preview_every": None, "grid.steps": 2,
-    "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-3, "optim.lr_fake": 1e-3,
-    "optim.lr_discriminator": 1e-3, "optim.warmup_images": 0, "train.average_images": 20, "model.precision": "fp32",
+    "gan.decode": "full", "dm.guidance": 2.0, "optim.lr_student": 1e-4, "optim.lr_fake": 1e-4,
+    "optim.lr_discriminator": 1e-4, "optim.warmup_images": 0, "train.average_images": 20, "model.precision": "fp32",
 }  # fmt: skip
 LOSSES = {"distill": {"dm", "gan", "fake", "discriminator"}, "align": {"dm", "fake", "preference"}}
 STAGES, SHARDINGS = tuple(LOSSES), ("none", "fsdp")
@@ -46,7 +46,7 @@ STAGES, SHARDINGS = tuple(LOSSES), ("none", "fsdp")
 def recipe(stage: str, sam: Path, **sets: object) -> Recipe:
     flags = FLAGS | {key.replace("__", "."): value for key, value in sets.items()}
     if stage == "align":
-        return load_recipe("shapes-4step-dm-only", flags=flags | ALIGN)
+        return load_recipe("shapes-4step-dm-only", flags=flags | ALIGN | {"align.lr": 1e-4, "align.beta": 5.0})
     return seeing(sam, load_recipe("shapes-4step", flags=flags))
 
 
@@ -80,6 +80,7 @@ def failed_write(state: State, folder: Path, rank: int) -> tuple[str, list[str]]
         try:
             save_state(state_folder(folder, MORE), *state.contents(), state.world)
         except WriteError as error:
+            state.world.wait()  # until process 0 has cleared up
             return error.message, sorted(path.name for path in folder.iterdir())
     return "", []
 

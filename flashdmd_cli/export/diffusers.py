@@ -60,7 +60,7 @@ def model_index(job: Job, parts: list[str]) -> dict[str, Any]:
     for key, value in index.items():
         if isinstance(value, list) and key not in parts:
             index[key] = [None, None]
-    name = f"{job.facts.pipeline}Pipeline"
+    name = job.facts.pipeline_class
     return index | {
         "_class_name": name,
         "_diffusers_version": diffusers.__version__,

@@ -16,7 +16,7 @@ from flashdmd_cli.families.storage import DTYPES, store_in
 
 def pipeline_class(job: Job) -> Any:
     """The stock pipeline of the student's family."""
-    return getattr(diffusers, f"{job.facts.pipeline}Pipeline")
+    return getattr(diffusers, job.facts.pipeline_class)
 
 
 def absent_parts(folder: Path) -> dict[str, None]:

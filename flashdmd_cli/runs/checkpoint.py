@@ -162,7 +162,8 @@ def load_state(folder: Path, flag: str = "--out", world: World | None = None) ->
     """
     try:
         state = json.loads((folder / _META).read_text(encoding="utf-8"))
-        recorded, digests, meta = state["tensors"], dict(state["sha256"]), state["meta"]
+        recorded, digests, meta = state["tensors"], state["sha256"], state["meta"]
+        digests = {_TENSORS: digests} if isinstance(digests, str) else dict(digests)  # earlier versions had one file
         tensors = SavedTensors([folder / name for name in digests])
         found = tensors.kinds()
     except KeyError as error:

@@ -102,8 +102,8 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None, sharded: bool) 
     first = family.base if stage1 is None else stage1.student.base.to(family.device)
     average = prepared(first.copy(trainable=False)).view() if recipe.train.average_images else None
     student = prepared(first.copy(), True, True).view()
-    first_fake = family.base if stage1 is None else (stage1.fake or stage1.student).base.to(family.device)
-    fake = prepared(first_fake.copy(), True, True).view()
+    first_fake = family.base if stage1 is None else (stage1.fake or stage1.student).base
+    fake = prepared(first_fake.copy().to(family.device), True, True).view()  # only the copy is needed on the device
     teacher = prepared(family.base, compiled=True).view()
     reference = prepared(first).view() if stage1 is not None else None
     return Networks(student, fake, teacher, average, reference)

@@ -91,7 +91,7 @@ def following(recipe: Recipe) -> list[str]:
     facts = family_named(recipe.family)
     return [
         "The student is in `student/`; `flashdmd inspect` shows where it comes from, `flashdmd export --format "
-        f"diffusers` writes it as a stock `{facts.pipeline}Pipeline`.",
+        f"diffusers` writes it as a stock `{facts.pipeline_class}`.",
         f"The same commands distil {facts.hub_id}: `flashdmd distill --teacher {facts.name} --steps 4 --dry-run` shows "
         "the recipe.",
     ]

@@ -91,7 +91,7 @@ def sizes(recipe: Recipe, precision: str, resolution: int = 1024, small: bool = 
 def _key(recipe: Recipe) -> str:
     """The settings that costs of one picture depend on, as JSON."""
     average = None if recipe.train.average_images is None else 1
-    unused = {"device", "precision", "compile", "vae", "teacher_config"}
+    unused = {"device", "precision", "compile", "sharding", "vae", "teacher_config"}
     unused |= {"lora_rank", "lora_alpha", "weights"} if recipe.model.form == "full" else {"lora_alpha"}
     plain = {"seed": 0, "batch": 1, "micro_batch": 1, "average_images": average}
     chosen = Recipe.model_validate(

@@ -13,8 +13,6 @@ from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.plan.counting import Counts, Sizes, count, sizes
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
 
-STATES_KEPT = 2
-"""Resumable states in the folder of a run."""
 MEASURED_FAMILY = "sdxl"
 """The family whose training the speeds of GPUs were measured with."""
 
@@ -100,7 +98,7 @@ def plan(
     rows = recipe.train.batch // processes
     micro_batch = min(recipe.train.micro_batch, max(1, rows))
     tflop = by_part(recipe, counts, indices)
-    fixed, phases = memory(recipe, counts, micro_batch, rows)
+    fixed, phases = memory(recipe, counts, micro_batch, rows, processes)
     totals = {name: sum(fixed.values()) + sum(parts.values()) for name, parts in phases.items()}
     largest = max(totals, key=lambda name: totals[name])
     peak = totals[largest]
@@ -128,7 +126,7 @@ def plan(
         memory_by_phase={name: total / 1e9 for name, total in totals.items()},
         device_gb=None if gpu is None else gpu.memory / 1e9,
         fits=None if gpu is None else needed <= gpu.memory,
-        disk_gb=disk(counts.sizes),
+        disk_gb=disk(recipe, counts.sizes),
         seconds_per_iteration=seconds,
         gpu_hours=hours,
         eflop=per_sample * recipe.train.batch * recipe.train.iterations / 1e6,
@@ -180,28 +178,40 @@ def by_part(recipe: Recipe, counts: Counts, indices: Sequence[int] | None = None
     return {name: flop / 1e12 for name, flop in parts.items() if flop}
 
 
-def static_memory(recipe: Recipe, of: Sizes) -> dict[str, float]:
+def static_memory(recipe: Recipe, of: Sizes, processes: int = 1) -> dict[str, float]:
     """Bytes that are the same for any micro-batch: weights and moments."""
-    return {"weights": of.weights, "moments of the optimizers": 8 * of.trainable}
+    share = share_of(recipe, processes)
+    denoisers = 3 * 4 * of.parameters + of.averages if recipe.model.form == "full" else 0
+    moments = 8 * (of.heads + share * (of.trainable - of.heads))
+    return {"weights": of.weights - (1 - share) * denoisers, "moments of the optimizers": moments}
+
+
+def share_of(recipe: Recipe, processes: int) -> float:
+    """The part of each denoiser, its gradients and its moments that one process stores."""
+    return 1 / processes if recipe.model.sharding == "fsdp" else 1.0
 
 
 def memory(
-    recipe: Recipe, counts: Counts, micro_batch: int, rows: int
+    recipe: Recipe, counts: Counts, micro_batch: int, rows: int, processes: int = 1
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """(bytes always allocated, by part; those that each phase adds at its peak, by part).
 
-    `rows` are the pictures of an iteration on one device.
+    `rows` are the pictures of an iteration on one device. If the networks are sharded, the one block at a time that is
+    gathered is not counted (below 0.5 GB for SDXL).
     """
-    fixed: dict[str, float] = static_memory(recipe, counts.sizes)
+    fixed: dict[str, float] = static_memory(recipe, counts.sizes, processes)
+    share = share_of(recipe, processes)
     fixed["pictures of the iteration"] = rows * counts.output
     forward, backward, gan = counts.forward, counts.backward, recipe.gan
     is_first = rows == micro_batch  # no micro-batch before has left gradients
 
-    def phase(gradients: int, activations: int, copies: int) -> dict[str, float]:
+    def phase(gradients: float, activations: int, copies: int) -> dict[str, float]:
         return {
             "gradients": 4.0 * gradients,
             "activations": float(micro_batch * activations),
-            "weights in 16 bits": float(copies),
+            "weights in 16 bits": float(copies)
+            if share == 1.0
+            else 0.0,  # a sharded block is freed when it is computed
         }
 
     # A backward pass frees what was kept while it needs more: at most both.
@@ -209,7 +219,7 @@ def memory(
         max(forward.peak, forward.kept + backward.peak),
         max(forward.peak_weights, forward.kept_weights + backward.peak_weights),
     )
-    student, heads = counts.sizes.student, counts.sizes.heads
+    student, heads = share * counts.sizes.student, counts.sizes.heads
     scores, adversarial, discriminator = counts.scores, counts.adversarial, counts.discriminator
     phases = {
         "student": phase(student, *update),
@@ -243,11 +253,11 @@ def seconds_per_iteration(
     return rows / micro_batch * max(launching, computing)
 
 
-def disk(of: Sizes) -> dict[str, float]:
+def disk(recipe: Recipe, of: Sizes) -> dict[str, float]:
     """Gigabytes on disk, by what they are for."""
     state = 12 * of.trainable + of.averages
     return {
-        "states": STATES_KEPT * state / 1e9,
+        "states": recipe.train.keep_states * state / 1e9,
         "student": 4 * of.parameters / 1e9,
         "caches of 1000 pictures": 1000 * of.cached / 1e9,
     }

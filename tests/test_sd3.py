@@ -212,7 +212,12 @@ def test_the_unconditional_input_is_the_empty_prompt(family: SD3Family, stock: S
 def with_t5(tiny_sd3_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny SD3 with a tiny T5 whose embeddings are as wide as the transformer's context."""
     torch.manual_seed(4)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((f"▁{word}", -1.0) for word in "a red blue ring".split())]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        *((f"▁{word}", -1.0) for word in "a red blue ring".split()),
+    ]
     tokenizer = T5Tokenizer(vocab=pieces, extra_ids=0)
     config = T5Config(vocab_size=len(tokenizer), d_model=40, d_kv=8, d_ff=32, num_layers=1, num_heads=2, pad_token_id=0,
                       eos_token_id=1, tie_word_embeddings=False)  # fmt: skip

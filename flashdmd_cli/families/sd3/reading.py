@@ -24,8 +24,8 @@ KINDS: dict[str, Any] = {
 def read_pipeline(source: Source, denoiser: torch.dtype = torch.float32) -> StableDiffusion3Pipeline:
     """Load the pipeline of a teacher in float32, its denoiser in the given format.
 
-    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`. T5 has the denoiser's format, since
-    it is larger: 4.7 B parameters.
+    Networks are loaded strictly, scheduler, tokenizers and T5 with `from_pretrained`. T5 has the denoiser's format,
+    since it is larger (4.7 B parameters).
 
     Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """

@@ -72,7 +72,8 @@ class FamilyModule(Protocol):
 
     def new_reward(self, family: Any, design: RewardDesign) -> LatentReward:
         """An untrained latent reward model, initialised from the teacher; parameters that are not to be trained are
-        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support."""
+        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support. Without
+        this function and `save_reward`, `reward train` does not support the family."""
 
     def save_reward(self, model: Any, family: Any, folder: Path, half: bool) -> None:
         """Write what `load_reward` reads; weights that are the teacher's may be left out. `half`: in float16."""
@@ -103,6 +104,17 @@ class Facts:
     recipes: DefaultRecipes
     module_name: str
     """The module that implements `FamilyModule`, imported on first use."""
+    optional: tuple[str, ...] = ()
+    """Subfolders of encoders that are used where a pipeline folder has them, and are not downloaded."""
+
+    def extras(self, folder: Path) -> tuple[str, ...]:
+        """The optional subfolders that are used of a pipeline folder.
+
+        None of a download: what else is in the hub's cache there depends on which commands were run before.
+        """
+        if folder.parent.name == "snapshots":
+            return ()
+        return tuple(part for part in self.optional if (folder / part).is_dir())
 
     @property
     def tokenizers(self) -> tuple[str, ...]:

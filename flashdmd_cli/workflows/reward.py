@@ -87,8 +87,11 @@ def train_reward(
     levels, chosen = recipe.pairs.timesteps, recipe.model
     design = RewardDesign((levels[0], levels[-1]), chosen.layers, chosen.text_encoders, chosen.guidance,
                           chosen.lora_rank, chosen.lora_alpha)  # fmt: skip
+    module = family_named(family.name).module
+    if not hasattr(module, "new_reward"):
+        raise UsageError(f"--teacher {recipe.teacher}: `reward train` does not support the family {family.name}")
     try:
-        model = family_named(family.name).module.new_reward(family, design).to(family.device)
+        model = module.new_reward(family, design).to(family.device)
     except Unfit as error:
         raise UsageError(str(error), hint=error.hint) from None
 

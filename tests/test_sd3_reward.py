@@ -194,6 +194,7 @@ def test_from_the_command_line(world: Path) -> None:
     fails(run(*wrong, "model.text_encoders=true"), 2, "model.text_encoders: ")
     sdxl = ["reward", "train", "--pairs", write, "--teacher", "shapes-sdxl", "--out", "x", "--quiet", "--set"]
     fails(run(*sdxl, "model.layers=adapters"), 2, "model.layers: a reward model of SDXL has no adapters")
+    assert not (world / "w").exists() and not (world / "x").exists()
     shutil.rmtree(world / "r")
     fails(run(*score, "r", "--prompt", "p", "--image", "red.png"), 3, "--reward r: no such folder")
 

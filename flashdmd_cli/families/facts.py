@@ -70,10 +70,14 @@ class FamilyModule(Protocol):
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""
 
+    def refuse_reward(self, layers: str, text_encoders: bool) -> None:
+        """Raise `Unfit`, starting with a recipe key, if the family has no reward model in which these are trained.
+
+        A family without this function and the following two is not supported by `reward train`.
+        """
+
     def new_reward(self, family: Any, design: RewardDesign) -> LatentReward:
-        """An untrained latent reward model, initialised from the teacher; parameters that are not to be trained are
-        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support. Without
-        this function and `save_reward`, `reward train` does not support the family."""
+        """An untrained latent reward model, initialised from the teacher; what is not to be trained is frozen."""
 
     def save_reward(self, model: Any, family: Any, folder: Path, half: bool) -> None:
         """Write what `load_reward` reads; weights that are the teacher's may be left out. `half`: in float16."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "dimensions", "grid", "is_student", "load", "load_reward", "new_reward", "random_family", "random_text", "refuse",
-    "refuse_vae", "save_reward",
+    "refuse_reward", "refuse_vae", "save_reward",
 ]  # fmt: skip
 
 
@@ -47,6 +47,16 @@ def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> FlowRewa
     from flashdmd_cli.families.sd3 import reward
 
     return reward.load_reward(folder, family)
+
+
+def refuse_reward(layers: str, text_encoders: bool) -> None:
+    """Raise `Unfit` for a reward model that would need copies of the teacher's networks."""
+    if layers != "adapters":
+        raise Unfit(f"model.layers: is {layers}, but a reward model of SD3 is adapters on its teacher",
+                    "--set model.layers=adapters")  # fmt: skip
+    if text_encoders:
+        raise Unfit("model.text_encoders: a reward model of SD3 uses the text encoders of its teacher",
+                    "--set model.text_encoders=false")  # fmt: skip
 
 
 def new_reward(family: SD3Family, design: RewardDesign) -> FlowReward:

@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reward import LatentRewardModel, RewardConfig
 from flashdmd_cli.families.sdxl.reward_files import RewardBase, load_reward, new_reward, save_reward
 
@@ -142,7 +143,7 @@ def test_save_and_load_give_the_same_scores(reward, tiny_family, tmp_path):
     )
 
 
-def test_what_is_still_the_teachers_is_not_stored(reward, tiny_family, tmp_path):
+def test_what_is_still_the_teachers_is_not_stored(reward, tiny_family, tiny_folder, tmp_path):
     base = RewardBase.of(tiny_family)
     torch.manual_seed(3)
     model = new_reward(tiny_family, RewardConfig(resolution=32)).requires_grad_(False)
@@ -154,6 +155,14 @@ def test_what_is_still_the_teachers_is_not_stored(reward, tiny_family, tmp_path)
     z = latents()
     torch.testing.assert_close(
         again.score(z, at(499), again.encode(PROMPTS)), model.score(z, at(499), model.encode(PROMPTS))
+    )
+    # A teacher stored in 16 bits, as where adapters are trained, is the same teacher.
+    half = load_reward(tmp_path, RewardBase.of(SDXLFamily.load(tiny_folder, weights="bf16")))
+    torch.testing.assert_close(
+        half.score(z, at(499), half.encode(PROMPTS)),
+        model.score(z, at(499), model.encode(PROMPTS)),
+        rtol=0.05,
+        atol=0.05,
     )
     other = RewardBase(base.tokenizers, base.text_encoders, base.denoiser, "of another teacher")
     with pytest.raises(ValueError, match="another teacher"):

@@ -26,8 +26,11 @@ from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.layout import dimensions, refuse
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.runs.teacher import difference
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.steps import Objective
+from flashdmd_cli.workflows.encoders import encoders_hash
+from flashdmd_cli.workflows.inputs.teachers import teacher_record
 
 from .conftest import SD3_SHIFT as SHIFT
 
@@ -200,6 +203,21 @@ def test_t5_is_used_if_it_is_there(with_t5: Path, tmp_path: Path) -> None:
     assert half.pipeline.text_encoder_3.dtype == torch.bfloat16
     torch.testing.assert_close(half.encode(CAPTIONS)["context"], context, rtol=0.05, atol=0.05)
     assert half.teacher.output(x, t, half.encode(CAPTIONS)).isfinite().all()
+
+
+def test_t5_is_part_of_what_identifies_a_teacher(with_t5: Path, tiny_sd3_folder: Path, tmp_path: Path) -> None:
+    """A text cache made with T5 does not fit the teacher without it, and a run is not resumed with the other one."""
+    assert encoders_hash(with_t5) != encoders_hash(tiny_sd3_folder)
+    one, two = (teacher_record(str(folder), folder) for folder in (with_t5, tiny_sd3_folder))
+    assert "text_encoder_3" in difference(one, two) and "tokenizer_3" in difference(two, one)
+    # In the hub's cache, T5 is there only if another command fetched it: it is not used.
+    snapshot = shutil.copytree(with_t5, tmp_path / "snapshots" / "1234")
+    before = encoders_hash(snapshot), teacher_record("sd3", snapshot).parts
+    assert SD3Family.load(snapshot).pipeline.text_encoder_3 is None
+    assert dimensions(snapshot) == dimensions(tiny_sd3_folder)
+    shutil.rmtree(snapshot / "text_encoder_3")
+    shutil.rmtree(snapshot / "tokenizer_3")
+    assert (encoders_hash(snapshot), teacher_record("sd3", snapshot).parts) == before
 
 
 def test_adapters_cover_the_second_attention_of_sd35(family: SD3Family) -> None:

@@ -16,6 +16,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from flashdmd_cli.data.pairs import read_pairs
+from flashdmd_cli.evaluation.generate import generate
 from flashdmd_cli.families.reward import RewardDesign
 from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sd3.reward import FlowReward, depths, load_reward, new_reward, save_reward
@@ -23,6 +24,7 @@ from flashdmd_cli.runs.checkpoint import latest_state, load_state
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.recipe import load_reward_recipe
 from flashdmd_cli.runs.signals import StopFlag
+from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.training.reward import PairLatents, accuracy, train_reward
 from flashdmd_cli.workflows.inputs.reward_models import find_reward, load_reward_model, reward_files
 
@@ -192,5 +194,28 @@ def test_from_the_command_line(world: Path) -> None:
     fails(run(*wrong, "model.text_encoders=true"), 2, "model.text_encoders: ")
     sdxl = ["reward", "train", "--pairs", write, "--teacher", "shapes-sdxl", "--out", "x", "--quiet", "--set"]
     fails(run(*sdxl, "model.layers=adapters"), 2, "model.layers: a reward model of SDXL has no adapters")
+    assert not (world / "w").exists() and not (world / "x").exists()
     shutil.rmtree(world / "r")
     fails(run(*score, "r", "--prompt", "p", "--image", "red.png"), 3, "--reward r: no such folder")
+
+
+def test_the_part_of_the_embedded_world(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs are sampled by the flow-matching teacher in eight steps, which fails about as often as a student."""
+    drawn: list[Tensor] = []
+
+    def pairs(draw: Any, inspector: Any, folder: Path, **options: Any) -> Path:
+        drawn.append(draw([PROMPTS[0]] * 2, 5))
+        folder.mkdir(parents=True)
+        return red_wins(folder)
+
+    monkeypatch.setattr("flashdmd_cli.building.pairs.build_pairs", pairs)
+    result = run("shapes", "build", "sd3-reward", "--steps", 1, "--work", "w", "--out", "r")
+    assert result.exit_code == 0, result.output
+    family = SD3Family.load(asset("shapes-sd3"))
+    expected = generate(family, family.teacher, [PROMPTS[0]] * 2, 0, "stochastic", 8, 4.0, first_index=5)
+    assert torch.equal(drawn[0], expected) and (world / "w" / "sd3-pairs" / "pairs.jsonl").is_file()
+    assert load_reward(world / "r", family).config.lora_rank == 16
+    assert find_reward(str(world / "r"), family="sd3") == world / "r"
+    with pytest.raises(InputError, match="no embedded reward model of sd3") as caught:
+        find_reward("embedded", family="sd3")
+    assert "shapes build sd3-reward" in caught.value.hint

@@ -28,14 +28,16 @@ def train(
     teacher: Annotated[
         str | None,
         typer.Option(
-            help="`sdxl`, `shapes-sdxl`, a hub id (owner/name[@revision]), or a pipeline folder.", show_default=False
+            help="`sdxl`, `sd3`, `shapes-sdxl`, `shapes-sd3`, a hub id (owner/name[@revision]), or a pipeline folder.",
+            show_default=False,
         ),
     ] = None,
     out: Out = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Name or YAML file (default: reward/sdxl, for the embedded teacher reward/shapes).", show_default=False
+            help="Name or YAML file (default: what fits the teacher: reward/sdxl, reward/sd3, reward/shapes, ...).",
+            show_default=False,
         ),
     ] = None,
     sets: Annotated[

@@ -91,9 +91,14 @@ class FamilyModule(Protocol):
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""
 
+    def refuse_reward(self, layers: str, text_encoders: bool) -> None:
+        """Raise `Unfit`, starting with a recipe key, if the family has no reward model in which these are trained.
+
+        A family without this function and the following two is not supported by `reward train`.
+        """
+
     def new_reward(self, family: Any, design: RewardDesign) -> LatentReward:
-        """An untrained latent reward model, initialised from the teacher; parameters that are not to be trained are
-        frozen. Raises `Unfit`, starting with a recipe key, for a design that the family does not support."""
+        """An untrained latent reward model, initialised from the teacher; what is not to be trained is frozen."""
 
     def save_reward(self, model: Any, family: Any, folder: Path, half: bool) -> None:
         """Write what `load_reward` reads; weights that are the teacher's may be left out. `half`: in float16."""
@@ -128,6 +133,17 @@ class Facts:
     recipes: DefaultRecipes
     module_name: str
     """The module that implements `FamilyModule`, imported on first use."""
+    optional: tuple[str, ...] = ()
+    """Subfolders of encoders that are used where a pipeline folder has them, and are not downloaded."""
+
+    def extras(self, folder: Path) -> tuple[str, ...]:
+        """The optional subfolders that are used of a pipeline folder.
+
+        None of a download: what else is in the hub's cache there depends on which commands were run before.
+        """
+        if folder.parent.name == "snapshots":
+            return ()
+        return tuple(part for part in self.optional if (folder / part).is_dir())
 
     @property
     def pipeline_class(self) -> str:

@@ -66,7 +66,7 @@ class RewardDesign:
     timesteps: tuple[int, int]
     """Lowest and highest timestep of its training."""
     layers: str
-    """`all`, `attention` or `adapters`; a family refuses what it does not support."""
+    """Trained layers: `all`, `attention` or `adapters`."""
     text_encoders: bool
     """Whether the text encoders are trained, too."""
     guidance: float | None

@@ -15,7 +15,8 @@ def encoders_hash(teacher: Path | Source) -> str:
     """SHA-256 of a teacher's encoders (autoencoder and text encoders), by content."""
     source = teacher if isinstance(teacher, Source) else Source(teacher)
     total, hashes = hashlib.sha256(), {}
-    for part in family_at(source.folder).encoders:
+    facts = family_at(source.folder)
+    for part in (*facts.encoders, *facts.extras(source.folder)):
         # A single-file teacher is hashed as a whole for each network, together with its separate configuration.
         alone = [source.vae] if part == "vae" and source.vae else [source.weights] if source.config else []
         for place in [*alone, *([source.folder / part] if source.config or not alone else [])]:

@@ -60,6 +60,13 @@ def train_reward(
     world.rows(recipe.train.batch)
     with world.main_first():
         teacher = find_source(recipe.teacher, reporter=reporter)
+    module = family_at(teacher.folder).module
+    if not hasattr(module, "refuse_reward"):
+        raise UsageError(f"--teacher {recipe.teacher}: `reward train` does not support its family")
+    try:
+        module.refuse_reward(recipe.model.layers, recipe.model.text_encoders)
+    except Unfit as error:
+        raise UsageError(str(error), hint=error.hint) from None
     learned, held_out = split_by_prompt(read_pairs(pairs, recipe.pairs.keep, recipe.pairs.keep_ties),
                                         recipe.pairs.held_out)  # fmt: skip
     if not learned:
@@ -88,10 +95,7 @@ def train_reward(
     levels, chosen = recipe.pairs.timesteps, recipe.model
     design = RewardDesign((levels[0], levels[-1]), chosen.layers, chosen.text_encoders, chosen.guidance,
                           chosen.lora_rank, chosen.lora_alpha)  # fmt: skip
-    try:
-        model = family_named(family.name).module.new_reward(family, design).to(family.device)
-    except Unfit as error:
-        raise UsageError(str(error), hint=error.hint) from None
+    model = module.new_reward(family, design).to(family.device)
 
     def progress(iteration: int, metrics: dict[str, float]) -> None:
         shown = {name: metrics[name] for name in SHOWN if name in metrics}

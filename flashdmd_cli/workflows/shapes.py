@@ -30,8 +30,9 @@ NUM_MEASURED = 512
 """Captions of the suite `shapes-val` that it is measured on."""
 DRAWN_AT_ONCE = 356
 """Pictures of those that are drawn in one batch."""
-TEACHER_STEPS = 4
-"""Sampling steps of the teacher's pictures for pairs: as few as a student's, so that similar errors occur."""
+REWARDS = {"reward": (SHAPES, "pairs", 4), "sd3-reward": ("shapes-sd3", "sd3-pairs", 8)}
+"""Part -> teacher, subfolder of `work` for its pairs, and sampling steps of the teacher's pictures: few, so that errors
+like a student's occur. In 4 steps, most of shapes-sd3's pictures would be wrong."""
 
 
 @releasing()
@@ -71,8 +72,8 @@ def build_part(
 
         save_known(asset(SHAPES), out)
         return {}
-    if part == "reward":
-        return build_reward(out, work, steps, seed, reporter)
+    if part in REWARDS:
+        return build_reward(part, out, work, steps, seed, reporter)
     if part == "sd3":
         return build_flow_teacher(out, work, steps, minutes, device, seed, reporter)
     length = {} if steps is None else {"steps": steps}
@@ -82,8 +83,10 @@ def build_part(
     return measured if isinstance(measured, dict) else {}
 
 
-def build_reward(out: Path, work: Path, steps: int | None, seed: int, reporter: Reporter) -> dict[str, float]:
-    """Sample pairs with the shipped teacher, label them with the shipped inspector, train a reward model on them."""
+def build_reward(
+    part: str, out: Path, work: Path, steps: int | None, seed: int, reporter: Reporter
+) -> dict[str, float]:
+    """Sample pairs with a shipped teacher, label them with the shipped inspector, train a reward model on them."""
     from flashdmd_cli.building.pairs import build_pairs
     from flashdmd_cli.evaluation.generate import generate
     from flashdmd_cli.shapes.inspector import load_inspector
@@ -92,15 +95,16 @@ def build_reward(out: Path, work: Path, steps: int | None, seed: int, reporter: 
     from flashdmd_cli.workflows.recipes import reward_recipe
     from flashdmd_cli.workflows.reward import REPORT, train_reward
 
-    recipe = reward_recipe(teacher=SHAPES, iterations=steps, seed=seed)
-    folder = asset(SHAPES)
-    teacher = as_teacher(load_family(folder), SHAPES, folder, "stochastic", TEACHER_STEPS)
+    name, place, num_steps = REWARDS[part]
+    recipe = reward_recipe(teacher=name, iterations=steps, seed=seed)
+    folder = asset(name)
+    teacher = as_teacher(load_family(folder), name, folder, "stochastic", num_steps)
 
     def draw(texts: Sequence[str], first: int) -> Tensor:
-        return generate(teacher.family, teacher.net, texts, seed, "stochastic", TEACHER_STEPS, teacher.guidance,
+        return generate(teacher.family, teacher.net, texts, seed, "stochastic", num_steps, teacher.guidance,
                         first_index=first)  # fmt: skip
 
-    pairs = build_pairs(draw, load_inspector(asset("inspector")), work / "pairs", seed=seed, say=reporter.say)
+    pairs = build_pairs(draw, load_inspector(asset("inspector")), work / place, seed=seed, say=reporter.say)
     train_reward(recipe, pairs, out, half=True, reporter=reporter)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return {f"accuracy_{timestep}": value for timestep, value in report["accuracy"].items()}

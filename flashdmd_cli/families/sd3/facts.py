@@ -29,5 +29,6 @@ SD3 = Facts(
         align_steps={8: "align/sd3-8step"},
     ),  # fmt: skip
     module_name="flashdmd_cli.families.sd3.module",
+    optional=("text_encoder_3", "tokenizer_3"),
 )
 """The third text encoder, T5, is optional, as in the stock pipeline."""

@@ -21,8 +21,8 @@ ENCODERS = ("text_encoders.clip_l.", "text_encoders.clip_g.")
 
 
 def has_t5(folder: Path) -> bool:
-    """Whether a pipeline folder has the third text encoder."""
-    return (folder / "text_encoder_3" / "config.json").is_file()
+    """Whether the third text encoder of a pipeline folder is used."""
+    return "text_encoder_3" in SD3.extras(folder)
 
 
 def refuse(place: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
-    "random_text", "refuse", "refuse_vae", "save_reward", "single_file", "stored_in_file",
+    "random_text", "refuse", "refuse_reward", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
 
@@ -43,6 +43,16 @@ def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> FlowRewa
     from flashdmd_cli.families.sd3 import reward
 
     return reward.load_reward(folder, family)
+
+
+def refuse_reward(layers: str, text_encoders: bool) -> None:
+    """Raise `Unfit` for a reward model that would need copies of the teacher's networks."""
+    if layers != "adapters":
+        raise Unfit(f"model.layers: is {layers}, but a reward model of SD3 is adapters on its teacher",
+                    "--set model.layers=adapters")  # fmt: skip
+    if text_encoders:
+        raise Unfit("model.text_encoders: a reward model of SD3 uses the text encoders of its teacher",
+                    "--set model.text_encoders=false")  # fmt: skip
 
 
 def new_reward(family: SD3Family, design: RewardDesign) -> FlowReward:

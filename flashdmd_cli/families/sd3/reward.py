@@ -20,7 +20,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.reward import LatentReward, RewardDesign, RewardText
@@ -104,13 +103,7 @@ def depths(num_blocks: int) -> tuple[int, ...]:
 
 
 def new_reward(family: SD3Family, design: RewardDesign) -> FlowReward:
-    """An untrained reward model; Unfit for a design that needs copies of the teacher's networks."""
-    if design.layers != "adapters":
-        raise Unfit(f"model.layers: is {design.layers}, but a reward model of SD3 is adapters on its teacher",
-                    "--set model.layers=adapters")  # fmt: skip
-    if design.text_encoders:
-        raise Unfit("model.text_encoders: a reward model of SD3 uses the text encoders of its teacher",
-                    "--set model.text_encoders=false")  # fmt: skip
+    """An untrained reward model on the teacher of `family`."""
     config = FlowRewardConfig(
         family.content_hash(), design.timesteps, design.guidance, design.lora_rank, design.lora_alpha
     )

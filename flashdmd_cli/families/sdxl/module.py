@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
-    "random_text", "refuse", "refuse_vae", "save_reward", "single_file", "stored_in_file",
+    "random_text", "refuse", "refuse_reward", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
 
@@ -80,13 +80,17 @@ def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentR
     return reward
 
 
+def refuse_reward(layers: str, text_encoders: bool) -> None:
+    """Raise `Unfit` for adapters."""
+    if layers == "adapters":
+        raise Unfit("model.layers: a reward model of SDXL has no adapters", "--set model.layers=attention")
+
+
 def new_reward(family: SDXLFamily, design: RewardDesign) -> LatentRewardModel:
-    """An untrained reward model; Unfit for adapters."""
+    """An untrained reward model, with `requires_grad` set for what is trained."""
     from flashdmd_cli.families.sdxl import reward_files
     from flashdmd_cli.families.sdxl.reward import RewardConfig
 
-    if design.layers == "adapters":
-        raise Unfit("model.layers: a reward model of SDXL has no adapters", "--set model.layers=attention")
     model = reward_files.new_reward(family, RewardConfig(family.resolution, design.timesteps, design.guidance))
     model.set_trainable(design.layers, design.text_encoders)
     return model

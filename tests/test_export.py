@@ -263,11 +263,17 @@ def test_kohya_names_are_those_that_comfyui_knows(sdxl: Any) -> None:
     assert "lora_unet_middle_block_1_transformer_blocks_9_ff_net_0_proj" in ours
 
 
-def test_our_own_strict_reader_reads_the_single_file(full: Path, tiny_folder: Path, tmp_path: Path) -> None:
+def test_our_own_strict_reader_reads_the_single_file(
+    full: Path, tiny_folder: Path, tiny_family: SDXLFamily, tmp_path: Path
+) -> None:
     made = export(full, tmp_path / "e", form="single-file", dtype=["fp32"])
     family = SDXLFamily.load(Source(made.out / "teacher-4step.safetensors", config=tiny_folder))
     student = load_file(full / "student" / "diffusion_pytorch_model.safetensors")
     assert all(torch.equal(value, student[name]) for name, value in family.teacher.weights().items())
+    ours, theirs = family.embed([CAPTION]), tiny_family.embed([CAPTION])
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(family.decode(latents), tiny_family.decode(latents))
     with safe_open(made.out / "teacher-4step.safetensors", "pt") as file:
         facts = file.metadata()
     assert facts["modelspec.architecture"] == "stable-diffusion-xl-v1-base"

@@ -24,9 +24,9 @@ def export(
         str | None,
         typer.Option(
             "--dtype",
-            help="Number format of the weights: fp32, fp16, bf16, or fp8 for a single file; several, separated "
-            "by commas, write variants of a diffusers folder (default: as stored; fp16 for a single file, and for the "
-            "LoRA of a student whose weights were all trained).",
+            help="Number format of the weights: fp32, fp16, bf16, or fp8 for a single file; several, separated by "
+            "commas, write variants of a diffusers folder (default: as stored; fp16 for a single file and for the LoRA "
+            "of a student whose weights were all trained).",
             show_default=False,
         ),
     ] = None,

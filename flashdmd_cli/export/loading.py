@@ -72,18 +72,13 @@ def encoders_apart(path: Path, job: Job) -> dict[str, Any]:
     SD3's first encoder to be the identity, as in the published model. The encoders then come from the teacher's
     family, which reads them strictly.
     """
-    widths = [job.config(part)["hidden_size"] for part in ("text_encoder", "text_encoder_2")]
-    if widths[0] != widths[1] and job.denoiser == "unet":
-        return {}
-    projection = job.tensors("text_encoder").get("text_projection.weight")
-    if (
-        widths[0] != widths[1]
-        and projection is not None
-        and projection.read().float().equal(torch.eye(projection.shape[0]))
-    ):
+    parts = ("text_encoder", "text_encoder_2")
+    widths = {job.config(part)["hidden_size"] for part in parts}
+    projection = job.tensors(parts[0]).get("text_projection.weight")  # SDXL's first encoder has none
+    if len(widths) == 2 and (projection is None or projection.read().float().equal(torch.eye(projection.shape[0]))):
         return {}
     family: Any = job.facts.module.load(job.source, "fp32", job.check_dtype)
-    return {part: getattr(family.pipeline, part) for part in ("text_encoder", "text_encoder_2")}
+    return {part: getattr(family.pipeline, part) for part in parts}
 
 
 def with_grid(pipeline: Any, out: Path, job: Job) -> Any:

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.export.job import File, Format, Job
 
 DTYPES = ("fp32", "fp16", "bf16", "fp8")
+RANK = 64
+"""Of a LoRA that approximates a student, unless another is given."""
 CARD = "README.md"
 
 
@@ -97,7 +99,7 @@ def export(
     if student is None:
         reporter.say(f"from {checkpoint}")
     made = whole_folder(checkpoint, CHECKPOINTS, "--from", "flashdmd distill")
-    job = new_job(checkpoint, made, tuple(dtype), rank or 64, reporter)
+    job = new_job(checkpoint, made, tuple(dtype), rank or RANK, reporter)
     folder = Path(out) if out is not None else RUNS / f"export-{checkpoint.name}"
     formats = {name: cast("Format", import_module(FORMATS[name])) for name in FORMATS if name in forms}
     files = all_files(formats, job)
@@ -107,7 +109,7 @@ def export(
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()]
         return Export(folder, listed, None, job.steps, first_code(use))
-    options = {"formats": list(formats), "dtype": list(dtype), "rank": rank}
+    options = {"formats": list(formats), "dtype": list(dtype), "rank": job.rank}
     finished = finished_export(folder, checkpoint, options, replace)
     claim(folder, "export", yes=finished is None)
     if finished is None:

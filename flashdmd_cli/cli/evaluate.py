@@ -196,7 +196,7 @@ def show(result: Evaluation, output: Output) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=80)
     rows = {result.name: result.metrics}
     shown = [metric for metric in result.suite.metrics if metric.name in result.metrics.values_by_name]
     with to_stdout():

@@ -25,7 +25,6 @@ from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
 
-LAYOUTS = ("geneval", "dpg", "t2i-compbench")
 GRID = 4
 """Pictures of a prompt that DPG-Bench reads from one file."""
 DPG_LINE = re.compile(r"(.*\.(?:png|jpe?g|webp))((?:, [-+.e\d]+)+)$", re.IGNORECASE)

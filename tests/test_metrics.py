@@ -303,10 +303,11 @@ def test_values_are_json_and_a_table(suite: ShapesSuite, evaluator: Evaluator) -
     assert figures["attributes"].keys() == ATTRIBUTES.keys()
     for low, high in figures["intervals"].values():
         assert low <= high
-    console = Console(width=200, record=True)
+    console = Console(width=80, record=True)
     console.print(table(rows, suite.metrics), *parts_tables(rows))
     text = console.export_text()
     assert "Fréchet ↓" in text and "diversity → 1" in text and "color_1" in text and "third objects" not in text
+    assert "…" not in text and all(len(line) <= 80 for line in text.splitlines())
     assert missed(rows["real"], {"composition": 0.5}, {"frechet": 1e3}) == []
     assert missed(rows["real"], {"exact": 2}, {})[0].endswith("below 2")
     assert missed(rows["real"], {}, {"extra_objects": -1}) == ["--fail-above: extra_objects is 0, above -1"]

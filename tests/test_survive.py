@@ -7,6 +7,7 @@ from __future__ import annotations
 import builtins
 import errno
 import io
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from flashdmd_cli.runs.tracking import Tracker
 from flashdmd_cli.runs.yaml_text import excerpt, parse_yaml
 from flashdmd_cli.workflows.demo.run import remember
 
+from .fuzzing import RESULTS, SAMPLE
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 
@@ -244,3 +246,34 @@ def test_a_full_disk_while_weights_are_written_names_the_newest_file(tmp_path):
                 (tmp_path / "unet").mkdir(exist_ok=True)
                 (tmp_path / "unet" / "model.safetensors").write_bytes(b"part")
                 raise error
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"suite": None}, "suite: "), ({"metrics": {"clip": []}}, "metrics.clip: "), ({"metrics": [1]}, "metrics: "),
+        ({"metrics": {"clip": {"value": "x", "n": 1, "direction": "higher"}}}, "metrics.clip.value: "),
+        ({"seconds": {"generate": 1}}, "seconds.score: "), ({"warnings": {}}, "warnings: "),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_results_of_anybody_are_checked_before_they_are_compared(change, text, tmp_path, monkeypatch):
+    """Missing and wrong values were a KeyError, TypeError or AttributeError, exit code 1."""
+    monkeypatch.chdir(tmp_path)
+    for name, document in (("a", RESULTS), ("b", RESULTS | change)):
+        Path(name).mkdir()
+        Path(name, "results.json").write_text(json.dumps(document))
+        Path(name, "samples.jsonl").write_text(json.dumps(SAMPLE) + '\n{"id": 1}\nnull\n')
+    fails(run("eval", "compare", "a", "b"), 3, f"b/results.json: is no result of flashdmd eval: {text}")
+    Path("b/results.json").write_text(json.dumps(RESULTS | {"name": "two"}))
+    assert run("eval", "compare", "a", "b", "--out", "c").exit_code == 0
+
+
+def test_a_benchmark_of_one_prompt_has_no_interval_and_is_read(tmp_path, monkeypatch):
+    """The interval is unbounded, which the command could not print: exit code 1."""
+    monkeypatch.chdir(tmp_path)
+    Path("r.json").write_text('[{"question_id": 0, "answer": 0.25}]')
+    result = run("eval", "read", "t2i-compbench", "r.json", "--out", "o")
+    assert (result.exit_code, result.stdout) == (0, "t2i-compbench: 0.2500, 1 picture\n")
+    Path("r.json").write_text('[{"question_id": 0, "answer": NaN}]')
+    fails(run("eval", "read", "t2i-compbench", "r.json", "--out", "o"), 3, "a score in it is no finite number")

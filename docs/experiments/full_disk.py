@@ -4,9 +4,9 @@
     python docs/experiments/full_disk.py /mnt/small --sizes 24 --out full-disk.json
 
 Each command first runs on the empty disk, which gives its result and the most space that it takes. Then, for each of
-`--sizes` sizes between nothing and that space, a filler file leaves so much free; the command has to end with exit code
-3 and one line that names a file on the disk. With the filler removed, the same command has to finish, a training from
-its last state, with the same result. Networks are tiny and have random weights.
+`--sizes` sizes between `--first` of that space and all of it, a filler file leaves so much free; the command has to end
+with exit code 3 and one line that names a file on the disk. With the filler removed, the same command has to finish, a
+training from its last state, with the same result. Networks are tiny and have random weights.
 
 The commands run in forks of this process, so that torch is imported only once.
 """
@@ -34,7 +34,6 @@ import torch
 from flashdmd_cli.cli.app import app
 from flashdmd_cli.workflows import distill, evaluate  # noqa: F401 (with torch and diffusers, for the forks)
 
-ITERATIONS = 6
 FILLER = "filler"
 VARY = re.compile(
     r"manifest.json|costs.jsonl|results.json|report.html|page.html|request.json|times.jsonl|tensorboard|state.json|\.lock"
@@ -122,7 +121,7 @@ def trial(words: list[str], disk: Path, free: int, whole: dict[str, str], log: P
     return row
 
 
-def prepare(root: Path, disk: Path) -> dict[str, list[str]]:
+def prepare(root: Path, disk: Path, iterations: int) -> dict[str, list[str]]:
     """Teacher, discriminator's encoder, pictures and a student; the commands by name."""
     from tests import conftest, test_distill
 
@@ -137,7 +136,7 @@ def prepare(root: Path, disk: Path) -> dict[str, list[str]]:
         "model.precision": "fp32", "optim.warmup_images": 0, "train.average_images": 20,
     }  # fmt: skip
     words = ["distill", "--recipe", "shapes-4step", "--teacher", str(teacher), "--data", str(data)]
-    words += ["--iterations", str(ITERATIONS), "--device", "cpu"]
+    words += ["--iterations", str(iterations), "--device", "cpu"]
     words += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
     for first in (["prepare-data", "shapes", "--num", "16", "--out", str(data)], [*words, "--out", str(student)]):
         code, text, _ = run([*first, "--quiet"], disk, root / "log")
@@ -164,6 +163,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("disk", type=Path, help="an empty small disk, for example a tmpfs")
     parser.add_argument("--sizes", type=int, default=24)
+    parser.add_argument("--first", type=float, default=0.0, help="the smallest size, as a share of the space taken")
+    parser.add_argument("--iterations", type=int, default=6, help="of the training; each saves a state, two are kept")
     parser.add_argument("--only", nargs="*", help="names of commands (default: all)")
     parser.add_argument("--work", type=Path, default=Path("runs/full-disk"))
     parser.add_argument("--out", type=Path)
@@ -173,7 +174,7 @@ def main() -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     document: dict[str, Any] = {}
-    for name, words in prepare(root, disk).items():
+    for name, words in prepare(root, disk, asked.iterations).items():
         if asked.only and name not in asked.only:
             continue
         emptied(disk)
@@ -181,7 +182,15 @@ def main() -> None:
         assert code == 0, f"{name}: {text}"
         whole, rows = contents(disk / "out"), []
         for number in range(asked.sizes):
-            rows.append(trial(words, disk, int(most * number / asked.sizes), whole, root / "log"))
+            rows.append(
+                trial(
+                    words,
+                    disk,
+                    int(most * (asked.first + (1 - asked.first) * number / asked.sizes)),
+                    whole,
+                    root / "log",
+                )
+            )
             print(name, json.dumps(rows[-1]), flush=True)
         document[name] = {
             "most bytes": most,

@@ -11,6 +11,7 @@ import typer
 from flashdmd_cli.cli.options import AsJson, Debug, Device, From, Model, Out, Quiet, Seed, TeacherConfig, Vae
 from flashdmd_cli.cli.output import Output, Progress, command, to_stdout
 from flashdmd_cli.runs.errors import ThresholdError, UsageError
+from flashdmd_cli.runs.reporter import counted
 
 if TYPE_CHECKING:
     from flashdmd_cli.workflows.evaluate import Evaluation
@@ -166,7 +167,9 @@ def read_command(
         document = read_benchmark(layout, file, out)
         rows = document["metrics"][layout]
         parts = [f"  {name:<20} {part['value']:.4f}" for name, part in rows.get("parts", {}).items()]
-        total = f"{layout}: {rows['value']:.4f} ({rows['low']:.4f} to {rows['high']:.4f}), {rows['n']} pictures"
+        low, high = rows["low"], rows["high"]  # unbounded with a single prompt
+        interval = f" ({low:.4f} to {high:.4f})" if low is not None and high is not None else ""
+        total = f"{layout}: {rows['value']:.4f}{interval}, {counted(rows['n'], 'picture')}"
         output.result(document, [total, *parts], str(document["out"]))
 
 
@@ -196,7 +199,7 @@ def show(result: Evaluation, output: Output) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=160)
+        console = Console(width=80)
     rows = {result.name: result.metrics}
     shown = [metric for metric in result.suite.metrics if metric.name in result.metrics.values_by_name]
     with to_stdout():

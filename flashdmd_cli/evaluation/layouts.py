@@ -8,6 +8,7 @@ GenEval: `00012/metadata.jsonl` and `00012/samples/0003.png`; results as JSON li
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,6 @@ from flashdmd_cli.evaluation.metrics.metric import Row
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically, writing
 
-LAYOUTS = ("geneval", "dpg", "t2i-compbench")
 GRID = 4
 """Pictures of a prompt that DPG-Bench reads from one file."""
 DPG_LINE = re.compile(r"(.*\.(?:png|jpe?g|webp))((?:, [-+.e\d]+)+)$", re.IGNORECASE)
@@ -127,10 +127,13 @@ def read_bench(layout: str, path: Path) -> tuple[dict[str, Interval], list[dict[
     """
     reader = {"geneval": _read_geneval, "dpg": _read_dpg}.get(layout, _read_compbench)
     try:
-        return reader(path.read_text(encoding="utf-8"))
+        values, samples = reader(path.read_text(encoding="utf-8"))
+        if not all(math.isfinite(each.value) for each in values.values()):
+            raise ValueError("a score in it is no finite number")
+        return values, samples
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError, AttributeError) as error:
         raise InputError(
             f"{path}: is no result of {layout}: {type(error).__name__} {error}", hint="name the file that it wrote"
         ) from None

@@ -26,33 +26,32 @@ def heading(metric: Metric) -> str:
 
 
 def table(rows: Mapping[str, Measured], metrics: Sequence[Metric], title: str = "") -> Table:
-    """A column for every metric with `in_table` (for all, if none has it), a line for every row: values with half of
-    their 95% interval, or with its ends where it is not symmetric."""
-    drawn = Table(title=title or None)
-    drawn.add_column("")
-    columns = [metric for metric in metrics if metric.in_table] or list(metrics)
-    for metric in columns:
-        drawn.add_column(heading(metric), justify="right")
-    for name, measured in rows.items():
-        drawn.add_row(Text(visible(name)), *(_cell(measured, metric.name, metric.digits) for metric in columns))
-    return drawn
+    """A line for every metric with `in_table` (for all, if none has it), a column for every set of pictures in `rows`:
+    values with half of their 95% interval, or with its ends where it is not symmetric."""
+    lines = [metric for metric in metrics if metric.in_table] or list(metrics)
+    named = [(heading(metric), metric.name, metric.digits) for metric in lines]
+    return _table(rows, named, title)
 
 
 def parts_tables(rows: Mapping[str, Measured], title: str = "") -> list[Table]:
-    """A table for each group of parts (`attributes.color_1`, ...) of the values."""
+    """A table for each group of parts (`attributes.color_1`, ...) of the values, with a line for every part."""
     names = [name for name in (next(iter(rows.values())).values_by_name if rows else ()) if "." in name]
-    tables = []
-    groups = dict.fromkeys(name.partition(".")[0] for name in names)
-    for group in (group for group in groups if group not in NOT_SHOWN):
-        drawn = Table(title=title or None)
-        drawn.add_column("")
-        own = [name for name in names if name.startswith(f"{group}.")]
-        for name in own:
-            drawn.add_column(name.partition(".")[2], justify="right")
-        for row, measured in rows.items():
-            drawn.add_row(Text(visible(row)), *(_cell(measured, name) for name in own))
-        tables.append(drawn)
-    return tables
+    groups = [group for group in dict.fromkeys(name.partition(".")[0] for name in names) if group not in NOT_SHOWN]
+    return [
+        _table(rows, [(name.partition(".")[2], name, 3) for name in names if name.startswith(f"{group}.")], title)
+        for group in groups
+    ]
+
+
+def _table(rows: Mapping[str, Measured], lines: Sequence[tuple[str, str, int]], title: str) -> Table:
+    """`lines`: heading, name of the value, digits."""
+    drawn = Table(title=title or None)
+    drawn.add_column("")
+    for name in rows:
+        drawn.add_column(Text(visible(name), overflow="fold"), justify="right")
+    for text, name, digits in lines:
+        drawn.add_row(text, *(_cell(measured, name, digits) for measured in rows.values()))
+    return drawn
 
 
 def _cell(measured: Measured, figure: str, digits: int = 3) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import re
 import socket
 import urllib.error
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.files import reason
+from flashdmd_cli.runs.files import expanded, reason
 from flashdmd_cli.runs.reporter import Reporter
 
 TIMEOUT = 10.0
@@ -38,16 +39,13 @@ class RemoteFile:
 
 
 def cache_folder() -> Path:
-    """torch.hub's folder for weights (TORCH_HOME)."""
-    import torch
-
-    return Path(torch.hub.get_dir()) / "checkpoints"
+    """torch.hub's folder for weights (TORCH_HOME), found without torch, which takes seconds to load."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return expanded(os.environ.get("TORCH_HOME", os.path.join(caches, "torch"))) / "hub" / "checkpoints"
 
 
 def fetch_file(file: RemoteFile, reporter: Reporter, download: bool = True) -> Path:
     """The file in torch.hub's folder, downloaded if it is not there; InputError, in one line, if that fails."""
-    import torch
-
     folder = cache_folder()
     at = folder / file.name
     if at.is_file():
@@ -62,6 +60,8 @@ def fetch_file(file: RemoteFile, reporter: Reporter, download: bool = True) -> P
     if not download:
         raise InputError(what, hint=file.hint)
     reporter.say(f"downloading {file.url} ({file.size}) to {folder}")
+    import torch
+
     prefix = re.search(r"[-_]([0-9a-f]{6,})\.pth$", file.name)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)

@@ -6,7 +6,6 @@ folder `recipes`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -15,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.runs.recipe_schema import Recipe
 from flashdmd_cli.runs.reward_schema import RewardRecipe
 from flashdmd_cli.runs.tables import Config
@@ -56,7 +56,7 @@ def recipe_path(name: str) -> Path:
             return path
         raise InputError(f"--recipe: no file {name}", hint="`flashdmd recipes list` names the shipped ones")
     raise UsageError(
-        f"--recipe: no recipe {name!r}{_nearest(name, list_recipes())}",
+        f"--recipe: no recipe {name!r}{nearest(name, list_recipes())}",
         hint="`flashdmd recipes list` names the shipped ones; a file is given with its .yaml",
     )
 
@@ -197,19 +197,9 @@ def _example(schema: type[Config], name: str, values: Mapping[str, Any], key: st
 
 def _unknown(key: str, schema: type[Config], example: str) -> UsageError:
     return UsageError(
-        f"{key}: no such recipe key{_nearest(key, recipe_keys(schema))}",
+        f"{key}: no such recipe key{nearest(key, recipe_keys(schema))}",
         hint=f"`flashdmd recipes show {example}` shows the keys",
     )
-
-
-def _nearest(word: str, words: list[str]) -> str:
-    """A suggestion of the most similar word, or an empty text."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
-    if not close:
-        last = word.rpartition(".")[2]
-        ends = difflib.get_close_matches(last, [each.rpartition(".")[2] for each in words], n=1, cutoff=0.75)
-        close = [each for each in words if each.rpartition(".")[2] in ends or last in each][:1]
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _usage_error(error: ValidationError, schema: type[Config], name: str, values: Mapping[str, Any]) -> UsageError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
@@ -53,6 +54,11 @@ class SilentReporter:
 
     def progress(self, done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
         self.stop.check()
+
+
+def wrapped(text: str, width: int = 80) -> str:
+    """A long message in lines of `width` characters, all but the first indented; paths and URLs are not broken."""
+    return "\n".join(textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def duration(seconds: float) -> str:

@@ -95,7 +95,8 @@ def read_benchmark(layout: str, file: Path | str, out: Path | str | None = None)
     Written to `out` (None: ./runs/eval-LAYOUT-NAME), so that `compare` takes it. Raises `InputError` for a file that is
     no such result.
     """
-    from flashdmd_cli.evaluation.layouts import LAYOUTS, read_bench
+    from flashdmd_cli.evaluation.layouts import read_bench
+    from flashdmd_cli.evaluation.names import LAYOUTS
     from flashdmd_cli.evaluation.results import RESULTS, SAMPLES
 
     if layout not in LAYOUTS:

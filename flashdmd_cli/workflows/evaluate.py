@@ -18,9 +18,11 @@ from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, hardware, versions, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.drawing import PROMPTS, cost, draw_suite
+from flashdmd_cli.workflows.eval_options import check_backend, check_names, check_options, check_paths, check_source
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place
+from flashdmd_cli.workflows.inputs.suites import find_suite
 from flashdmd_cli.workflows.inputs.teachers import Parts
 from flashdmd_cli.workflows.picking import Picked, Request, pick
 from flashdmd_cli.workflows.sample import prompt_warnings, write_result
@@ -110,18 +112,18 @@ def evaluate(
         UsageError: for an option that `source` or the suite does not take, or an `out` that holds something else.
         InputError: for what cannot be read, and where the weights of one of `metrics` are missing.
     """
-    from flashdmd_cli.workflows.inputs.suites import find_suite
-
-    if suite is not None:
-        find_suite(suite, reporter or SilentReporter())  # before anything heavy is loaded
-    from flashdmd_cli.evaluation.report import check_thresholds, missed
-
     reporter, lowest, highest = reporter or SilentReporter(), dict(fail_below or {}), dict(fail_above or {})
+    # Everything that can be checked without torch comes before its import and before any download.
     check_options(images, source or model, generate_only, seeds, batch, num_processes, layout)
     check_backend(backend, generate_only)
-    if generate_only and (lowest or highest):
-        flag = "--fail-below" if lowest else "--fail-above"
-        raise UsageError(f"{flag}: nothing is measured with --generate-only", hint="leave one of them out")
+    check_names(suite, metrics, lowest, highest, generate_only)
+    check_paths(images, prompts, references)
+    if images is None:
+        check_source(source, model)
+    if suite is not None:
+        find_suite(suite, reporter)
+    from flashdmd_cli.evaluation.report import check_thresholds, missed
+
     began = time.monotonic()
     request = Request(
         suite=suite,
@@ -201,34 +203,6 @@ def evaluate(
     finish(folder, drawer, picked, pictures, files, seed, facts, time.monotonic() - began)
     missing = [] if measured is None else missed(measured, lowest, highest)
     return Evaluation(folder, name, picked.suite, measured, pictures, document, missing)
-
-
-def check_options(
-    images: object, source: object, generate_only: bool, seeds: int, batch: int | None, nproc: int, layout: str | None
-) -> None:
-    """UsageError for options that exclude each other, and for numbers below one."""
-    from flashdmd_cli.evaluation.layouts import LAYOUTS
-
-    if images is not None and source is not None:
-        raise UsageError(
-            "--images: are pictures that are there already, and --from draws some", hint="give one of them"
-        )
-    if images is not None and (generate_only or layout):
-        flag = "--generate-only" if generate_only else "--layout"
-        raise UsageError(f"{flag}: nothing is drawn with --images", hint="leave one of them out")
-    if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout}: unknown", hint=f"one of {', '.join(LAYOUTS)}")
-    for flag, number in (("--seeds", seeds), ("--batch", batch), ("--nproc", nproc)):
-        if number is not None and number < 1:
-            raise UsageError(f"{flag} {number}: must be at least 1")
-
-
-def check_backend(backend: str, generate_only: bool) -> None:
-    """UsageError for an unknown backend, and for one that would have nothing to do."""
-    if backend not in ("inprocess", "upstream"):
-        raise UsageError(f"--backend {backend}: unknown", hint="inprocess or upstream")
-    if backend == "upstream" and generate_only:
-        raise UsageError("--backend upstream: nothing is measured with --generate-only", hint="leave one of them out")
 
 
 def about(picked: Picked, suite: str | None, limit: int | None, seeds: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import write_text_atomically
 from flashdmd_cli.runs.folder import RUNS
-from flashdmd_cli.runs.reporter import Reporter
+from flashdmd_cli.runs.reporter import Reporter, wrapped
 from flashdmd_cli.runs.workers import run_tasks
 from flashdmd_cli.workflows.inputs.families import drawing_place
 from flashdmd_cli.workflows.picking import Picked, Request
@@ -64,7 +64,7 @@ def score(
         facts["left_out"] |= left_out_of(picked.collection, picked.folder)
     warnings = warnings_of(facts, metrics, scored, picked.names, counts)
     for line in [*warnings, *(f"{name}: not measured: {why}" for name, why in skipped.items())]:
-        reporter.say(line)
+        reporter.say(wrapped(line))
     counting = sum(row.counts and not each.reason for row, each in zip(suite.rows, scored.looks, strict=True))
     document = {
         "metrics": metric_table(metrics, values, scored, references),

@@ -7,6 +7,7 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import RUNS
+from flashdmd_cli.runs.nearest import nearest
 
 FOLDER = Path(__file__).parent
 PREPARED = {"coco10k": "data-coco10k", "coco-mini": "data-coco10k"}
@@ -35,7 +36,7 @@ def suite_path(name: str) -> Path:
     path = expanded(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(
-            f"--suite {name}: no suite of that name",
+            f"--suite {name}: no suite of that name{nearest(name, list_suites())}",
             hint=f"there is {', '.join(list_suites())}; a file of your own is given with its .yaml",
         )
     if not path.is_file():

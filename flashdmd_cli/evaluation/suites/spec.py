@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from flashdmd_cli.evaluation.metrics.instruments import Instruments
 from flashdmd_cli.evaluation.metrics.metric import Backend, Direction, Metric, Row
 from flashdmd_cli.evaluation.metrics.registry import METRICS, UPSTREAM, metric_class
+from flashdmd_cli.evaluation.names import check_metric_names
 from flashdmd_cli.evaluation.scorers.weights import WeightsMissing
 from flashdmd_cli.evaluation.suites.names import FOLDER, suite_path
 from flashdmd_cli.evaluation.suites.prompts import Prompt, read_prompt_file, refuse_twice
@@ -20,6 +21,7 @@ from flashdmd_cli.evaluation.suites.shapes import ShapesSuite
 from flashdmd_cli.evaluation.suites.suite import PromptSuite
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded, sha256_file
+from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.runs.tables import Config, Count
 from flashdmd_cli.runs.yaml_text import parse_yaml
 from flashdmd_cli.shapes.captions import parse
@@ -187,8 +189,8 @@ def make_metrics(
     ]
     for i, wanted in enumerate(listed):
         if wanted.name not in METRICS:
-            hint = f"one of {', '.join(METRICS)}"
-            raise UsageError(f"{flag}: metrics.{i}.name: no metric {wanted.name!r}", hint=hint)
+            problem = f"{flag}: metrics.{i}.name: no metric {wanted.name!r}{nearest(wanted.name, METRICS)}"
+            raise UsageError(problem, hint=f"one of {', '.join(METRICS)}")
         metric = METRICS[wanted.name]
         for key in ("direction", "version"):
             if (has := getattr(metric, key)) != (asked := getattr(wanted, key)):
@@ -242,15 +244,6 @@ def refuse_world(metrics: Sequence[Metric], rows: Sequence[Row]) -> None:
             raise UsageError(
                 f"--metrics {own[0]}: is for the embedded world, and the prompt {row.prompt_id} is none of its captions"
             ) from None
-
-
-def check_metric_names(names: Sequence[str], flag: str = "--metrics") -> None:
-    """UsageError for a name that is unknown or there twice."""
-    for name in names:
-        if name not in METRICS:
-            raise UsageError(f"{flag} {name}: no such metric", hint=f"one of {', '.join(METRICS)}")
-        if list(names).count(name) > 1:
-            raise UsageError(f"{flag} {name}: is there twice", hint="name it once")
 
 
 def read_prompts(spec: SuiteSpec, folder: Path, flag: str) -> tuple[list[Prompt], str]:

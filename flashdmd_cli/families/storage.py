@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 
@@ -46,11 +47,22 @@ class _LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+class _RMSNorm(RMSNorm):
+    """diffusers' layer returns the format of its weights, which a product with another input would not accept."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = hidden_states
+        if self.weight is None or x.dtype == self.weight.dtype:
+            return super().forward(x)  # type: ignore[no-any-return]
+        return F.rms_norm(x, tuple(self.dim), _in_format_of(x, self.weight), self.eps)
+
+
 STORED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
     nn.GroupNorm: _GroupNorm,
     nn.LayerNorm: _LayerNorm,
+    RMSNorm: _RMSNorm,
 }
 """Layers that can have 16-bit weights and inputs of another format."""
 
@@ -108,7 +120,7 @@ def _store_in_int8(layer: nn.Linear) -> None:
     # Rounded before it is used, so that its rounding adds no error, and upwards, so that no number is above 127.
     scale = (largest / 127 * (1 + 2**-8)).to(torch.bfloat16)
     layer.register_buffer("scale", scale, persistent=False)
-    numbers = (weight / layer.scale.float()).round().clamp(-127, 127).to(torch.int8)
+    numbers = (weight / scale.float()).round().clamp(-127, 127).to(torch.int8)
     layer.weight = nn.Parameter(numbers, requires_grad=False)
     layer.__class__ = _Int8Linear
 

@@ -154,8 +154,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Hash the listed files (default: all of the folder) and write `folder/manifest.json` atomically.
 
     Files whose records have a hash already and are as large as recorded are not read again: shards to which caches are
-    added may be terabytes. Fills in versions and hardware if they are empty. Returns the written manifest; raises `InputError` for a missing
-    file and `FlashDMDError` on a full disk.
+    added may be terabytes. Fills in versions and hardware if they are empty. Returns the written manifest; raises
+    `InputError` for a missing file and `FlashDMDError` on a full disk.
     """
     records = manifest.files or [FileRecord(path=path) for path in _files(folder, NOT_LISTED)]
     filled = manifest.model_copy(

@@ -53,7 +53,7 @@ class _RMSNorm(RMSNorm):
     def forward(self, hidden_states: Tensor) -> Tensor:
         x = hidden_states
         if self.weight is None or x.dtype == self.weight.dtype:
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)
         return F.rms_norm(x, tuple(self.dim), _in_format_of(x, self.weight), self.eps)
 
 

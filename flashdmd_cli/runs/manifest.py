@@ -282,9 +282,8 @@ def _hashed(folder: Path, record: FileRecord) -> FileRecord:
     path = folder / record.path
     try:
         size = path.stat().st_size
-        if record.sha256 and record.size == size:
-            return record
-        return FileRecord(path=record.path, size=size, sha256=sha256_file(path))
+        known = record.sha256 and record.size == size
+        return record if known else FileRecord(path=record.path, size=size, sha256=sha256_file(path))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}", hint="run the command again") from error
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 
@@ -47,22 +46,13 @@ class _LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
-class _RMSNorm(RMSNorm):
-    """diffusers' layer returns the format of its weights, which a product with another input would not accept."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        x = hidden_states
-        if self.weight is None or x.dtype == self.weight.dtype:
-            return super().forward(x)
-        return F.rms_norm(x, tuple(self.dim), _in_format_of(x, self.weight), self.eps)
-
-
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Number formats by their names in recipes and options."""
 STORED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: _Linear,
     nn.Conv2d: _Conv2d,
     nn.GroupNorm: _GroupNorm,
     nn.LayerNorm: _LayerNorm,
-    RMSNorm: _RMSNorm,
 }
 """Layers that can have 16-bit weights and inputs of another format."""
 
@@ -99,17 +89,18 @@ class _Int8Product(torch.autograd.Function):
 
 
 def store(net: nn.Module, weights: str, targets: Sequence[str]) -> nn.Module:
-    """Convert the frozen weights of `net` to the format `weights` (fp32, bf16 or int8), in place; returns it.
+    """Convert the frozen weights of `net` to the format `weights` (fp32, bf16, fp16 or int8), in place; returns it.
 
     int8 is for the linear layers named in `targets`, which have nearly all weights of a transformer; the others are
     stored in bfloat16. The error of a weight is at most 1/250 of the largest one of the same output (in bfloat16).
     """
-    if weights in ("bf16", "int8"):
-        store_in_bf16(net)
     if weights == "int8":
+        store_in_bf16(net)
         for name, module in net.named_modules():
             if type(module) is _Linear and f".{name}".endswith(tuple(f".{target}" for target in targets)):
                 _store_in_int8(module)
+    elif weights != "fp32":
+        store_in(net, DTYPES[weights])
     return net
 
 
@@ -132,19 +123,28 @@ def full_weight(layer: nn.Module) -> Tensor:
 
 
 def store_in_bf16(net: nn.Module) -> nn.Module:
-    """Convert the weights of `net` to bfloat16, in place, so that it takes inputs of any format; returns it.
+    """`store_in` with bfloat16."""
+    return store_in(net, torch.bfloat16)
 
-    Layers of other kinds with parameters keep float32.
+
+def store_in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Convert the weights of `net` to a format of 16 bits, in place, so that it takes inputs of any format; returns it.
+
+    Parameters of other layers are stored in float32: the RMS norms of SD3.5 would return the format of their weights,
+    which attention does not combine with another one.
     """
     for module in net.modules():
         if type(module) in STORED:
-            module.to(torch.bfloat16)
+            module.to(dtype)
             module.__class__ = STORED[type(module)]
+        elif type(module) not in STORED.values():
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.float()
     return net
 
 
 def is_stored_in_bf16(net: nn.Module) -> bool:
-    """Whether `store_in_bf16` was applied to `net`."""
+    """Whether `store_in` was applied to `net`."""
     return any(isinstance(module, tuple(STORED.values())) for module in net.modules())
 
 

@@ -172,7 +172,7 @@ part plan 240 nice bash -c plan &  # on the processor, beside the measurements
 planning=$!
 part adapters 80 bash -c 'bench "$ADAPTERS" --cycles 1'
 part int8 60 bash -c 'bench "$INT8" --cycles 1'
-part compiled 130 bash -c 'bench "$COMPILED" --cycles 2'
+part compiled 150 bash -c 'bench "$COMPILED" --cycles 2'
 wait $planning
 jobs=()  # small networks, which leave most of a GPU idle: all at once
 part demo-sdxl ${DEMO_LIMIT:-130} bash -c 'demo sdxl' & jobs+=($!)

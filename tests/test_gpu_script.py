@@ -28,8 +28,8 @@ def dry_run(out: Path, parts: str) -> dict[str, Any]:
 
 
 def test_plans_are_put_beside_measurements_and_late_parts_are_cut_off(tmp_path: Path) -> None:
-    summary = dry_run(tmp_path / "out", "plan compiled demo-sdxl demo-sd3")
-    for name in ("plan", "compiled"):
+    summary = dry_run(tmp_path / "out", "plan int8 demo-sdxl demo-sd3")
+    for name in ("plan", "int8"):
         assert summary["parts"][name]["result"] == "ok", summary
     for name in ("demo-sdxl", "demo-sd3"):  # whole demos would take minutes here: they only begin
         part = summary["parts"][name]
@@ -37,7 +37,7 @@ def test_plans_are_put_beside_measurements_and_late_parts_are_cut_off(tmp_path: 
     (row,) = summary["measured"]
     assert row["planned TFLOP a sample"] == pytest.approx(row["TFLOP a sample"], rel=0.02)
     assert row["peak GB"] > row["planned peak GB"] > 0  # on a CPU, all of the process's memory is measured
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "compiled.json", "summary.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"plan.json", "int8.json", "summary.json"}
 
 
 def test_a_killed_run_resumes_and_dmd2_is_measured(tmp_path: Path) -> None:

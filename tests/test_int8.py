@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flashdmd_cli.families import storage
+from flashdmd_cli.families.sd3.family import SD3Family
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.true_size import random_family, random_text
 from flashdmd_cli.families.storage import store, stored_in_fp32
@@ -126,3 +127,16 @@ def test_it_is_planned() -> None:
     assert in_16.memory_by_part["weights"] - in_8.memory_by_part["weights"] == pytest.approx(saved)
     assert in_8.tflop_per_sample == pytest.approx(in_16.tflop_per_sample, rel=1e-3)
     assert in_8.peak_gb < in_16.peak_gb
+
+
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_another_familys_network_in_fewer_bits(weights: str, tiny_sd3_folder: Path) -> None:
+    """With float32 arithmetic; in 8 bits are all layers of a transformer that get adapters."""
+    exact, stored = (SD3Family.load(tiny_sd3_folder, "fp32", name) for name in ("fp32", weights))
+    torch.manual_seed(0)
+    x, t, cond = torch.randn(2, *exact.latent_shape), torch.tensor([999.0, 249.0]), exact.encode(["a ring", "a star"])
+    expected, answer = (family.teacher.x0(x, t, cond) for family in (exact, stored))
+    assert 0 < (answer - expected).square().mean() < 1e-3 * expected.square().mean()
+    student = stored.base.twin().add_adapter("student", 2, 2.0)
+    layers = [layer.get_base_layer() for layer in student.base._layers]
+    assert all(isinstance(layer, storage._Int8Linear) == (weights == "int8") for layer in layers) and layers

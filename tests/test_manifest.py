@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flashdmd_cli.runs import manifest as module
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.manifest import (
     MANIFEST,
@@ -45,6 +46,19 @@ def test_round_trip_lists_hashes_and_leaves_out_the_state(result: Path) -> None:
     assert manifest.files[1].sha256 == hashlib.sha256(bytes(range(256))).hexdigest()
     assert {"flashdmd", "torch", "diffusers", "transformers"} <= manifest.versions.keys()
     assert verify(result) == []
+
+
+def test_only_files_without_a_hash_are_read(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are not hashed again when caches are added."""
+    manifest, hashed = read_manifest(result), []
+    monkeypatch.setattr(module, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path))
+    (result / "more.bin").write_bytes(b"1")
+    (result / "metrics.jsonl").write_text("longer than before, so it has changed\n" * 9)
+    again = write_manifest(
+        result, manifest.model_copy(update={"files": [*manifest.files, FileRecord(path="more.bin")]})
+    )  # fmt: skip
+    assert hashed == ["metrics.jsonl", "more.bin"]
+    assert verify(result) == [] and len(again.files) == len(manifest.files) + 1
 
 
 def test_only_listed_files_when_some_are_listed(result: Path) -> None:

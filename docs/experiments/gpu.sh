@@ -11,7 +11,7 @@
 set -u
 OUT=$(mkdir -p "${OUT:?the folder for the results}" && cd "$OUT" && pwd)
 PYTHON=${PYTHON:-python} SMALL=${SMALL:-} END=$((SECONDS + ${SECONDS_IN_ALL:-480}))
-PARTS=${PARTS:-plan adapters compiled demo-sdxl demo-sd3 resume full}
+PARTS=${PARTS:-plan adapters int8 compiled demo-sdxl demo-sd3 resume full}
 WORK=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$WORK"' EXIT
 cd "$(dirname "$0")/../.." || exit 1
@@ -20,6 +20,7 @@ export WORK OUT SMALL PYTHON
 
 # The settings of each measurement: recipe and changes. The plan is made for the same ones.
 export ADAPTERS="sdxl-4step-24gb train.batch=2 train.micro_batch=2"
+export INT8="sdxl-4step-24gb train.batch=2 train.micro_batch=1 model.weights=int8"
 export COMPILED="sdxl-4step-80gb train.batch=4 train.micro_batch=4"
 export FULL="sdxl-4step train.batch=4 train.micro_batch=2 model.checkpointing=true"
 export DMD2="sdxl-4step-dmd2 train.batch=4 train.micro_batch=2"
@@ -29,7 +30,7 @@ RUN="--set train.batch=8 --set train.micro_batch=8 --iterations 12"
 DEMO="--device cuda"
 if [[ $SMALL ]]; then
     tiny="gan.crop_px=64 model.lora_rank=2 model.compile=false train.batch=1 train.micro_batch=1"
-    for name in ADAPTERS COMPILED FULL DMD2; do export $name="${!name%% *} $tiny"; done
+    for name in ADAPTERS INT8 COMPILED FULL DMD2; do export $name="${!name} $tiny"; done
     FULL_GB=0 LARGE="--size small --resolution 64 --device cpu"
     RUN="--set train.batch=2 --set train.micro_batch=2 --set train.preview_every=null --iterations 3 --device cpu"
     DEMO="--device cpu --iterations 1"
@@ -111,12 +112,13 @@ from flashdmd_cli.workflows.plan.gpus import gpu_named
 from flashdmd_cli.workflows.plan.planning import plan
 small = bool(os.environ["SMALL"])
 rows = []
-for name, cycles in (("ADAPTERS", 1), ("COMPILED", 2), ("FULL", 1), ("DMD2", 1)):
+for name, cycles in (("ADAPTERS", 1), ("INT8", 1), ("COMPILED", 2), ("FULL", 1), ("DMD2", 1)):
     recipe = load_recipe(*(lambda words: (words[0], [*words[1:], "train.preview_every=null"]))(os.environ[name].split()))
     steps = recipe.dm_step_indices
     drawn = [steps[int(torch.randint(len(steps), (1,), generator=generator(recipe.train.seed, 0, number, "grid step")))]
              for number in range(recipe.ttur, recipe.ttur * (1 + cycles))]
-    rows.append(plan(recipe, gpu_named(None), 64 if small else 1024, small=small, indices=drawn).as_dict())
+    found = plan(recipe, gpu_named(None), 64 if small else 1024, small=small, indices=drawn)
+    rows.append({"settings": name} | found.as_dict())
 print(json.dumps({"rows": rows}))
 PY
 }
@@ -135,13 +137,15 @@ for line in (work / "parts").read_text().splitlines():
     if code != "0":
         parts[name]["end of its messages"] = (work / f"{name}.log").read_text().splitlines()[-5:]
 read = lambda name: json.loads((out / f"{name}.json").read_text()) if (out / f"{name}.json").is_file() else {}
-planned = {row["recipe"]: row for row in read("plan").get("rows", [])}
+planned = {row["settings"]: row for row in read("plan").get("rows", [])}
+measurements = {"adapters": ["ADAPTERS"], "int8": ["INT8"], "compiled": ["COMPILED"], "full": ["FULL", "DMD2"]}
 rows = []
-for measured in (row for name in ("adapters", "compiled", "full") for row in read(name).get("rows", [])):
-    expected = planned.get(measured["recipe"], {})
+for settings, measured in (pair for part, names in measurements.items()
+                           for pair in zip(names, read(part).get("rows", []))):
+    expected = planned.get(settings, {})
     per_sample = measured["tflop"] / measured["batch"]
     rows.append({
-        "recipe": measured["recipe"], "micro-batch": measured["micro_batch"],
+        "settings": settings, "recipe": measured["recipe"], "micro-batch": measured["micro_batch"],
         "samples/s": measured["samples_per_second"], "share of the ceiling": measured["utilisation"],
         "peak GB": measured["peak_gb"], "planned peak GB": expected.get("peak_gb"),
         "TFLOP a sample": per_sample, "planned TFLOP a sample": expected.get("tflop_per_sample"),
@@ -167,7 +171,8 @@ export LARGE RUN DEMO
 part plan 240 nice bash -c plan &  # on the processor, beside the measurements
 planning=$!
 part adapters 80 bash -c 'bench "$ADAPTERS" --cycles 1'
-part compiled 130 bash -c 'bench "$COMPILED" --cycles 2'
+part int8 60 bash -c 'bench "$INT8" --cycles 1'
+part compiled 150 bash -c 'bench "$COMPILED" --cycles 2'
 wait $planning
 jobs=()  # small networks, which leave most of a GPU idle: all at once
 part demo-sdxl ${DEMO_LIMIT:-130} bash -c 'demo sdxl' & jobs+=($!)

@@ -177,13 +177,14 @@ class Manifest(_Record):
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Hash the listed files (default: all of the folder) and write `folder/manifest.json` atomically.
 
-    Fills in versions and hardware if they are empty. Returns the written manifest; raises `InputError` for a missing
-    file and `FlashDMDError` on a full disk.
+    Files whose records have a hash already and are as large as recorded are not read again: shards to which caches are
+    added may be terabytes. Fills in versions and hardware if they are empty. Returns the written manifest; raises
+    `InputError` for a missing file and `FlashDMDError` on a full disk.
     """
-    paths = [record.path for record in manifest.files] or _files(folder, NOT_LISTED)
+    records = manifest.files or [FileRecord(path=path) for path in _files(folder, NOT_LISTED)]
     filled = manifest.model_copy(
         update={
-            "files": [_file_record(folder, path) for path in paths],
+            "files": [_hashed(folder, record) for record in records],
             "versions": manifest.versions or versions(),
             "hardware": manifest.hardware or hardware(),
         }
@@ -300,11 +301,15 @@ def hardware(device: str | None = None, precision: str | None = None) -> dict[st
     return facts
 
 
-def _file_record(folder: Path, path: str) -> FileRecord:
+def _hashed(folder: Path, record: FileRecord) -> FileRecord:
+    """The record with size and hash of its file; unchanged if it has a hash and the size is the same."""
+    path = folder / record.path
     try:
-        return FileRecord(path=path, size=(folder / path).stat().st_size, sha256=sha256_file(folder / path))
+        size = path.stat().st_size
+        known = record.sha256 and record.size == size
+        return record if known else FileRecord(path=record.path, size=size, sha256=sha256_file(path))
     except OSError as error:
-        raise InputError(f"{folder / path}: cannot be read: {error.strerror}", hint="run the command again") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror}", hint="run the command again") from error
 
 
 def _files(folder: Path, skipped: tuple[str, ...] = ()) -> list[str]:

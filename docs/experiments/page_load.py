@@ -2,8 +2,8 @@
 
     python docs/experiments/page_load.py [ITERATIONS] [FOLDER]      needs playwright, and Chromium on the PATH
 
-Writes the metrics of an invented alignment (100,000 logged iterations), its page, and screenshots of the page at 390 and
-1280 pixels, light and dark. Prints seconds, bytes, and everything that the browser requested.
+Writes the metrics of an invented alignment (100,000 logged iterations), its page, and screenshots of the page at 390
+and 1280 pixels, light and dark. Prints seconds, bytes, and everything that the browser requested.
 """
 
 from __future__ import annotations

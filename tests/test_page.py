@@ -14,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from flashdmd_cli.data.assemble import Histogram
 from flashdmd_cli.evaluation.envelope import MAX_COLUMNS, Envelope
 from flashdmd_cli.evaluation.exhibits import Folded, Pictures, Preformatted, Table, metric_table, picture_uri
 from flashdmd_cli.evaluation.page import TEMPLATES, Exhibit, Page, Section, render, write_page
 from flashdmd_cli.evaluation.plots import Plot, round_values
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.workflows.demo.page import NAMES, demo_page
+from flashdmd_cli.workflows.prepare.page import histograms
 
 FIGURES = ("composition", "frechet", "high_frequency", "coverage", "diversity")
 
@@ -132,6 +134,19 @@ def test_no_code_builds_html():
     package = TEMPLATES.parents[1]
     found = [path.name for path in package.rglob("*.py") if tag.search(path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_histograms_of_prepared_data():
+    values, empty = Histogram(), Histogram()
+    for value, kept in ((1.0, True), (1.0, True), (100.0, False)):
+        values.add(value, kept)
+    empty.add(0.0, True)
+    found = {"short side": values, "caption length": empty, "aesthetic": empty}
+    # A logarithmic axis has no place for a quantity that is zero everywhere.
+    assert [each.title for each in histograms(found)] == ["short side", "aesthetic"]
+    text = drawn(histograms(found)[0])
+    assert text.count('class="bar"') == text.count('class="outline"') == 1 and "tallest bar 2" in text
+    assert ">10</text>" in text  # the middle of a logarithmic axis from 1 to 100
 
 
 def test_envelope_keeps_every_extreme_in_few_columns():

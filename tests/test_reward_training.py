@@ -224,6 +224,8 @@ def test_train_and_score_from_the_command_line(world):
     assert result.exit_code == 0, result.output
     assert set(json.loads(result.stdout)["accuracy"]) == {"1", "249", "499", "749", "951"}
     assert json.loads((world / "r" / "manifest.json").read_text())["kind"] == "reward"
+    page = (world / "r" / "page.html").read_text(encoding="utf-8")
+    assert "finished" in page and "pairs per second" in page and "Pairwise cross-entropy" in page
     assert run("inspect", "r").exit_code == 0
     assert run(*words, "--quiet").stdout == "r\n"
     scored = run("reward", "score", "--reward", "r", "--prompt", "p", "--image", "red.png", "--image", "blue.png",

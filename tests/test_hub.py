@@ -193,9 +193,9 @@ def test_gated_sd3_names_the_page_with_its_terms(
     folder = find_teacher(newer)
     assert family_at(folder).name == "sd3" and default_recipes("sd3") == SD3.recipes
     hub.repos["owner/tuned"] = asset("shapes-sd3")
-    assert default_recipes("owner/tuned") is SDXL.recipes  # unknown before it is here
-    find_teacher("owner/tuned")
-    assert default_recipes("owner/tuned") is SD3.recipes
+    hub.asked.clear()
+    assert default_recipes("owner/tuned") is SD3.recipes and hub.sent() == ["model_index.json"]
+    assert default_recipes("owner/unknown") is SDXL.recipes  # `find_teacher` reports why
 
 
 OTHERS = ("FluxPipeline", "Flux2Pipeline", "QwenImagePipeline", "ZImagePipeline", "SanaPipeline", "WanPipeline",

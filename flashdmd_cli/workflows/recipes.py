@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flashdmd_cli.families.facts import DefaultRecipes
-from flashdmd_cli.families.registry import FAMILIES, family_at, family_named
+from flashdmd_cli.families.registry import FAMILIES, family_named
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.hub import cached
 from flashdmd_cli.runs.recipe import Recipe, RewardRecipe, load_recipe, load_reward_recipe
 from flashdmd_cli.runs.results import Checkpoint
 from flashdmd_cli.runs.resume import flat
 from flashdmd_cli.workflows.inputs.kinds import embedded_teacher, teacher_of_student
-from flashdmd_cli.workflows.inputs.teachers import absolute, hub_id
+from flashdmd_cli.workflows.inputs.teachers import absolute, family_of_teacher
 
 EMBEDDED_RECIPES = {
     "shapes-sdxl": DefaultRecipes("shapes-4step", "align/shapes", "align/shapes", "reward/shapes"),
@@ -37,13 +35,7 @@ def default_recipes(teacher: str | Path | None) -> DefaultRecipes:
         return EMBEDDED_RECIPES[embedded]
     named = str(teacher).partition("@")[0]
     known = next((facts for facts in FAMILIES.values() if named in (facts.name, *facts.licenses)), None)
-    return (known or family_at(_place(str(teacher)))).recipes
-
-
-def _place(teacher: str) -> Path:
-    """The folder of a teacher given by its path, or by a hub id that has been downloaded before."""
-    asked = hub_id(teacher)
-    return (cached(*asked) if asked is not None else None) or expanded(teacher)
+    return (known or family_of_teacher(str(teacher))).recipes
 
 
 def default_distill_recipe(teacher: str | Path | None, steps: int | None = None) -> str:

@@ -214,6 +214,19 @@ def _family_on_hub(wanted: Wanted) -> Facts:
         raise InputError(f"{wanted.option}: {error}", hint=error.hint) from None
 
 
+def family_of_teacher(name: str) -> Facts:
+    """The family of a teacher by its path or hub id, of which at most `model_index.json` is downloaded.
+
+    SDXL if it cannot be determined; `find_teacher` then reports why.
+    """
+    if (asked := hub_id(name)) is None:
+        return family_at(expanded(name))
+    try:
+        return _family_on_hub(Wanted(f"--teacher {name}", *asked))
+    except InputError:
+        return SDXL
+
+
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
     """The pipeline folder or checkpoint file of a teacher, downloaded if necessary.
 

@@ -146,7 +146,7 @@ def flip(path: Path) -> None:
     ("damage", "said"),
     [
         (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
-        (lambda f: edit(f / "manifest.json", kind="eval"), "is an eval folder, not a distill or align one"),
+        (lambda f: edit(f / "manifest.json", kind="eval"), "is an eval folder, not a distill one"),
         (lambda f: edit(f / "manifest.json", schema_version=99), "schema 99 is newer"),
         (lambda f: (f / "manifest.json").write_text("{"), "not a manifest"),
         (lambda f: edit(f / "manifest.json", recipe={"grid": {"steps": 5}}), "its recipe cannot be read: grid.steps"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.folder import find_run
+from flashdmd_cli.runs.folder import find_run, owner
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest
@@ -61,12 +62,15 @@ def stage1_checkpoint(folder: Path | str, flag: str = "--from") -> Checkpoint:
     the distillation, and its iterations do not count those before, so that random numbers would be used twice.
     """
     folder = Path(folder)
-    manifest = whole_folder(folder, ("distill", "align"), flag, "flashdmd distill")
-    if manifest.kind == "align":
+    kind = None
+    with suppress(InputError):  # of a torn manifest, which is reported below
+        kind = owner(folder)
+    if kind == "align":
         raise InputError(
             f"{flag} {folder}: is an align folder, and a student is aligned only once",
             hint="the command that wrote it continues it with more --iterations; or name the distilled student",
         )
+    manifest = whole_folder(folder, ("distill",), flag, "flashdmd distill")
     return Checkpoint(folder, manifest, recipe_of(manifest, f"{flag} {folder}"))
 
 

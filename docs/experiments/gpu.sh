@@ -168,7 +168,7 @@ total_gb() {
 export -f bench demo resume plan
 export LARGE RUN DEMO
 : >"$WORK/parts"
-part plan 240 nice bash -c plan &  # on the processor, beside the measurements
+part plan 240 $([[ $SMALL ]] || echo nice) bash -c plan &  # on the processor, beside the measurements
 planning=$!
 part adapters 80 bash -c 'bench "$ADAPTERS" --cycles 1'
 part int8 60 bash -c 'bench "$INT8" --cycles 1'

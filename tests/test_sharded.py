@@ -19,7 +19,7 @@ from flashdmd_cli.core.shards import is_sharded, local
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs import checkpoint
 from flashdmd_cli.runs.checkpoint import latest_state, load_state, save_state, state_folder
-from flashdmd_cli.runs.errors import WriteError
+from flashdmd_cli.runs.errors import UsageError, WriteError
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
@@ -196,3 +196,8 @@ def test_a_process_that_cannot_write_ends_all_and_leaves_the_state_before(two):
         message, names = two[1][rank]["error"]
         assert "tensors-1.safetensors: the disk is full" in message
         assert names == [f"step-{number:08d}" for number in (STEPS, MORE)]
+
+
+def test_adapters_are_not_sharded():
+    with pytest.raises(UsageError, match="sharding should be none where form is lora"):
+        load_recipe("sdxl-4step-lora", ["model.sharding=fsdp"])

@@ -121,13 +121,15 @@ def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
 
     values = [place(value) for value in (*histogram.kept, *histogram.rejected) if value > 0 or not logarithmic]
     low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    # Columns may hold any number, up to the largest floats; halves keep sums and differences finite.
+    if high / 2 - low / 2 <= 1e-9 * max(1, abs(low), abs(high)):
+        margin = max(0.5, abs(low) / 100)
+        low, high = low - margin, high + margin
     heights = [[0] * NUM_BINS, [0] * NUM_BINS]
     for bars, counted in zip(heights, (histogram.kept, histogram.rejected), strict=True):
         for value, count in counted.items():
             if value > 0 or not logarithmic:
-                bars[min(NUM_BINS - 1, int((place(value) - low) / (high - low) * NUM_BINS))] += count
+                bars[min(NUM_BINS - 1, int((place(value) / 2 - low / 2) / (high / 2 - low / 2) * NUM_BINS))] += count
     top = max(1, *heights[0], *heights[1])
     step = WIDTH / NUM_BINS
 
@@ -146,7 +148,7 @@ def drawing(name: str, histogram: Histogram, logarithmic: bool) -> str:
         + bars_of(heights[1], 'fill="none" stroke="#b3402a"')
         + f'<line x1="0" x2="{WIDTH}" y1="{HEIGHT - 2}" y2="{HEIGHT - 2}" stroke="#5d6b7a"/>'
         f'<g font-size="11" fill="#5d6b7a"><text x="0" y="{HEIGHT + 12}">{label(low)}</text>'
-        f'<text x="{WIDTH / 2}" y="{HEIGHT + 12}" text-anchor="middle">{label((low + high) / 2)}</text>'
+        f'<text x="{WIDTH / 2}" y="{HEIGHT + 12}" text-anchor="middle">{label(low / 2 + high / 2)}</text>'
         f'<text x="{WIDTH}" y="{HEIGHT + 12}" text-anchor="end">{label(high)}</text></g></svg>'
         f"<figcaption>{html.escape(name)}, tallest bar {top:,}</figcaption></figure>"
     )

@@ -114,7 +114,7 @@ def test_weights_in_16_bits_answer_as_the_rounded_weights_in_32():
     torch.testing.assert_close(student.plain().x0(x, t, cond), student.x0(x, t, cond), rtol=1e-4, atol=1e-4)
     assert not is_stored_in_bf16(stored_in_fp32(net))
     torch.testing.assert_close(family.teacher.x0(x, t, cond), plain)
-    assert module.random_text(family, 1)["context"].shape == (1, TOKENS, 64)
+    assert random_text(family, 1)["context"].shape == (1, TOKENS, 64)
 
 
 def test_compiled_blocks_train_alike(monkeypatch):

@@ -83,7 +83,9 @@ def test_extras_fit_and_what_cannot_be_installed_beside_is_none():
     """`lpips` has no upper bounds on anything; image-reward and hpsv2 pin what this package excludes."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    assert set(extras) == {"docs", "lpips", "test"} and Requirement(extras["lpips"][0]).specifier.contains("0.1.4")
+    assert set(extras) == {"docs", "lpips", "onnx", "test"} and Requirement(extras["lpips"][0]).specifier.contains(
+        "0.1.4"
+    )
     needed = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
     pins = dict(pin.split("==") for pin in PINS)
     assert not {"image-reward", "hpsv2"} & needed.keys()

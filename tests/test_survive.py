@@ -277,3 +277,12 @@ def test_a_benchmark_of_one_prompt_has_no_interval_and_is_read(tmp_path, monkeyp
     assert (result.exit_code, result.stdout) == (0, "t2i-compbench: 0.2500, 1 picture\n")
     Path("r.json").write_text('[{"question_id": 0, "answer": NaN}]')
     fails(run("eval", "read", "t2i-compbench", "r.json", "--out", "o"), 3, "a score in it is no finite number")
+
+
+@pytest.mark.parametrize("scores", [[2.0**70], [1e308, -1e308], [5e-324], [0.0, 1e-12]], ids=str)
+def test_columns_with_any_number_are_drawn(scores, tmp_path, monkeypatch):
+    """A single number of 70 bits left no room for a histogram: ZeroDivisionError at the end of the preparation."""
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text("".join(json.dumps({"prompt": f"a {i}", "s": s}) + "\n" for i, s in enumerate(scores)))
+    assert run("prepare-data", "p.jsonl", "--out", "o", "--quiet", "--filter", "s>=-1e308").exit_code == 0
+    assert Path("o/report.html").read_text().count("<svg") == 2

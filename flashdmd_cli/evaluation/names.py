@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from flashdmd_cli.runs.errors import UsageError
@@ -18,11 +19,18 @@ LAYOUTS = ("geneval", "dpg", "t2i-compbench")
 """Benchmarks in whose layout pictures can be written."""
 
 
+def known_metrics() -> Sequence[str]:
+    """`METRIC_NAMES`; once the registry is loaded, its names, to which a program may have added some."""
+    registry = sys.modules.get("flashdmd_cli.evaluation.metrics.registry")
+    return METRIC_NAMES if registry is None else tuple(registry.METRICS)
+
+
 def check_metric_names(names: Sequence[str], flag: str = "--metrics") -> None:
     """UsageError for a name that is unknown or there twice."""
+    known = known_metrics()
     for name in names:
-        if name not in METRIC_NAMES:
-            problem = f"{flag} {name}: no such metric{nearest(name, METRIC_NAMES)}"
-            raise UsageError(problem, hint=f"one of {', '.join(METRIC_NAMES)}")
+        if name not in known:
+            problem = f"{flag} {name}: no such metric{nearest(name, known)}"
+            raise UsageError(problem, hint=f"one of {', '.join(known)}")
         if list(names).count(name) > 1:
             raise UsageError(f"{flag} {name}: is there twice", hint="name it once")

@@ -9,7 +9,7 @@ from flashdmd_cli.evaluation.names import LAYOUTS, check_metric_names
 from flashdmd_cli.evaluation.suites.names import PREPARED, suite_path
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.folder import find_run, is_checkpoint
+from flashdmd_cli.runs.folder import is_checkpoint
 from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.workflows.inputs.teachers import find_teacher, hub_id
 
@@ -68,12 +68,13 @@ def check_paths(images: object, prompts: object, references: object) -> None:
 
 
 def check_source(source: str | Path | None, model: str | None) -> None:
-    """Raise for a checkpoint, teacher or preset that is not on this machine and cannot be downloaded either."""
+    """Raise for a checkpoint, teacher or preset that is not on this machine and cannot be downloaded either.
+
+    Without either, the newest student is looked for later: the prompts of a suite may be prepared before there is one.
+    """
     if model is not None:
         from flashdmd_cli.evaluation.baselines.preset import read_preset
 
         read_preset(model)
-    elif source is None or is_checkpoint(expanded(source)):
-        find_run(None if source is None else str(source))
-    elif hub_id(str(source)) is None:
+    elif source is not None and not is_checkpoint(expanded(source)) and hub_id(str(source)) is None:
         find_teacher(str(source), "--from")

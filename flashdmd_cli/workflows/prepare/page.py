@@ -117,14 +117,17 @@ def drawing(name: str, found: Histogram, logarithmic: bool) -> Titled:
 
     values = [place(value) for value in (*found.kept, *found.rejected) if value > 0 or not logarithmic]
     low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+    # Columns may hold any number, up to the largest floats; halves keep sums and differences finite.
+    if high / 2 - low / 2 <= 1e-9 * max(1, abs(low), abs(high)):
+        margin = max(0.5, abs(low) / 100)
+        low, high = low - margin, high + margin
     heights: dict[str, list[float]] = {"bar": [0] * NUM_BINS, "outline": [0] * NUM_BINS}
     for bars, counted in zip(heights.values(), (found.kept, found.rejected), strict=True):
         for value, count in counted.items():
             if value > 0 or not logarithmic:
-                bars[min(NUM_BINS - 1, int((place(value) - low) / (high - low) * NUM_BINS))] += count
+                bars[min(NUM_BINS - 1, int((place(value) / 2 - low / 2) / (high / 2 - low / 2) * NUM_BINS))] += count
     top = max(1, *heights["bar"], *heights["outline"])
-    ticks = [(0.0, "start", label(low)), (WIDTH / 2, "middle", label((low + high) / 2)), (WIDTH, "end", label(high))]
+    middle = label(low / 2 + high / 2)
+    ticks = [(0.0, "start", label(low)), (WIDTH / 2, "middle", middle), (WIDTH, "end", label(high))]
     series = {kind: histogram(bars, top, (WIDTH, HEIGHT)) for kind, bars in heights.items()}
     return Titled(name, [Bars(f"tallest bar {top:,.0f}", (WIDTH, HEIGHT), series, ticks=ticks)])

@@ -134,7 +134,7 @@ def test_formats(tmp_path: Path) -> None:
         ({"metrics__clip": {"provenance": {"w": "2"}}}, "clip was measured with another provenance"),
         ({"metrics__fid": {"references": {"num": 9, "sha256": "x"}}}, "fid was measured with other real pictures"),
         ({"metrics__clip": {"version": 2}}, "clip was measured with another version"),
-        ({"metrics": {"mps": {}}}, "no metric in common"),
+        ({"metrics": {"mps": {"value": 1.0, "n": 8, "direction": "higher"}}}, "no metric in common"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
@@ -145,7 +145,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, A
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     a = result(tmp_path / "a", BASE)
-    for text, line in (("[]", "no metrics"), ("{", "is no result"), ('{"schema": 9, "metrics": {}}', "newer version")):
+    for text, line in (("[]", "is no result"), ("{", "is no result"), ('{"schema": 9, "metrics": {}}', "newer version")):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(InputError, match=line):
             compare([a, tmp_path / "b.json"])

@@ -12,6 +12,7 @@ from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.recipe import Recipe, load_recipe
 from flashdmd_cli.runs.signals import StopFlag
 from flashdmd_cli.runs.tracking import read_metrics
+from flashdmd_cli.runs.world import World
 from flashdmd_cli.training import state as states
 from flashdmd_cli.training.align import align
 from flashdmd_cli.training.distill import distill
@@ -56,9 +57,9 @@ def apart(view: View) -> View:
     return base.view(*view.adapters)
 
 
-def separate(recipe: Recipe, family: SDXLFamily, stage1: Stage1 | None) -> Networks:
+def separate(recipe: Recipe, family: SDXLFamily, stage1: Stage1 | None, world: World) -> Networks:
     """The networks of a run without anything shared."""
-    n = new_networks(recipe, family, stage1)
+    n = new_networks(recipe, family, stage1, world)
     with torch.random.fork_rng(devices=[]):  # the discriminator's heads are drawn next
         student, fake, teacher = apart(n.student), apart(n.fake), apart(n.teacher)
         average, reference = (view and apart(view) for view in (n.average, n.reference))

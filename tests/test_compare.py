@@ -145,7 +145,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, changes: dict[str, A
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     a = result(tmp_path / "a", BASE)
-    for text, line in (("[]", "is no result"), ("{", "is no result"), ('{"schema": 9, "metrics": {}}', "newer version")):
+    newer = '{"schema": 9, "metrics": {}}'
+    for text, line in (("[]", "is no result"), ("{", "is no result"), (newer, "newer version")):
         (tmp_path / "b.json").write_text(text)
         with pytest.raises(InputError, match=line):
             compare([a, tmp_path / "b.json"])

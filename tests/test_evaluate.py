@@ -75,7 +75,7 @@ def test_pictures_that_are_not_finite_are_named_and_end_no_drawing(tmp_path: Pat
     class Some:
         place = SimpleNamespace(device="cpu")
 
-        def draw_from(self, seed: int, prompts: list[str], first: int, **_: Any) -> torch.Tensor:
+        def draw_from(self, seed: int, prompts: list[str], first: int, *_: Any, **__: Any) -> torch.Tensor:
             calls.append(prompts)
             if bad & set(prompts):
                 raise NumericalError("not finite")

@@ -127,8 +127,9 @@ def read_results(path: Path) -> dict[str, Any]:
     file = path / RESULTS if path.is_dir() else path
     try:
         document: dict[str, Any] = parse_json(file.read_text(encoding="utf-8"))
-        if ResultDocument.model_validate(document).format > SCHEMA:
+        if isinstance(document, dict) and isinstance(number := document.get("schema"), int) and number > SCHEMA:
             raise InputError(f"{file}: was written by a newer version", hint="update flashdmd")
+        ResultDocument.model_validate(document)
     except OSError as error:
         raise InputError(
             f"{file}: cannot be read: {error.strerror}", hint="name the folder that flashdmd eval wrote"

@@ -88,6 +88,11 @@ class _Int8Product(torch.autograd.Function):
         return gradient @ (weight * scale.to(gradient.dtype)), None, None, None
 
 
+def read_as(weights: str) -> torch.dtype:
+    """The number format in which a network is read that `store` will convert to the format `weights`."""
+    return DTYPES.get(weights, torch.bfloat16)
+
+
 def store(net: nn.Module, weights: str, targets: Sequence[str]) -> nn.Module:
     """Convert the frozen weights of `net` to the format `weights` (fp32, bf16, fp16 or int8), in place; returns it.
 

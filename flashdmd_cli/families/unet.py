@@ -20,7 +20,7 @@ from flashdmd_cli.families.original import Convert, read_pipeline
 from flashdmd_cli.families.pipeline import PipelineFamily
 from flashdmd_cli.families.reading import read_network, save_pipeline
 from flashdmd_cli.families.sharding import shallow_copy
-from flashdmd_cli.families.storage import store
+from flashdmd_cli.families.storage import read_as, store
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 """Every linear layer (or 1x1 convolution) of the transformer blocks."""
@@ -70,14 +70,13 @@ class UNetFamily(PipelineFamily):
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> Self:
-        """Load a teacher; `weights` (fp32, bf16, int8) is the number format in which its denoiser is stored.
+        """Load a teacher; `weights` (fp32, bf16, fp16, int8) is the number format in which its denoiser is stored.
 
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
         # The VAE of SDXL overflows in fp16, so it is read as float32 and autocast decides what runs in bf16.
-        dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-        pipeline = read_pipeline(cls.kind, cls.kinds, cls.original, source, dtype, **cls.options)
+        pipeline = read_pipeline(cls.kind, cls.kinds, cls.original, source, read_as(weights), **cls.options)
         store(pipeline.unet, weights, cls.adapter_targets)
         return cls(pipeline, str(source.weights), precision)
 

@@ -30,7 +30,7 @@ from flashdmd_cli.families.sd3.facts import SD3
 from flashdmd_cli.families.sd3.layout import T5_TOKENS
 from flashdmd_cli.families.sd3.reading import read_sd3
 from flashdmd_cli.families.sharding import shallow_copy
-from flashdmd_cli.families.storage import store
+from flashdmd_cli.families.storage import read_as, store
 
 LORA_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -74,12 +74,12 @@ class SD3Family(PipelineFamily):
 
     @classmethod
     def load(cls, source: Path | Source, precision: str = "fp32", weights: str = "fp32") -> SD3Family:
-        """Load a teacher; `weights` (fp32, bf16, int8) is the number format in which its denoiser is stored.
+        """Load a teacher; `weights` (fp32, bf16, fp16, int8) is the number format in which its denoiser is stored.
 
         Raises `OSError`, `SafetensorError` or `ValueError` for incomplete weights.
         """
         source = source if isinstance(source, Source) else Source(source)
-        pipeline = read_sd3(source, torch.float32 if weights == "fp32" else torch.bfloat16)
+        pipeline = read_sd3(source, read_as(weights))
         store(pipeline.transformer, weights, cls.adapter_targets)
         return cls(pipeline, str(source.weights), precision)
 

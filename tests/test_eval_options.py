@@ -39,7 +39,7 @@ WRONG = [
     (["--seeds", "0"], 2, "--seeds 0: must be at least 1"),
     (["--layout", "genevall"], 2, "--layout genevall: unknown; did you mean geneval?"),
     (["--images", "nowhere"], 3, "--images nowhere: no such folder"),
-    (["--prompts", "nowhere.txt"], 3, "--prompts nowhere.txt: no such file"),
+    (["--images", ".", "--prompts", "nowhere.txt"], 3, "--prompts nowhere.txt: no such file"),
     (["--references", "nowhere"], 3, "--references nowhere: no such folder"),
     (["--from", "nowhere"], 3, "--from nowhere: no such folder"),
     (["--model", "nothing"], 2, "--model nothing: "),

@@ -117,6 +117,8 @@ def evaluate(
     check_options(images, source or model, generate_only, seeds, batch, num_processes, layout)
     check_backend(backend, generate_only)
     check_names(suite, metrics, lowest, highest, generate_only)
+    if suite is not None and prompts is not None and images is None:
+        raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
     check_paths(images, prompts, references)
     if images is None:
         check_source(source, model)

@@ -90,8 +90,6 @@ def pick(request: Request, reporter: Reporter) -> Picked:
                 backend=request.backend,
             )
         )
-    if request.suite is not None and request.images is None:
-        raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
     if request.images is None:
         return Picked(suite_of_prompts(request, instruments))
     return picked_images(request, instruments, reporter)

@@ -450,15 +450,15 @@ def test_the_card_shows_the_newest_evaluation_of_the_student(
     monkeypatch.chdir(tmp_path)
     student = checkpoint(tiny_folder, tmp_path / "runs" / "s")
     metrics = {
-        "composition": {"value": 0.912, "low": 0.88, "high": 0.94},
-        "fid": {"value": None, "low": None, "high": None},
+        "composition": {"value": 0.912, "low": 0.88, "high": 0.94, "n": 128, "direction": "higher"},
+        "fid": {"value": None, "low": None, "high": None, "n": 128, "direction": "lower"},
     }
     for name, parent in (("eval-mine", student), ("eval-other", None)):
         folder = tmp_path / "runs" / name
         folder.mkdir()
         document = {
             "schema": 1,
-            "suite": {"name": "shapes-val"},
+            "suite": {"name": "shapes-val", "version": 1, "sha256": "x", "prompts": 128, "pictures": 128},
             "num_pictures": 128,
             "metrics": metrics if parent else {},
         }

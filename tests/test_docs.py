@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flashdmd_cli.families.sdxl.settings import noise_schedule
+from flashdmd_cli.families.noise import noise_schedule
 from typer.main import get_command
 
 from flashdmd_cli.cli.app import app

@@ -52,8 +52,9 @@ def test_every_picture_has_its_own_guidance(family: Any) -> None:
 
 def test_the_recipe_takes_a_number_or_a_range(tmp_path: Path) -> None:
     recipe = load_recipe("sd3-4step", ["dm.guidance=[2, 8]"])
-    assert (recipe.dm.guidance, recipe.dm.mean_guidance) == ((2.0, 8.0), 5.0)
-    assert (load_recipe("sd3-4step").dm.guidance, load_recipe("sd3-4step").dm.mean_guidance) == (7.0, 7.0)
+    assert (recipe.dm.guidance, recipe.dm.shown_guidance) == ((2.0, 8.0), 5.0)
+    assert (load_recipe("sd3-4step").dm.guidance, load_recipe("sd3-4step").dm.shown_guidance) == (7.0, 7.0)
+    assert load_recipe("shapes-sd3-4step").dm.shown_guidance == 4.0
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
     assert load_recipe(tmp_path / "r.yaml") == recipe
     for value in ("[8, 2]", "[2]", "[2, 5, 8]", "-1", "[-1, 2]", "high", "true", "[2, x]", ".inf", "null"):

@@ -68,7 +68,7 @@ class Preview:
         from flashdmd_cli.evaluation.pictures import save_grid
         from flashdmd_cli.runs.files import writing
 
-        steps, guidance, teacher = self.recipe.grid.steps, self.recipe.dm.mean_guidance, self.family.teacher
+        steps, guidance, teacher = self.recipe.grid.steps, self.recipe.dm.shown_guidance, self.family.teacher
         first = [
             Row("teacher\n30 steps", teacher, "ddim", 30, guidance),
             Row(f"teacher\n{steps} steps", teacher, "ddim", steps, guidance),

@@ -107,13 +107,13 @@ class Base:
                 module.compile()
         return self
 
-    def sharded(self, precision: str) -> Base:
+    def sharded(self) -> Base:
         """Shard the network over all processes, in place (see `families.sharding`); returns itself.
 
         Then it can be copied no more, and every forward pass is a collective call.
         """
         if not self.is_sharded:
-            shard_(self.net, precision)
+            shard_(self.net)
         return self
 
     @property

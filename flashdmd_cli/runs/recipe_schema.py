@@ -83,7 +83,9 @@ class DistributionMatching(Config):
     """Lowest and highest timestep at which teacher and fake score are evaluated, both included."""
     guidance: float | tuple[float, float] = 8.0
     """Teacher's guidance w in `u + w (c - u)`; two numbers, such as [2, 8]: drawn uniformly between them for each
-    picture. Previews show the teacher with their mean."""
+    picture."""
+    teacher_guidance: NonNegative | None = None
+    """Guidance with which previews, `sample` and `eval` show the teacher; null: `guidance`, or the mean of its range."""
     weight: NonNegative = 1.0
     """Factor of this loss."""
 
@@ -108,8 +110,10 @@ class DistributionMatching(Config):
         return self
 
     @property
-    def mean_guidance(self) -> float:
-        """The guidance, or the mean of its range."""
+    def shown_guidance(self) -> float:
+        """The guidance with which the teacher is shown."""
+        if self.teacher_guidance is not None:
+            return self.teacher_guidance
         return sum(self.guidance) / 2 if isinstance(self.guidance, tuple) else self.guidance
 
 

@@ -97,7 +97,7 @@ def _full(recipe: Recipe, family: Family, stage1: Stage1 | None, sharded: bool) 
     def prepared(base: Base, checkpointed: bool = False, compiled: bool = False) -> Base:
         base = base.checkpointed() if checkpointed and recipe.model.checkpointing else base
         base = base.compiled() if compiled and recipe.model.compile else base
-        return base.sharded(family.precision) if sharded else base  # at once: whole copies may not fit side by side
+        return base.sharded() if sharded else base  # at once: whole copies may not fit side by side
 
     first = family.base if stage1 is None else stage1.student.base.to(family.device)
     average = prepared(first.copy(trainable=False)).view() if recipe.train.average_images else None

@@ -211,7 +211,8 @@ def accuracy(model: RewardModel, data: PairLatents, seed: int, batch: int = 64) 
             latents, prompts, labels = data.gather(decided[start : start + batch])
             noise = torch.randn(latents.shape, generator=generator(seed, 0, start, f"reward/report/{level}"))
             t = at(level, latents[0])
-            scores = noisy_scores(model, data.family, latents, prompts, t, noise.to(latents.device))
+            with data.family.autocast():
+                scores = noisy_scores(model, data.family, latents, prompts, t, noise.to(latents.device))
             num_correct += int(((scores[1] > scores[0]) == (labels > 0.5)).sum())
         accuracies[level] = num_correct / len(decided)
     return accuracies

@@ -103,12 +103,14 @@ def done(recipe: Recipe) -> list[str]:
     grid = ", ".join(f"{t:g}" for t in timesteps)
     ttur = "every iteration" if recipe.ttur == 1 else f"one iteration in {recipe.ttur}"
     where = "at all of these levels" if recipe.dm.steps == "all" else "at all of these levels except the last"
+    low, high = recipe.dm.guidance if isinstance(recipe.dm.guidance, tuple) else [recipe.dm.guidance] * 2
+    guidance = f"{low:g}" if low == high else f"{low:g} to {high:g}"
     texts = [
         f"The student starts as a copy of the teacher and is trained at {recipe.grid.steps} noise levels only "
         f"({grid}), on its own noisy pictures, so that it learns to correct its own errors.",
         "Distribution matching determines the contents of the picture. Noise is added to the student's picture, and "
         "two networks denoise it: the teacher (guidance scale "
-        f"{recipe.dm.mean_guidance:g}), and a fake score that is trained on the student's pictures. The difference of "
+        f"{guidance}), and a fake score that is trained on the student's pictures. The difference of "
         f"their results gives the gradient that moves the student towards the teacher. This is done {where}.",
         f"The fake score is trained in every iteration, the student in {ttur}. After each student update, the fake "
         "score's weights are averaged slightly with the student's, so that it needs fewer updates to follow.",

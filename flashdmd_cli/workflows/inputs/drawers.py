@@ -102,7 +102,7 @@ def as_teacher(
 
     steps = steps or (TEACHER_STEPS if sampler == "ddim" else STUDENT_STEPS)
     check_steps(sampler, steps)
-    weight = load_recipe(default_distill_recipe(folder)).dm.mean_guidance if guidance is None else guidance
+    weight = load_recipe(default_distill_recipe(folder)).dm.shown_guidance if guidance is None else guidance
     title = f"{Path(name).name.removesuffix('.safetensors')}-{sampler}-{steps}"
     source = source or Source(folder)
     record = record or teacher_record(name, source)

@@ -209,6 +209,7 @@ def test_sigterm_saves_and_the_same_command_resumes(world, shipped):
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
     reached = int(re.search(r"interrupted at iteration (\d+) of", said)[1])  # type: ignore[index]
+    fails(run("sample", "--from", "run", "--prompt", "x"), 3, "run: is a run that is not finished")
     done = subprocess.run([*words, str(reached + 1)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert len(log.read_text().splitlines()) == reached + 1

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flashdmd_cli.families.noise import noise_schedule
 from typer.main import get_command
 
 from flashdmd_cli.cli.app import app
 from flashdmd_cli.core.grid import flow_grid
+from flashdmd_cli.families.noise import noise_schedule
 from flashdmd_cli.runs.recipe import recipe_keys
 from flashdmd_cli.runs.recipe_schema import Recipe
 from flashdmd_cli.runs.reward_schema import RewardRecipe

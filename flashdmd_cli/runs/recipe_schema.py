@@ -85,7 +85,8 @@ class DistributionMatching(Config):
     """Teacher's guidance w in `u + w (c - u)`; two numbers, such as [2, 8]: drawn uniformly between them for each
     picture."""
     teacher_guidance: NonNegative | None = None
-    """Guidance with which previews, `sample` and `eval` show the teacher; null: `guidance`, or the mean of its range."""
+    """Guidance with which previews, `sample` and `eval` show the teacher; null: that of training, or the
+    mean of its range."""
     weight: NonNegative = 1.0
     """Factor of this loss."""
 

@@ -19,7 +19,9 @@ from flashdmd_cli.families.registry import FAMILIES, family_at, family_of
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.folder import owner
 from flashdmd_cli.runs.hub import INDEX, Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
+from flashdmd_cli.runs.manifest import MANIFEST
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.teacher import TeacherRecord, difference, record
 from flashdmd_cli.workflows.inputs.kinds import EMBEDDED, SHAPES, check_teacher, is_exported
@@ -257,5 +259,9 @@ def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, re
         named = ", ".join((*FAMILIES, *EMBEDDED))
         choices = f"{flag} takes {named}, a hub id (owner/name[@revision]) or a pipeline folder or file"
         raise InputError(f"{flag} {name}: no such folder", hint=hint or choices)
+    elif folder.is_dir() and (kind := owner(folder)) in ("distill", "align") and not (folder / MANIFEST).is_file():
+        raise InputError(
+            f"{flag} {name}: is a run that is not finished", hint=f"the same {kind} command again resumes it"
+        )
     check_teacher(folder, f"{flag} {name}", hint or "")
     return folder

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import Source, read_json
-from flashdmd_cli.families.parts import components, config_folder, stored_network
+from flashdmd_cli.families.parts import config_folder, stored_network
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored, file_size, write_stored
 
@@ -57,9 +57,14 @@ class Job:
         return self.facts.networks[0]
 
     @cached_property
-    def networks(self) -> list[str]:
+    def networks(self) -> tuple[str, ...]:
         """Names of the networks of the pipeline."""
-        return components(self.facts, self.source)[0]
+        return self.facts.parts(self.source)[0]
+
+    @cached_property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the parts of the pipeline without weights: tokenizers and scheduler."""
+        return self.facts.parts(self.source)[1]
 
     def tensors(self, part: str) -> dict[str, Stored]:
         """The tensors of one network of the student's pipeline."""

@@ -19,20 +19,26 @@ def pipeline_class(job: Job) -> Any:
     return getattr(diffusers, job.facts.pipeline_class)
 
 
-def absent_parts(folder: Path) -> dict[str, None]:
-    """Arguments of `from_pretrained` for the parts that a pipeline does not have, such as `text_encoder_3=None`.
+def absent_parts(folder: Path, job: Job) -> dict[str, None]:
+    """Arguments of `from_pretrained` for the parts in the index of a pipeline folder that the student's pipeline does
+    not have, such as `text_encoder_3=None`.
 
-    Without them, stock pipelines refuse to load a folder without a part that their class does not call optional.
+    Without them, stock pipelines refuse to load a folder without a part that its index lists, as downloads lack T5, or
+    without one that their class does not call optional.
     """
-    index = read_json(folder / INDEX)
-    optional = getattr(diffusers, index["_class_name"])._optional_components
-    return {name: None for name, kind in index.items() if kind == [None, None] and name not in optional}
+    parts, optional = job.networks + job.settings, pipeline_class(job)._optional_components
+    return {
+        name: None
+        for name, kind in read_json(folder / INDEX).items()
+        if isinstance(kind, list) and name not in parts and not (kind == [None, None] and name in optional)
+    }
 
 
 def load_stock(folder: Path, job: Job) -> Any:
     """The pipeline in a folder, computing in float32; the denoiser keeps 16 bits if the student is stored in them."""
     dtypes = {"default": torch.float32, job.denoiser: DTYPES[job.check_dtype]}
-    return computing_in_fp32(pipeline_class(job).from_pretrained(folder, dtype=dtypes, **absent_parts(folder)), job)
+    absent = absent_parts(folder, job)
+    return computing_in_fp32(pipeline_class(job).from_pretrained(folder, dtype=dtypes, **absent), job)
 
 
 def load_teacher(job: Job) -> Any:
@@ -59,7 +65,7 @@ def load_single_file(path: Path, job: Job) -> Any:
         config=str(job.source.folder),
         dtype=keep,
         local_files_only=True,
-        **absent_parts(job.source.folder),
+        **absent_parts(job.source.folder, job),
         **encoders_apart(path, job),
     )
     return computing_in_fp32(pipeline, job)

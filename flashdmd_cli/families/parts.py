@@ -14,17 +14,6 @@ from flashdmd_cli.families.stored import Stored, read_stored
 INDEX = "model_index.json"
 
 
-def components(facts: Facts, source: Source) -> tuple[list[str], list[str]]:
-    """Names of the networks and of the folders without weights that a pipeline consists of.
-
-    Optional parts that a family does not need (SD3's third text encoder) are included if they are in the folder.
-    """
-    index = read_json(source.folder / INDEX)
-    present = [name for name in index if (source.folder / name).is_dir()]
-    networks = [name for name in present if (source.folder / name / "config.json").is_file()]
-    return networks, [name for name in present if name not in networks and not name.startswith("_")]
-
-
 def config_folder(facts: Facts, source: Source, part: str) -> Path:
     """The folder with the configuration of a network."""
     if part == facts.networks[0] and source.denoiser is not None:

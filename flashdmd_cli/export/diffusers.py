@@ -11,7 +11,7 @@ import diffusers
 
 from flashdmd_cli.export.job import File, Job, copy_of, text_file, weights_file
 from flashdmd_cli.export.loading import load_stock
-from flashdmd_cli.families.files import read_json
+from flashdmd_cli.families.files import read_json, stem
 from flashdmd_cli.families.parts import INDEX
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored
@@ -98,7 +98,7 @@ def _vocabulary(whole: Path) -> Any:
 
 def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]:
     """The weight files of a network: one, or several with an index of the tensors in each."""
-    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    start = stem(part)
     ending = f".{variant}" if variant else ""
     groups: list[dict[str, Stored]] = [{}]
     for name, value in tensors.items():
@@ -106,13 +106,13 @@ def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]
             groups.append({})
         groups[-1][name] = value
     if len(groups) == 1:
-        return [weights_file(f"{part}/{stem}{ending}.safetensors", tensors)]
-    names = [f"{stem}{ending}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        return [weights_file(f"{part}/{start}{ending}.safetensors", tensors)]
+    names = [f"{start}{ending}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     table = {name: file for file, group in zip(names, groups, strict=True) for name in group}
     index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": table}
     return [
         *(weights_file(f"{part}/{file}", group) for file, group in zip(names, groups, strict=True)),
-        text_file(f"{part}/{stem}.safetensors.index{ending}.json", _as_json(index)),
+        text_file(f"{part}/{start}.safetensors.index{ending}.json", _as_json(index)),
     ]
 
 

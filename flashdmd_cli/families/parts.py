@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import Source, read_json, vae_folder, weight_files
-from flashdmd_cli.families.reading import OLD_ATTENTION, POSITIONS, TEXT
+from flashdmd_cli.families.reading import published
 from flashdmd_cli.families.stored import Stored, read_stored
 
 INDEX = "model_index.json"
@@ -34,20 +32,4 @@ def stored_network(facts: Facts, source: Source, part: str) -> dict[str, Stored]
         tensors = facts.module.stored_in_file(source, part)
     else:
         tensors = read_stored(weight_files(folder))
-    return _published(tensors, read_json(folder / "config.json"))
-
-
-def _published(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict[str, Stored]:
-    """`tensors` under the names that every version of the libraries reads."""
-    is_clip = config.get("model_type") == "clip_text_model"
-    found = {}
-    for name, value in tensors.items():
-        if name.endswith(POSITIONS):
-            continue
-        if "attentions." in name:
-            for old, new in OLD_ATTENTION.items():
-                name = name.replace(f".{old}", f".{new}")
-        if is_clip and not name.startswith((TEXT, "text_projection.")):
-            name = TEXT + name
-        found[name] = value
-    return found
+    return published(tensors, read_json(folder / "config.json"))

@@ -99,7 +99,8 @@ def files(job: Job) -> list[File]:
     """One file for each network, with the tokenizers and the scheduler."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise Unfit(f"needs {', '.join(missing)}", "pip install 'flashdmd[onnx]'")
-    if job.denoiser not in INPUTS:
+    text = job.facts.module.dimensions(job.source.folder).text
+    if job.denoiser not in INPUTS or "text_encoder_2" not in job.networks or "pooled" not in text:
         raise Unfit(f"{job.facts.name} has no ONNX export", "export it with --format diffusers")
     if "text_encoder_3" in job.networks:
         raise Unfit("the third text encoder is not exported", "leave it out of the teacher's folder")

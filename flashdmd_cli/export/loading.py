@@ -79,6 +79,8 @@ def encoders_apart(path: Path, job: Job) -> dict[str, Any]:
     family, which reads them strictly.
     """
     parts = ("text_encoder", "text_encoder_2")
+    if not set(parts) <= set(job.networks):
+        return {}
     widths = {job.config(part)["hidden_size"] for part in parts}
     projection = job.tensors(parts[0]).get("text_projection.weight")  # SDXL's first encoder has none
     if len(widths) == 2 and (projection is None or projection.read().float().equal(torch.eye(projection.shape[0]))):

@@ -58,12 +58,11 @@ def load_teacher(job: Job) -> Any:
 
 def load_single_file(path: Path, job: Job) -> Any:
     """The pipeline in one file in the original layout; configurations and tokenizers come from the teacher."""
-    kind = pipeline_class(job)
-    keep = DTYPES[job.check_dtype]
-    pipeline = kind.from_single_file(
+    # One format for all parts: in 16 bits, autoencoder and text encoders would be rounded as well.
+    pipeline = pipeline_class(job).from_single_file(
         str(path),
         config=str(job.source.folder),
-        dtype=keep,
+        dtype=torch.float32,
         local_files_only=True,
         **absent_parts(job.source.folder, job),
         **encoders_apart(path, job),

@@ -19,7 +19,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, LCMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    LCMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -142,6 +148,47 @@ def test_sd3_in_every_format(form: str, tiny_sd3_folder: Path, tmp_path: Path) -
             "text_encoders.clip_g.transformer.text_model.final_layer_norm.bias"} <= names  # fmt: skip
     with pytest.raises(UsageError, match="lora-kohya is for SDXL"):
         export(student, tmp_path / "k", form="lora-kohya")
+
+
+@pytest.mark.parametrize("case", ["missing", "in the cache", "beside a file"])
+def test_sd3_is_exported_without_t5_if_the_student_was_trained_without_it(
+    case: str, tiny_sd3_folder: Path, tmp_path: Path
+) -> None:
+    """Its index lists T5; a download has none, or another program's, and a single file is read without it."""
+    teacher = tmp_path / "snapshots" / "config"
+    shutil.copytree(tiny_sd3_folder, teacher)
+    index = json.loads((teacher / "model_index.json").read_text())
+    t5 = {"text_encoder_3": ["transformers", "T5EncoderModel"], "tokenizer_3": ["transformers", "T5TokenizerFast"]}
+    (teacher / "model_index.json").write_text(json.dumps(index | t5))
+    if case != "missing":
+        for part in t5:
+            (teacher / part).mkdir()
+            (teacher / part / "config.json").write_text("{}")
+    if case == "beside a file":
+        pipeline = StableDiffusion3Pipeline.from_pretrained(tiny_sd3_folder, text_encoder_3=None, tokenizer_3=None)
+        teacher = write_original(pipeline, teacher.parent / "tuned.safetensors")
+    forms = ["diffusers", "lora"]
+    made = export(checkpoint(teacher, tmp_path / "s", "lora"), tmp_path / "e", form=forms, dtype=["fp32"])
+    assert all(each.largest < 1e-3 for each in records(made).values()), records(made)
+    assert not (made.out / "text_encoder_3").exists() and not (made.out / "tokenizer_3").exists()
+    card = (made.out / "README.md").read_text()
+    assert card.count("text_encoder_3=None, tokenizer_3=None") == len(forms)
+
+
+def test_a_safety_checker_is_not_exported(tiny_sd15_folder: Path, tmp_path: Path) -> None:
+    """It is a part of full folders of Stable Diffusion 1, but no part of a teacher."""
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_sd15_folder, teacher)
+    index = json.loads((teacher / "model_index.json").read_text())
+    more = {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+            "feature_extractor": ["transformers", "CLIPImageProcessor"]}  # fmt: skip
+    (teacher / "model_index.json").write_text(json.dumps(index | more))
+    for part in more:
+        (teacher / part).mkdir()
+        (teacher / part / "config.json").write_text("{}")
+    made = export(checkpoint(teacher, tmp_path / "s", "lora"), tmp_path / "e", form=["diffusers", "lora"])
+    assert all(each.largest < 1e-3 for each in records(made).values()), records(made)
+    assert not any((made.out / part).exists() for part in more)
 
 
 @pytest.mark.parametrize("family", ["sdxl", "sd3"])

@@ -31,7 +31,7 @@ def uses(formats: Iterable[str], job: Job, place: str, base: str, prompt: str) -
     `place` is the folder or the repository of the export, `base` the path or repository of the teacher.
     """
     kind = job.facts.pipeline_class
-    absent = "".join(f", {name}=None" for name in absent_parts(job.source.folder))
+    absent = "".join(f", {name}=None" for name in absent_parts(job.source.folder, job))
     draw = (
         f'picture = pipeline("{prompt}", num_inference_steps={job.steps}, guidance_scale=1.0).images[0]\n'
         'picture.save("picture.png")'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,7 @@ def stock_picture(pipeline: Any, job: Job, prompt: str) -> Tensor:
     first, generator = noises(size.latents)
     side = first.shape[-1] * size.resolution // size.latents[-1]
     more: dict[str, Any] = {}
-    if job.denoiser == "unet" and side != size.resolution:
+    if side != size.resolution and "original_size" in inspect.signature(pipeline.__call__).parameters:
         # SDXL takes the size of the picture as an input, which `sample` always gives as the model's own.
         more = {"original_size": (size.resolution,) * 2, "target_size": (size.resolution,) * 2}
     # SD3's pipeline passes no generator to its scheduler, which then draws from the global one.

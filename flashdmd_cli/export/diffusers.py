@@ -11,8 +11,8 @@ import diffusers
 
 from flashdmd_cli.export.job import File, Job, copy_of, text_file, weights_file
 from flashdmd_cli.export.loading import load_stock
-from flashdmd_cli.families.files import read_json
-from flashdmd_cli.families.parts import INDEX, components
+from flashdmd_cli.families.files import read_json, stem
+from flashdmd_cli.families.parts import INDEX
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored
 
@@ -27,15 +27,14 @@ def files(job: Job) -> list[File]:
     number formats, the first has the usual file names, and the others are variants: `from_pretrained(out,
     variant="fp16")`.
     """
-    networks, settings = components(job.facts, job.source)
-    found = [text_file(INDEX, _as_json(model_index(job, [*networks, *settings]))), scheduler(job)]
-    for part in networks:
+    found = [text_file(INDEX, _as_json(model_index(job))), scheduler(job)]
+    for part in job.networks:
         found.append(text_file(f"{part}/config.json", _as_json(job.config(part))))
         tensors = job.tensors(part)
         for number, name in enumerate(job.dtypes or ("",)):
             stored = {key: value.to(DTYPES[name] if name else None) for key, value in tensors.items()}
             found += shards(part, stored, name if number else "")
-    for part in settings:
+    for part in job.settings:
         if part != "scheduler":
             found += settings_files(job.source.folder / part, part)
     return found
@@ -53,12 +52,12 @@ def load(job: Job, out: Path) -> Any:
     return load_stock(out, job)
 
 
-def model_index(job: Job, parts: list[str]) -> dict[str, Any]:
+def model_index(job: Job) -> dict[str, Any]:
     """The contents of `model_index.json`: the teacher's, with the base pipeline's class and the student's scheduler."""
     index = read_json(job.source.folder / INDEX)
     index = {key: value for key, value in index.items() if key != "_name_or_path"}
     for key, value in index.items():
-        if isinstance(value, list) and key not in parts:
+        if isinstance(value, list) and key not in job.networks + job.settings:
             index[key] = [None, None]
     name = job.facts.pipeline_class
     return index | {
@@ -99,7 +98,7 @@ def _vocabulary(whole: Path) -> Any:
 
 def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]:
     """The weight files of a network: one, or several with an index of the tensors in each."""
-    stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+    start = stem(part)
     ending = f".{variant}" if variant else ""
     groups: list[dict[str, Stored]] = [{}]
     for name, value in tensors.items():
@@ -107,13 +106,13 @@ def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]
             groups.append({})
         groups[-1][name] = value
     if len(groups) == 1:
-        return [weights_file(f"{part}/{stem}{ending}.safetensors", tensors)]
-    names = [f"{stem}{ending}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+        return [weights_file(f"{part}/{start}{ending}.safetensors", tensors)]
+    names = [f"{start}{ending}-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
     table = {name: file for file, group in zip(names, groups, strict=True) for name in group}
     index = {"metadata": {"total_size": sum(value.nbytes for value in tensors.values())}, "weight_map": table}
     return [
         *(weights_file(f"{part}/{file}", group) for file, group in zip(names, groups, strict=True)),
-        text_file(f"{part}/{stem}.safetensors.index{ending}.json", _as_json(index)),
+        text_file(f"{part}/{start}.safetensors.index{ending}.json", _as_json(index)),
     ]
 
 

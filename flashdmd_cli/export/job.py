@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import Source, read_json
-from flashdmd_cli.families.parts import components, config_folder, stored_network
+from flashdmd_cli.families.parts import config_folder, stored_network
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored, file_size, write_stored
 
@@ -20,6 +20,11 @@ LARGE = 1_000_000_000
 """Number of values in a denoiser above which it is compared in 16 bits, which takes half the memory."""
 TOLERANCE = 1e-3
 """Largest difference of a pixel, on [0, 1], between an exact export in float32 and the student."""
+ROUNDED = {"fp16": 0.02, "bf16": 0.02, "fp8": 0.1}
+"""Number format -> largest mean difference of the pixels if weights are rounded to it, as a share of their range.
+
+Far above the effect of rounding, and far below the difference of two unrelated pictures (0.2 to 0.3).
+"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,14 @@ class Job:
         return self.facts.networks[0]
 
     @cached_property
-    def networks(self) -> list[str]:
+    def networks(self) -> tuple[str, ...]:
         """Names of the networks of the pipeline."""
-        return components(self.facts, self.source)[0]
+        return self.facts.parts(self.source)[0]
+
+    @cached_property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the parts of the pipeline without weights: tokenizers and scheduler."""
+        return self.facts.parts(self.source)[1]
 
     def tensors(self, part: str) -> dict[str, Stored]:
         """The tensors of one network of the student's pipeline."""

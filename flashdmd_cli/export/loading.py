@@ -19,20 +19,26 @@ def pipeline_class(job: Job) -> Any:
     return getattr(diffusers, job.facts.pipeline_class)
 
 
-def absent_parts(folder: Path) -> dict[str, None]:
-    """Arguments of `from_pretrained` for the parts that a pipeline does not have, such as `text_encoder_3=None`.
+def absent_parts(folder: Path, job: Job) -> dict[str, None]:
+    """Arguments of `from_pretrained` for the parts in the index of a pipeline folder that the student's pipeline does
+    not have, such as `text_encoder_3=None`.
 
-    Without them, stock pipelines refuse to load a folder without a part that their class does not call optional.
+    Without them, stock pipelines refuse to load a folder without a part that its index lists, as downloads lack T5, or
+    without one that their class does not call optional.
     """
-    index = read_json(folder / INDEX)
-    optional = getattr(diffusers, index["_class_name"])._optional_components
-    return {name: None for name, kind in index.items() if kind == [None, None] and name not in optional}
+    parts, optional = job.networks + job.settings, pipeline_class(job)._optional_components
+    return {
+        name: None
+        for name, kind in read_json(folder / INDEX).items()
+        if isinstance(kind, list) and name not in parts and not (kind == [None, None] and name in optional)
+    }
 
 
 def load_stock(folder: Path, job: Job) -> Any:
     """The pipeline in a folder, computing in float32; the denoiser keeps 16 bits if the student is stored in them."""
     dtypes = {"default": torch.float32, job.denoiser: DTYPES[job.check_dtype]}
-    return computing_in_fp32(pipeline_class(job).from_pretrained(folder, dtype=dtypes, **absent_parts(folder)), job)
+    absent = absent_parts(folder, job)
+    return computing_in_fp32(pipeline_class(job).from_pretrained(folder, dtype=dtypes, **absent), job)
 
 
 def load_teacher(job: Job) -> Any:
@@ -52,14 +58,13 @@ def load_teacher(job: Job) -> Any:
 
 def load_single_file(path: Path, job: Job) -> Any:
     """The pipeline in one file in the original layout; configurations and tokenizers come from the teacher."""
-    kind = pipeline_class(job)
-    keep = DTYPES[job.check_dtype]
-    pipeline = kind.from_single_file(
+    # One format for all parts: in 16 bits, autoencoder and text encoders would be rounded as well.
+    pipeline = pipeline_class(job).from_single_file(
         str(path),
         config=str(job.source.folder),
-        dtype=keep,
+        dtype=torch.float32,
         local_files_only=True,
-        **absent_parts(job.source.folder),
+        **absent_parts(job.source.folder, job),
         **encoders_apart(path, job),
     )
     return computing_in_fp32(pipeline, job)
@@ -73,6 +78,8 @@ def encoders_apart(path: Path, job: Job) -> dict[str, Any]:
     family, which reads them strictly.
     """
     parts = ("text_encoder", "text_encoder_2")
+    if not set(parts) <= set(job.networks):
+        return {}
     widths = {job.config(part)["hidden_size"] for part in parts}
     projection = job.tensors(parts[0]).get("text_projection.weight")  # SDXL's first encoder has none
     if len(widths) == 2 and (projection is None or projection.read().float().equal(torch.eye(projection.shape[0]))):

@@ -25,7 +25,7 @@ from flashdmd_cli.export.diffusers import scheduler, settings_files
 from flashdmd_cli.export.job import File, Job
 from flashdmd_cli.export.loading import load_teacher, with_grid
 from flashdmd_cli.families.files import read_json
-from flashdmd_cli.families.parts import INDEX, components
+from flashdmd_cli.families.parts import INDEX
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
@@ -99,7 +99,8 @@ def files(job: Job) -> list[File]:
     """One file for each network, with the tokenizers and the scheduler."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise Unfit(f"needs {', '.join(missing)}", "pip install 'flashdmd[onnx]'")
-    if job.denoiser not in INPUTS:
+    text = job.facts.module.dimensions(job.source.folder).text
+    if job.denoiser not in INPUTS or "text_encoder_2" not in job.networks or "pooled" not in text:
         raise Unfit(f"{job.facts.name} has no ONNX export", "export it with --format diffusers")
     if "text_encoder_3" in job.networks:
         raise Unfit("the third text encoder is not exported", "leave it out of the teacher's folder")
@@ -107,7 +108,7 @@ def files(job: Job) -> list[File]:
         raise Unfit("is written in fp32", "leave out --dtype, and convert it with the tools of your runtime")
     parts = [job.denoiser, "vae_decoder", "text_encoder", "text_encoder_2"]
     found = [File(f"{part}/model.onnx", None, _writer(job, part)) for part in parts]
-    settings = [name for name in components(job.facts, job.source)[1] if name != "scheduler"]
+    settings = [name for name in job.settings if name != "scheduler"]
     copies = [file for name in settings for file in settings_files(job.source.folder / name, name)]
     return [*found, *copies, scheduler(job)]
 

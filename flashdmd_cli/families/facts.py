@@ -145,6 +145,17 @@ class Facts:
             return ()
         return tuple(part for part in self.optional if (folder / part).is_dir())
 
+    def parts(self, source: Source) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Names of the networks, and of the subfolders without weights, that a teacher's pipeline consists of.
+
+        Its folder may contain further ones, which are neither loaded nor exported: Stable Diffusion's safety checker,
+        or SD3's third text encoder beside a checkpoint file.
+        """
+        extras = self.extras(source.weights)
+        settings = tuple(part for part in extras if part.startswith("tokenizer"))
+        networks = tuple(part for part in extras if part not in settings)
+        return self.networks + networks, self.settings + settings
+
     @property
     def pipeline_class(self) -> str:
         """Class name of its pipeline that draws from a prompt."""

@@ -11,7 +11,7 @@ from flashdmd_cli.core.parsing import parse_json
 from flashdmd_cli.core.unfit import Unfit
 
 STEMS = ("diffusion_pytorch_model", "model")
-"""File names of weights in diffusers and transformers, without ending."""
+"""File names of weights in diffusers and transformers, without ending; `stem` has that of one part."""
 VARIANTS = ("", ".fp16", ".bf16")
 """Parts of weight file names that indicate the precision, best first."""
 
@@ -38,6 +38,11 @@ class Source:
         return self.config or self.weights
 
 
+def stem(part: str) -> str:
+    """File name of the weights of a part of a pipeline, without ending: text encoders are networks of transformers."""
+    return STEMS[part.startswith("text_encoder")]
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of one network: a single file, or all shards of an index; full precision is preferred.
 
@@ -45,10 +50,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     absent: list[str] = []
     for variant in VARIANTS:
-        for stem in STEMS:
-            if (single := folder / f"{stem}{variant}.safetensors").is_file():
+        for name in STEMS:
+            if (single := folder / f"{name}{variant}.safetensors").is_file():
                 return [single]
-            index = folder / f"{stem}.safetensors.index{variant}.json"
+            index = folder / f"{name}.safetensors.index{variant}.json"
             if index.is_file():
                 parts = sorted(set(read_json(index).get("weight_map", {}).values()))
                 missing = [name for name in parts if not (folder / name).is_file()]
@@ -66,8 +71,7 @@ def weight_files(folder: Path) -> list[Path]:
             "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    expected = f"{STEMS[folder.name not in ('unet', 'vae')]}.safetensors"
-    raise Unfit(f"{folder.name}/ has no {expected}" + (f", only {', '.join(others)}" if others else ""))
+    raise Unfit(f"{folder.name}/ has no {stem(folder.name)}.safetensors" + (f", only {', '.join(others)}" if others else ""))
 
 
 def vae_folder(place: Path) -> Path:

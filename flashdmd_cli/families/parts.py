@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flashdmd_cli.families.facts import Facts
 from flashdmd_cli.families.files import Source, read_json, vae_folder, weight_files
-from flashdmd_cli.families.reading import OLD_ATTENTION, POSITIONS, TEXT
+from flashdmd_cli.families.reading import published
 from flashdmd_cli.families.stored import Stored, read_stored
 
 INDEX = "model_index.json"
-
-
-def components(facts: Facts, source: Source) -> tuple[list[str], list[str]]:
-    """Names of the networks and of the folders without weights that a pipeline consists of.
-
-    Optional parts that a family does not need (SD3's third text encoder) are included if they are in the folder.
-    """
-    index = read_json(source.folder / INDEX)
-    present = [name for name in index if (source.folder / name).is_dir()]
-    networks = [name for name in present if (source.folder / name / "config.json").is_file()]
-    return networks, [name for name in present if name not in networks and not name.startswith("_")]
 
 
 def config_folder(facts: Facts, source: Source, part: str) -> Path:
@@ -45,20 +32,4 @@ def stored_network(facts: Facts, source: Source, part: str) -> dict[str, Stored]
         tensors = facts.module.stored_in_file(source, part)
     else:
         tensors = read_stored(weight_files(folder))
-    return _published(tensors, read_json(folder / "config.json"))
-
-
-def _published(tensors: Mapping[str, Stored], config: Mapping[str, Any]) -> dict[str, Stored]:
-    """`tensors` under the names that every version of the libraries reads."""
-    is_clip = config.get("model_type") == "clip_text_model"
-    found = {}
-    for name, value in tensors.items():
-        if name.endswith(POSITIONS):
-            continue
-        if "attentions." in name:
-            for old, new in OLD_ATTENTION.items():
-                name = name.replace(f".{old}", f".{new}")
-        if is_clip and not name.startswith((TEXT, "text_projection.")):
-            name = TEXT + name
-        found[name] = value
-    return found
+    return published(tensors, read_json(folder / "config.json"))

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.families.files import weight_files
+from flashdmd_cli.families.files import read_json, weight_files
 from flashdmd_cli.families.stored import read_stored
+
+Value = TypeVar("Value")
+"""A tensor, or one on disk that is read later."""
 
 TEXT = "text_model."
 """Prefix of a text encoder's tensor names in published files; transformers 5.6 and later omit it in `CLIPTextModel`."""
@@ -68,6 +72,22 @@ def renamed(tensors: dict[str, Tensor], wanted: Any) -> dict[str, Tensor]:
     return result if len(result) == len(tensors) else tensors
 
 
+def published(tensors: Mapping[str, Value], config: Mapping[str, Any]) -> dict[str, Value]:
+    """`tensors` of the network with this configuration, under the names that every version of the libraries reads."""
+    is_clip = config.get("model_type") == "clip_text_model"
+    found = {}
+    for name, value in tensors.items():
+        if name.endswith(POSITIONS):
+            continue
+        if "attentions." in name:
+            for old, new in OLD_ATTENTION.items():
+                name = name.replace(f".{old}", f".{new}")
+        if is_clip and not name.startswith((TEXT, "text_projection.")):
+            name = TEXT + name
+        found[name] = value
+    return found
+
+
 def save_text_encoder(encoder: Any, folder: Path) -> None:
     """Save a text encoder with the tensor names of published files, which every version of transformers can read."""
     encoder.save_pretrained(folder)
@@ -88,9 +108,9 @@ def save_pipeline(pipeline: Any, folder: Path) -> None:
 
 def write_text_names(folder: Path) -> None:
     """Rename the tensors of a saved text encoder as in published files."""
+    config = read_json(folder / "config.json")
     for path in weight_files(folder):
         tensors = load_file(path)
-        kept = (TEXT, "text_projection.")
-        renamed_tensors = {name if name.startswith(kept) else TEXT + name: value for name, value in tensors.items()}
+        renamed_tensors = published(tensors, config)
         if renamed_tensors.keys() != tensors.keys():
             save_file(renamed_tensors, path, metadata={"format": "pt"})

@@ -16,9 +16,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from flashdmd_cli.core.unfit import Unfit
+
 NAMES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Name of a number format in the header of a safetensors file -> format."""
 _CODES = {dtype: name for name, dtype in NAMES.items()}
@@ -61,12 +66,18 @@ def joined(parts: Iterable[Stored]) -> Stored:
 
 
 def read_stored(files: Iterable[Path]) -> dict[str, Stored]:
-    """The tensors of safetensors files by name. Raises `OSError` or `SafetensorError` if a header cannot be read."""
+    """The tensors of safetensors files by name.
+
+    Raises `OSError` or `SafetensorError` if a header cannot be read, Unfit for number formats that PyTorch lacks.
+    """
     found: dict[str, Stored] = {}
     for path in files:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
+                if part.get_dtype() not in NAMES:
+                    known = ", ".join(NAMES)
+                    raise Unfit(f"{path.name}: {name} is stored as {part.get_dtype()}", f"supported are {known}")
                 found[name] = Stored(tuple(part.get_shape()), NAMES[part.get_dtype()], _reader(path, name))
     return found
 

@@ -16,7 +16,7 @@ def encoders_hash(teacher: Path | Source) -> str:
     source = teacher if isinstance(teacher, Source) else Source(teacher)
     total, hashes = hashlib.sha256(), {}
     facts = family_at(source.folder)
-    for part in (*facts.encoders, *facts.extras(source.folder)):
+    for part in (*facts.encoders, *facts.extras(source.weights)):
         # A single-file teacher is hashed as a whole for each network, together with its separate configuration.
         alone = [source.vae] if part == "vae" and source.vae else [source.weights] if source.config else []
         for place in [*alone, *([source.folder / part] if source.config or not alone else [])]:

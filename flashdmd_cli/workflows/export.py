@@ -159,13 +159,13 @@ def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None,
 def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int, reporter: Reporter) -> Job:
     """What to export; looks up the teacher's files and loads nothing."""
     from flashdmd_cli.export.job import Job
-    from flashdmd_cli.families.registry import family_at
+    from flashdmd_cli.families.registry import family_named
 
     hush()
     recipe = recipe_of(made, f"--from {checkpoint}")
     record = made.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
     source = find_source_again(record, recipe.model, f"--from {checkpoint}", reporter=reporter)
-    facts = family_at(source.folder)
+    facts = family_named(made.family or recipe.family)
     if made.grid is None:
         raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
     teacher = record.hub or record.id

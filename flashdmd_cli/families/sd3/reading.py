@@ -11,7 +11,8 @@ from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.original import Convert, clip_tensors, mmdit_tensors, read_pipeline, vae_tensors
-from flashdmd_cli.families.sd3.layout import ENCODERS, has_t5
+from flashdmd_cli.families.sd3.facts import SD3
+from flashdmd_cli.families.sd3.layout import ENCODERS
 
 KINDS: dict[str, Any] = {
     "transformer": SD3Transformer2DModel,
@@ -42,7 +43,7 @@ def read_sd3(source: Source, denoiser: torch.dtype = torch.float32) -> StableDif
     read without T5. Raises Unfit, OSError or SafetensorError for missing or unsuitable files.
     """
     third: dict[str, Any] = {"text_encoder_3": None, "tokenizer_3": None}
-    if source.weights.is_dir() and has_t5(source.weights):
+    if "text_encoder_3" in SD3.parts(source)[0]:
         folder = source.weights / "text_encoder_3"
         variant = None if any(".fp16" not in each.name for each in folder.glob("*.safetensors")) else "fp16"
         t5 = T5EncoderModel.from_pretrained(folder, dtype=denoiser, variant=variant, local_files_only=True)

@@ -68,10 +68,7 @@ def teacher_record(name: str, teacher: Source | Path) -> TeacherRecord:
     beside = {"--teacher-config": source.config, "--vae": source.vae}
     facts = family_at(source.folder)
     hub = asked[0] if asked is not None else None
-    extras = facts.extras(source.weights)
-    tokenizers = [part for part in extras if part.startswith("tokenizer")]
-    networks = (*facts.networks, *(part for part in extras if part not in tokenizers))
-    return record(name, source.weights, networks, (*facts.settings, *tokenizers), hub, beside)
+    return record(name, source.weights, *facts.parts(source), hub, beside)
 
 
 def find_source_again(

@@ -110,6 +110,21 @@ def records(made: Export) -> dict[str, Any]:
 # -- what stock loaders draw ------------------------------------------------------------------------------------------
 
 
+def test_adapters_trained_on_a_rounded_teacher_are_no_exact_lora(
+    adapters: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = shutil.copytree(adapters, tmp_path / "student")
+    about = json.loads((student / "manifest.json").read_text())
+    about["recipe"]["model"]["weights"] = "int8"
+    (student / "manifest.json").write_text(json.dumps(about))
+    made = export(student, "runs/e", form=["lora", "single-file"], dtype=["fp32"])
+    assert not records(made)["lora"].exact and records(made)["single-file"].exact
+    # A relative folder of two parts is not the name of a repository.
+    card = (made.out / "README.md").read_text()
+    assert "huggingface.co" not in card and 'from_single_file("runs/e/teacher-4step.safetensors"' in card
+
+
 def test_adapters_become_a_lora_in_every_format(adapters: Path, tmp_path: Path) -> None:
     """The line that the project exists for: a fine-tune in, a 4-step LoRA out."""
     made = export(adapters, tmp_path / "e", form=["diffusers", "lora", "lora-kohya", "single-file"], dtype=["fp32"])

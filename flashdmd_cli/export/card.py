@@ -25,10 +25,11 @@ class Use:
     code: str
 
 
-def uses(formats: Iterable[str], job: Job, place: str, base: str, prompt: str) -> list[Use]:
+def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: str, prompt: str) -> list[Use]:
     """For each format the lines of Python that load it and draw a picture.
 
-    `place` is the folder or the repository of the export, `base` the path or repository of the teacher.
+    `place` is the folder of the export, or its repository if it is `on_hub`; `base` the path or repository of
+    the teacher.
     """
     kind = job.facts.pipeline_class
     absent = "".join(f", {name}=None" for name in absent_parts(job.source.folder, job))
@@ -62,7 +63,7 @@ def uses(formats: Iterable[str], job: Job, place: str, base: str, prompt: str) -
             found.append(Use(about, ""))
         elif name == "single-file":
             file = single_file.name(job)
-            path = f"https://huggingface.co/{place}/blob/main/{file}" if is_repository(place) else f"{place}/{file}"
+            path = f"https://huggingface.co/{place}/blob/main/{file}" if on_hub else f"{place}/{file}"
             lines = [
                 imports,
                 f'pipeline = {kind}.from_single_file("{path}", config="{base}"{absent})',
@@ -78,11 +79,6 @@ def uses(formats: Iterable[str], job: Job, place: str, base: str, prompt: str) -
             ]
             found.append(Use("Without PyTorch, with onnxruntime:", "\n".join(lines)))
     return found
-
-
-def is_repository(place: str) -> bool:
-    """Whether this is `owner/name` of a repository rather than a folder."""
-    return place.count("/") == 1 and not Path(place).is_dir()
 
 
 def license_facts(name: str | None) -> dict[str, Any]:

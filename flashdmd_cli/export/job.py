@@ -36,6 +36,8 @@ class Job:
     """The teacher's files, with the student's denoiser."""
     adapter: Path | None
     """LoRA file of the student, if adapters on the teacher were trained."""
+    is_base_rounded: bool
+    """Whether these adapters were trained on the teacher in 8 bits, so that on the teacher itself they approximate."""
     steps: int
     scheduler: str
     """Class of the student's scheduler in diffusers."""

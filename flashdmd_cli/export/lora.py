@@ -92,7 +92,7 @@ def dtype(job: Job) -> str:
 
 
 def is_exact(job: Job) -> bool:
-    return job.adapter is not None
+    return job.adapter is not None and not job.is_base_rounded
 
 
 def load(job: Job, out: Path) -> Any:

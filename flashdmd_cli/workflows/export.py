@@ -105,7 +105,7 @@ def export(
     files = all_files(formats, job)
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
-    use = uses(formats, job, push or str(folder), base_of(made, job, push), prompt_for(job))
+    use = uses(formats, job, push or str(folder), push is not None, base_of(made, job, push), prompt_for(job))
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()]
         return Export(folder, listed, None, job.steps, first_code(use))
@@ -175,6 +175,7 @@ def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int
         facts=facts,
         source=replace(source, denoiser=checkpoint / "student"),
         adapter=adapter if adapter.is_file() else None,
+        is_base_rounded=recipe.model.weights == "int8",
         steps=recipe.grid.steps,
         scheduler=made.grid.scheduler,
         scheduler_config=made.grid.config,

@@ -71,7 +71,9 @@ def weight_files(folder: Path) -> list[Path]:
             "DiffusionPipeline.from_pretrained(FOLDER).save_pretrained(NEW) writes them as safetensors",
         )
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    raise Unfit(f"{folder.name}/ has no {stem(folder.name)}.safetensors" + (f", only {', '.join(others)}" if others else ""))
+    raise Unfit(
+        f"{folder.name}/ has no {stem(folder.name)}.safetensors" + (f", only {', '.join(others)}" if others else "")
+    )
 
 
 def vae_folder(place: Path) -> Path:

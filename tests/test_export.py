@@ -23,6 +23,7 @@ from diffusers import (
     AutoencoderKL,
     LCMScheduler,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -30,8 +31,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.export import check, lora, onnx, single_file
 from flashdmd_cli.export import diffusers as diffusers_format
-from flashdmd_cli.export import lora
+from flashdmd_cli.export import job as job_module
 from flashdmd_cli.families.base import Base
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.parts import stored_network
@@ -42,8 +45,9 @@ from flashdmd_cli.families.stored import Stored, constant, joined, read_stored, 
 from flashdmd_cli.runs.errors import NumericalError, UsageError
 from flashdmd_cli.runs.manifest import GridRecord, Manifest, read_manifest, verify, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows import export_check
-from flashdmd_cli.workflows.export import Export, export
+from flashdmd_cli.workflows.export import Export, export, new_job
 from flashdmd_cli.workflows.inputs.families import load_family
 from flashdmd_cli.workflows.inputs.teachers import teacher_record
 from flashdmd_cli.workflows.training import ADAPTER
@@ -190,6 +194,43 @@ def test_sd3_is_exported_without_t5_if_the_student_was_trained_without_it(
     assert card.count("text_encoder_3=None, tokenizer_3=None") == len(forms)
 
 
+def test_only_the_denoiser_of_a_single_file_is_rounded(full: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """As of a folder: the student that it is compared with has its autoencoder in float32."""
+    monkeypatch.setattr(job_module, "LARGE", 0)  # compared in fp16, as at true size
+    load, loaded = single_file.load, []
+    monkeypatch.setattr(single_file, "load", lambda *a: (loaded.append(load(*a)), loaded[0])[1])
+    export(full, tmp_path / "e", form="single-file", dtype=["fp32"])
+    teacher = load_file(Path(read_manifest(full).teacher.id) / "vae" / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(loaded[0].vae.state_dict()["decoder.conv_in.weight"], teacher["decoder.conv_in.weight"])
+    assert loaded[0].unet.conv_in.weight.dtype == torch.float16
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_loras_of_stable_diffusion_1_in_one_file_and_of_2(
+    version: int, tiny_sd15_folder: Path, tiny_sd21_folder: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Labelled as such, and drawn by stock diffusers at another size than the model's own."""
+    monkeypatch.setattr(check, "MAX_SIDE", 4)
+    monkeypatch.setattr(check, "SMALL_SIDE", 4)
+    folder = {1: tiny_sd15_folder, 2: tiny_sd21_folder}[version]
+    shutil.copytree(folder, tmp_path / "t" / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    file = write_original(pipeline, tmp_path / "t" / "tuned.safetensors") if version == 1 else folder
+    student = checkpoint(file, tmp_path / "s", "lora")
+    made = export(student, tmp_path / "e", form=["lora", "lora-kohya"])
+    assert all(each.largest < 1e-3 for each in records(made).values()), records(made)
+    (path,) = made.out.glob("*-lora.safetensors")
+    with safe_open(path, "pt") as tensors:
+        facts = tensors.metadata()
+    wanted = {1: ("stable-diffusion-v1/lora", "sd_v1", None, "epsilon"),
+              2: ("stable-diffusion-v2-768-v/lora", "sd_v2_v", "True", "v")}[version]  # fmt: skip
+    names = ("modelspec.architecture", "ss_base_model_version", "ss_v2", "modelspec.prediction_type")
+    assert tuple(facts.get(name) for name in names) == wanted
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(UsageError, match="sd15 has no ONNX export"):
+        export(student, tmp_path / "o", form="onnx")
+
+
 def test_a_safety_checker_is_not_exported(tiny_sd15_folder: Path, tmp_path: Path) -> None:
     """It is a part of full folders of Stable Diffusion 1, but no part of a teacher."""
     teacher = tmp_path / "teacher"
@@ -265,14 +306,19 @@ def test_variants_and_shards(full: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_export_that_draws_something_else_is_an_error(full: Path, tmp_path: Path, monkeypatch: Any) -> None:
     load = diffusers_format.load
 
+    factor = 1.5
+
     def damaged(job: Any, out: Path) -> Any:
         pipeline = load(job, out)
-        pipeline.unet.conv_out.weight.data.mul_(1.5)
+        pipeline.unet.conv_out.weight.data.mul_(factor)
         return pipeline
 
     monkeypatch.setattr(diffusers_format, "load", damaged)
     with pytest.raises(NumericalError, match="--format diffusers: its picture differs from the student's by"):
         export(full, tmp_path / "e")
+    factor = 100  # rounded weights have a wider limit
+    with pytest.raises(NumericalError, match="of the range of a pixel on average, where 0.02 is allowed"):
+        export(full, tmp_path / "e", dtype=["fp16"])
     assert not (tmp_path / "e" / "manifest.json").exists()
 
 
@@ -409,6 +455,15 @@ def test_streamed_files_are_what_safetensors_writes(tmp_path: Path) -> None:
     both = joined([stored, stored.changed(lambda value: value[:1] * 2)]).to(torch.float16)
     assert both.shape == (4, 5) and both.nbytes == 40 and both.read().dtype == torch.float16
     assert torch.equal(both.read()[3], (tensors["a"][0] * 2).half())
+    odd = {"h": torch.ones(2, dtype=torch.int8), "i": torch.ones(2).to(torch.float8_e5m2), "j": torch.arange(2).short()}
+    save_file(odd, tmp_path / "odd.safetensors")
+    assert {name: stored.dtype for name, stored in read_stored([tmp_path / "odd.safetensors"]).items()} == {
+        name: value.dtype for name, value in odd.items()
+    }
+    table = json.dumps({"k": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "f4.safetensors").write_bytes(len(table).to_bytes(8, "little") + table + bytes(2))
+    with pytest.raises(Unfit, match="f4.safetensors: k is stored as F4"):
+        read_stored([tmp_path / "f4.safetensors"])
     with pytest.raises(ValueError, match="wrong is torch.float32"):
         write_stored(tmp_path / "z.safetensors", {"wrong": Stored((2,), torch.float32, lambda: torch.zeros(3))}, {})
 
@@ -430,6 +485,11 @@ def test_one_tensor_is_in_memory_at_a_time(full: Path, tiny_folder: Path, tmp_pa
 
     write_stored(tmp_path / "x.safetensors", {name: watched(value) for name, value in tensors.items()}, {})
     assert len(alive) == len(tensors) > 100
+
+
+def test_the_family_is_that_of_the_manifest(full: Path) -> None:
+    made = read_manifest(full).model_copy(update={"family": "sd15"})
+    assert new_job(full, made, (), 1, SilentReporter()).facts.name == "sd15"
 
 
 def test_a_dry_run_lists_what_is_written(full: Path, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.core.weights import fit
-from flashdmd_cli.families.files import Source
-from flashdmd_cli.families.reading import read_network, save_pipeline
+from flashdmd_cli.families.files import Source, weight_files
+from flashdmd_cli.families.reading import read_network, save_pipeline, write_text_names
 from flashdmd_cli.families.sdxl.facts import SDXL
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.families.sdxl.reading import KINDS
@@ -244,6 +244,19 @@ def test_what_is_saved_has_the_names_that_old_libraries_read(tiny_family, tmp_pa
         assert (tmp_path / part / "merges.txt").read_text().startswith("#version")
     back = read_network(KINDS["text_encoder"], tmp_path / "text_encoder")
     assert all(torch.equal(a, b) for a, b in zip(back.parameters(), tiny_family.pipeline.text_encoder.parameters(), strict=True))  # fmt: skip # noqa: E501
+
+
+def test_only_clip_has_this_prefix_and_weights_have_their_libraries_names(tmp_path: Path) -> None:
+    folder = tmp_path / "text_encoder"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    save_file({"shared.weight": torch.ones(2)}, folder / "model.safetensors")
+    write_text_names(folder)
+    assert list(load_file(folder / "model.safetensors")) == ["shared.weight"]
+    for part, name in (("transformer", "diffusion_pytorch_model"), ("text_encoder_2", "model")):
+        (tmp_path / part).mkdir()
+        with pytest.raises(Unfit, match=f"{part}/ has no {name}.safetensors"):
+            weight_files(tmp_path / part)
 
 
 def test_the_noise_of_one_file_is_as_its_marks_say(tiny_family, tiny_folder, tmp_path):

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from flashdmd_cli.families.facts import Facts
+from flashdmd_cli.families.facts import Facts, Labels
 from flashdmd_cli.families.files import Source, read_json
 from flashdmd_cli.families.parts import config_folder, stored_network
 from flashdmd_cli.families.storage import DTYPES
@@ -98,6 +98,11 @@ class Job:
         """
         num_values = sum(math.prod(value.shape) for value in self.tensors(self.denoiser).values())
         return "fp16" if self.student_dtype == "fp32" and num_values > LARGE else self.student_dtype
+
+    @property
+    def labels(self) -> Labels:
+        """Identifiers of the model in the metadata of files."""
+        return self.facts.module.labels(self.config(self.denoiser), self.scheduler_config)
 
     def dtype(self, default: str) -> str:
         """Number format of an export in one file."""

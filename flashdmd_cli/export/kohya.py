@@ -29,7 +29,7 @@ def files(job: Job) -> list[File]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": max(ranks, key=int),
         "ss_network_alpha": max(ranks, key=int),
-        "ss_base_model_version": "sdxl_base_v1-0",
+        **job.labels.kohya,
     }
 
     def write(at: Path) -> None:

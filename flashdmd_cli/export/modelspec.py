@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 
+from flashdmd_cli.core.grid import FLOW_SCHEDULER
 from flashdmd_cli.export.job import Job
-
-ARCHITECTURES = {"sdxl": "stable-diffusion-xl-v1-base", "sd3": "stable-diffusion-3-medium"}
-"""Family -> identifier of the architecture in ModelSpec."""
 
 
 def modelspec(job: Job, kind: str = "") -> dict[str, str]:
@@ -16,7 +14,7 @@ def modelspec(job: Job, kind: str = "") -> dict[str, str]:
     side = job.facts.resolution
     found = {
         "sai_model_spec": "1.0.0",
-        "architecture": ARCHITECTURES.get(job.facts.name, job.facts.name) + (f"/{kind}" if kind else ""),
+        "architecture": job.labels.architecture + (f"/{kind}" if kind else ""),
         "implementation": "diffusers" if kind else "https://github.com/Stability-AI/generative-models",
         "title": job.title,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -26,6 +24,6 @@ def modelspec(job: Job, kind: str = "") -> dict[str, str]:
         "usage_hint": f"{steps} steps, guidance scale (CFG) 1, LCM sampler",
         "license": job.license or "",
     }
-    if job.facts.name != "sdxl":
+    if job.scheduler == FLOW_SCHEDULER:
         del found["prediction_type"]
     return {f"modelspec.{key}": value for key, value in found.items() if value}

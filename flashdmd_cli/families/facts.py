@@ -37,6 +37,16 @@ class DefaultRecipes:
     """Number of steps -> recipe, where it is not `align`."""
 
 
+@dataclass(frozen=True)
+class Labels:
+    """Identifiers of a model that other programs recognise the files of its students by."""
+
+    architecture: str
+    """In ModelSpec, the metadata of Stability AI's files."""
+    kohya: Mapping[str, str] = field(default_factory=dict)
+    """Metadata of LoRA files of kohya's scripts; empty if the family has no such files."""
+
+
 class FamilyModule(Protocol):
     """The top-level functions of a family's module."""
 
@@ -87,6 +97,9 @@ class FamilyModule(Protocol):
 
         Raises Unfit if its readers do not know such names for this family.
         """
+
+    def labels(self, config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Labels:
+        """Identifiers of the model with this configuration of the denoiser and this one of the scheduler."""
 
     def load_reward(self, folder: Path, family: Any, dtype: torch.dtype) -> RewardModel:
         """Load a latent reward model, frozen. Raises `OSError` or `ValueError`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,8 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
         # Rounded weights draw slightly other pictures: only the mean difference is limited.
         limits = [ROUNDED[dtype] for dtype in (each.dtype(job), job.student_dtype, job.check_dtype) if dtype in ROUNDED]
         found, limit = (difference.mean, max(limits)) if limits else (difference.largest, TOLERANCE)
-        if each.is_exact(job) and not found < limit:
+        # An approximation may differ by any amount, but a picture that is not finite is an error there too.
+        if not found < (limit if each.is_exact(job) else math.inf):
             raise NumericalError(
                 f"--format {name}: its picture differs from the student's by {found:.3g} of the range of a pixel"
                 f"{' on average' if limits else ''}, where {limit:g} is allowed",

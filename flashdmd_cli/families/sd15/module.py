@@ -10,6 +10,7 @@ from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families import layout
 from flashdmd_cli.families.dimensions import Dimensions
+from flashdmd_cli.families.facts import Labels
 from flashdmd_cli.families.files import Source, read_json
 from flashdmd_cli.families.layout import is_vp_student as is_student
 from flashdmd_cli.families.layout import refuse_vae
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.stored import Stored
 
 __all__ = [
-    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "refuse", "refuse_vae", "single_file",
-    "stored_in_file",
+    "dimensions", "grid", "is_student", "kohya_name", "labels", "load", "load_reward", "refuse", "refuse_vae",
+    "single_file", "stored_in_file",
 ]  # fmt: skip
 
 
@@ -53,6 +54,15 @@ def load(source: Source, precision: str, weights: str) -> SD15Family:
     from flashdmd_cli.families.sd15.family import SD15Family
 
     return SD15Family.load(source, precision, weights)
+
+
+def labels(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Labels:
+    """Identifiers of version 1 or 2; the UNet of version 2 has linear projections in its transformer blocks."""
+    if not config.get("use_linear_projection"):
+        return Labels("stable-diffusion-v1", {"ss_base_model_version": "sd_v1"})
+    is_v = scheduler.get("prediction_type") == "v_prediction"
+    kohya = {"ss_v2": "True", "ss_base_model_version": "sd_v2_v" if is_v else "sd_v2"}
+    return Labels("stable-diffusion-v2-768-v" if is_v else "stable-diffusion-v2-512", kohya)
 
 
 def load_reward(folder: Path, family: SD15Family, dtype: torch.dtype) -> RewardModel:

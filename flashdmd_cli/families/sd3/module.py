@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.core.grid import Grid, flow_grid
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.facts import Labels
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.layout import refuse_vae
 from flashdmd_cli.families.sd3.layout import SHIFT, dimensions, is_student, refuse
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.stored import Stored
 
 __all__ = [
-    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
+    "dimensions", "grid", "is_student", "kohya_name", "labels", "load", "load_reward", "new_reward", "random_family",
     "random_text", "refuse", "refuse_reward", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
@@ -36,6 +37,11 @@ def load(source: Source, precision: str, weights: str) -> SD3Family:
     from flashdmd_cli.families.sd3.family import SD3Family
 
     return SD3Family.load(source, precision, weights)
+
+
+def labels(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Labels:
+    """Identifiers of SD3."""
+    return Labels("stable-diffusion-3-medium")
 
 
 def load_reward(folder: Path, family: SD3Family, dtype: torch.dtype) -> FlowReward:

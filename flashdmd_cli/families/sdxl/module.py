@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashdmd_cli.core.grid import Grid, vp_grid
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.facts import Labels
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.layout import is_vp_student as is_student
 from flashdmd_cli.families.layout import refuse_vae
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.families.stored import Stored
 
 __all__ = [
-    "dimensions", "grid", "is_student", "kohya_name", "load", "load_reward", "new_reward", "random_family",
+    "dimensions", "grid", "is_student", "kohya_name", "labels", "load", "load_reward", "new_reward", "random_family",
     "random_text", "refuse", "refuse_reward", "refuse_vae", "save_reward", "single_file", "stored_in_file",
 ]  # fmt: skip
 
@@ -63,6 +64,11 @@ def kohya_name(layer: str, config: Mapping[str, Any]) -> str:
     from flashdmd_cli.families.sdxl import original
 
     return original.kohya_name(layer, config)
+
+
+def labels(config: Mapping[str, Any], scheduler: Mapping[str, Any]) -> Labels:
+    """Identifiers of SDXL."""
+    return Labels("stable-diffusion-xl-v1-base", {"ss_base_model_version": "sdxl_base_v1-0"})
 
 
 def load_reward(folder: Path, family: SDXLFamily, dtype: torch.dtype) -> LatentRewardModel:

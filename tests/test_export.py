@@ -165,7 +165,7 @@ def test_sd3_in_every_format(form: str, tiny_sd3_folder: Path, tmp_path: Path) -
     names = set(load_file(made.out / "teacher-4step.safetensors"))
     assert {"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "first_stage_model.decoder.conv_in.bias",
             "text_encoders.clip_g.transformer.text_model.final_layer_norm.bias"} <= names  # fmt: skip
-    with pytest.raises(UsageError, match="lora-kohya is for SDXL"):
+    with pytest.raises(UsageError, match="lora-kohya is not for SD3"):
         export(student, tmp_path / "k", form="lora-kohya")
 
 

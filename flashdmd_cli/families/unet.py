@@ -31,7 +31,7 @@ Requirement = tuple[str, Any, str, Any]
 class UNetFamily(PipelineFamily):
     """A stock pipeline with a `UNet2DConditionModel`, frozen, in eval mode.
 
-    Subclasses define the class attributes, `_embed`, `conditioning`, `call` and `requirements`.
+    Subclasses define the class attributes, `_embed`, `conditioning` and `requirements`.
     """
 
     kind: ClassVar[Any]

@@ -110,4 +110,4 @@ def single_file(
 
 def kohya_name(layer: str, config: Mapping[str, Any]) -> str:
     """Unfit: ComfyUI reads LoRA files of SD3 by diffusers' names."""
-    raise Unfit("lora-kohya is for SDXL", "ComfyUI and diffusers both read --format lora of SD3")
+    raise Unfit("lora-kohya is not for SD3", "ComfyUI and diffusers both read --format lora of SD3")

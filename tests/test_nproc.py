@@ -85,8 +85,9 @@ def student(run: Path) -> Path:
 def test_align(made, reward):
     alone("distill", *made.words, "--iterations", 1, "--quiet", "--out", made.root / "student")
     words = ["align", "--from", made.root / "student", "--reward", reward, "--iterations", 2]
-    words += options({"model.precision": "fp32", "train.batch": 4, "train.micro_batch": 2, "train.preview_every": "null",
-                      "probe.every": 2, "probe.num_prompts": 2, "probe.num_seeds": 2, "align.threshold": [0, 0]})  # fmt: skip
+    sets = {"model.precision": "fp32", "train.batch": 4, "train.micro_batch": 2, "train.preview_every": "null",
+            "probe.every": 2, "probe.num_prompts": 2, "probe.num_seeds": 2, "align.threshold": [0, 0]}  # fmt: skip
+    words += options(sets)
     launched(*words, "--out", made.root / "two")
     alone(*words, "--quiet", "--device", "cpu", "--out", made.root / "one")
     same(made.root / "two", made.root / "one", 2, student)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from html.parser import HTMLParser
@@ -112,7 +113,7 @@ def dangers(text: str) -> list[str]:
     """What a page of ours must not have: handlers, frames, links and files from elsewhere, foreign text in scripts."""
     parser = Dangers()
     parser.feed(text)
-    if "default-src 'none'" not in text:
+    if "default-src 'none'" not in html.unescape(text):
         parser.found.append("no content security policy")
     return parser.found
 

@@ -42,7 +42,7 @@ from flashdmd_cli.training.distill import iteration
 from flashdmd_cli.training.draws import Draws
 from flashdmd_cli.training.networks import Stage1
 from flashdmd_cli.training.pairs import PairSampler
-from flashdmd_cli.training.reward import PairLatents, _step, accuracy, set_trainable
+from flashdmd_cli.training.reward import PairLatents, _step, accuracy
 from flashdmd_cli.training.roles import Role
 from flashdmd_cli.training.state import State
 from flashdmd_cli.training.steps import Objective
@@ -115,7 +115,7 @@ def family(tiny_family, monkeypatch) -> Iterator[SDXLFamily]:
     """The tiny teacher on the card, and the mode in which it is there."""
     parts = {k: copy.deepcopy(v) if k in SDXL.networks else v for k, v in tiny_family.pipeline.components.items()}
     settings = noise_settings(tiny_family.pipeline.scheduler)  # looks at numbers, which there are none of in the mode
-    monkeypatch.setattr("flashdmd_cli.families.sdxl.family.noise_settings", lambda scheduler: settings)
+    monkeypatch.setattr("flashdmd_cli.families.unet.noise_settings", lambda scheduler: settings)
     monkeypatch.setattr(nn.Module, "_apply", apply)
     monkeypatch.setattr(Tensor, "backward", backward)
     monkeypatch.setattr(torch.autograd, "grad", gradients)
@@ -213,7 +213,7 @@ def test_a_reward_model(reward, family, monkeypatch):
     monkeypatch.setattr("flashdmd_cli.training.reward.load_picture", lambda *_: torch.zeros(3, 32, 32))
     r = load_reward_recipe("reward/shapes", flags={"train.batch": 2, "train.micro_batch": 1})
     model = fake(reward)
-    set_trainable(model, r)
+    model.set_trainable(r.model.layers, r.model.text_encoders)
     role = Role("reward", model, 1e-3, r.optim, "optim.lr")
     data = PairLatents([PreferencePair("a", b"", b"", label, {}) for label in (0.0, 1.0)], family)
     _step(r, family, model, role, data, 0)

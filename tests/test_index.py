@@ -142,7 +142,7 @@ def test_a_run_says_that_it_builds_an_index(folder: Path, monkeypatch: pytest.Mo
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     (folder / INDEX).rename(folder / "shown")
     monkeypatch.setenv("HF_HOME", str(folder.parent / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(folder.parent / "hub"))
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(folder.parent / "hub"))
     real = index.whole
     monkeypatch.setattr(
         index, "whole", lambda path: real(folder / "absent" / "x") if path.parent == folder else real(path)

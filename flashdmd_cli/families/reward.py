@@ -135,8 +135,8 @@ class LatentReward(nn.Module):
         low, high = self.timesteps
         if outside == "clamp":
             t = t.clamp(low, high)
-        elif t.min() < low or t.max() > high:
-            wrong = float(t.min() if t.min() < low else t.max())
+        elif (least := float(t.min())) < low or float(t.max()) > high:
+            wrong = least if least < low else float(t.max())
             raise ValueError(f"timestep {wrong:g} lies outside {low:g} to {high:g}, where the reward model was trained")
         weight, null = self.guidance, text.null
         if guided and weight is not None and null is not None:

@@ -70,12 +70,12 @@ class RunPage:
 
     def write(self, iteration: int, warnings: Sequence[str], ended: bool = False) -> None:
         """Write the page after `iteration` iterations; while the run goes on, a browser loads it again by itself."""
+        began = time.monotonic()
         for row in self._new_rows(METRICS):
             add_row(self.series, row)
         for row in self._new_rows(COSTS):
             add_row(self.series, row)
             self.costs.append(row)
-        began = time.monotonic()
         write_page(self.out / PAGE, self.page(iteration, warnings, ended))
         now = time.monotonic()
         self._due = now + max(INTERVAL, (now - began) / SHARE)

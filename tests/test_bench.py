@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flashdmd_cli.families.sd3 import true_size as sd3
 from flashdmd_cli.families.sdxl.true_size import SMALL_UNET, TOKENS, UNET, random_family, random_text
-from flashdmd_cli.families.storage import is_stored_in_bf16, store_in_bf16, stored_in_fp32
+from flashdmd_cli.families.storage import is_stored, store_in, stored_in_fp32
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.shapes.assets import asset
@@ -99,8 +99,8 @@ def test_weights_in_16_bits_answer_as_the_rounded_weights_in_32():
         parameter.data = parameter.data.bfloat16().float()
     plain = family.teacher.x0(x, t, cond)
     size = sum(p.numel() * p.element_size() for p in net.parameters())
-    store_in_bf16(net)
-    assert is_stored_in_bf16(net)
+    store_in(net, torch.bfloat16)
+    assert is_stored(net)
     assert sum(p.numel() * p.element_size() for p in net.parameters()) == size / 2
     torch.testing.assert_close(family.teacher.x0(x, t, cond), plain, rtol=1e-5, atol=1e-5)
     student = family.base.twin().add_adapter("student", 4, 4.0)
@@ -109,10 +109,10 @@ def test_weights_in_16_bits_answer_as_the_rounded_weights_in_32():
         for parameter in student.parameters:
             parameter.normal_(std=0.05)
     merged = student.merged()
-    assert not is_stored_in_bf16(merged)
+    assert not is_stored(merged)
     assert {p.dtype for p in merged.parameters()} == {torch.float32}
     torch.testing.assert_close(student.plain().x0(x, t, cond), student.x0(x, t, cond), rtol=1e-4, atol=1e-4)
-    assert not is_stored_in_bf16(stored_in_fp32(net))
+    assert not is_stored(stored_in_fp32(net))
     torch.testing.assert_close(family.teacher.x0(x, t, cond), plain)
     assert random_text(family, 1)["context"].shape == (1, TOKENS, 64)
 

@@ -28,10 +28,9 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pytest
 import torch
+from forks import Folders, run_and_exit
 
-from flashdmd_cli.cli.app import app
 from flashdmd_cli.workflows import distill, evaluate  # noqa: F401 (with torch and diffusers, for the forks)
 
 FILLER = "filler"
@@ -39,17 +38,6 @@ VARY = re.compile(
     r"manifest.json|costs.jsonl|results.json|report.html|page.html|request.json|times.jsonl|tensorboard|state.json|\.lock"
 )
 """Files with times or versions in them, which differ from run to run."""
-
-
-class Folders(pytest.TempPathFactory):
-    """Stands in for pytest's factory, for the fixtures that make the tiny networks."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def mktemp(self, basename: str, numbered: bool = True) -> Path:
-        (self.root / basename).mkdir()
-        return self.root / basename
 
 
 def run(words: list[str], disk: Path, log: Path) -> tuple[int, str, int]:
@@ -60,13 +48,7 @@ def run(words: list[str], disk: Path, log: Path) -> tuple[int, str, int]:
         number = os.open(log, os.O_WRONLY | os.O_CREAT)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(number, 2)
-        code = 1
-        try:
-            app(words)
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        finally:
-            os._exit(code)
+        run_and_exit(words)
     most, ended = 0, 0
     while not ended:
         most = max(most, used(disk))

@@ -35,8 +35,8 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pytest
 import torch
+from forks import Folders, run_and_exit
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -52,17 +52,6 @@ SETS = {
     "train.batch": 4, "train.micro_batch": 4, "train.save_every": 1, "train.preview_every": "null",
     "model.precision": "fp32", "train.average_images": 20,
 }  # fmt: skip
-
-
-class Folders(pytest.TempPathFactory):
-    """Stands in for pytest's factory, for the fixtures that make the tiny networks."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def mktemp(self, basename: str, numbered: bool = True) -> Path:
-        (self.root / basename).mkdir()
-        return self.root / basename
 
 
 def prepare(root: Path, stage: str, form: str, sets: list[str]) -> list[str]:
@@ -111,13 +100,7 @@ def run(words: list[str], size: int, log: Path, threads: int = 1) -> list[int]:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
                                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
             torch.set_num_threads(threads)
-            code = 1
-            try:
-                app(words)
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 0
-            finally:
-                os._exit(code)
+            run_and_exit(words)
         pids.append(pid)
     return pids
 

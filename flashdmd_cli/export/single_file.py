@@ -11,12 +11,11 @@ from flashdmd_cli.export.diffusers import scheduler
 from flashdmd_cli.export.job import File, Job, weights_file
 from flashdmd_cli.export.loading import load_single_file, with_grid
 from flashdmd_cli.export.modelspec import modelspec
+from flashdmd_cli.families.files import DENOISER
 from flashdmd_cli.families.storage import DTYPES
 from flashdmd_cli.families.stored import Stored
 
 FP8 = "fp8"
-DENOISER = "model.diffusion_model."
-"""Prefix of the denoiser's tensors in the original layouts."""
 
 
 def files(job: Job) -> list[File]:

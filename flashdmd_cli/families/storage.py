@@ -90,7 +90,7 @@ class _Int8Product(torch.autograd.Function):
 
 def read_as(weights: str) -> torch.dtype:
     """The number format in which a network is read that `store` will convert to the format `weights`."""
-    return DTYPES.get(weights, torch.bfloat16)
+    return torch.bfloat16 if weights == "int8" else DTYPES[weights]
 
 
 def store(net: nn.Module, weights: str, targets: Sequence[str]) -> nn.Module:
@@ -100,13 +100,12 @@ def store(net: nn.Module, weights: str, targets: Sequence[str]) -> nn.Module:
     stored in bfloat16. Relative to the largest weight of the same output, a weight is off by at most 1/250 from the
     rounding to 8 bits, and by 1/115 with the rounding to bfloat16 before it and after it, in products under autocast.
     """
+    if weights != "fp32":
+        store_in(net, read_as(weights))
     if weights == "int8":
-        store_in_bf16(net)
         for name, module in net.named_modules():
             if type(module) is _Linear and f".{name}".endswith(tuple(f".{target}" for target in targets)):
                 _store_in_int8(module)
-    elif weights != "fp32":
-        store_in(net, DTYPES[weights])
     return net
 
 
@@ -128,11 +127,6 @@ def full_weight(layer: nn.Module) -> Tensor:
     return weight * layer.scale.float() if isinstance(layer, _Int8Linear) else weight.float()
 
 
-def store_in_bf16(net: nn.Module) -> nn.Module:
-    """`store_in` with bfloat16."""
-    return store_in(net, torch.bfloat16)
-
-
 def store_in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Convert the weights of `net` to a format of 16 bits, in place, so that it takes inputs of any format; returns it.
 
@@ -149,7 +143,7 @@ def store_in(net: nn.Module, dtype: torch.dtype) -> nn.Module:
     return net
 
 
-def is_stored_in_bf16(net: nn.Module) -> bool:
+def is_stored(net: nn.Module) -> bool:
     """Whether `store_in` was applied to `net`."""
     return any(isinstance(module, tuple(STORED.values())) for module in net.modules())
 

@@ -105,10 +105,10 @@ def write_checkpoint(
     """
     import torch
 
-    from flashdmd_cli.families.storage import is_stored_in_bf16
+    from flashdmd_cli.families.storage import is_stored
 
     # A network that is stored in 16 bits is too large for a copy in 32, and has no more digits than float16.
-    dtype = torch.float16 if is_stored_in_bf16(state.shipped.base.net) else torch.float32
+    dtype = torch.float16 if is_stored(state.shipped.base.net) else torch.float32
     # Sharded networks are collected from all processes.
     is_needed = state.world.is_main or state.is_sharded
     net: Any = state.shipped.merged(dtype) if is_needed else None

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.families.files import DENOISER, VAE
 from flashdmd_cli.families.sdxl.original import vae_tensors
 from flashdmd_cli.families.stored import Stored, joined
 
-TRANSFORMER, VAE = "model.diffusion_model.", "first_stage_model."
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
 _ENDS = {
     "pos_embed.pos_embed": "pos_embed",
@@ -67,7 +67,7 @@ def single_file(
     scheduler: Mapping[str, Any],
 ) -> dict[str, Stored]:
     """All tensors of a pipeline under their original names, sorted; the third text encoder is optional."""
-    tensors = {TRANSFORMER + name: value for name, value in transformer_tensors(parts["transformer"]).items()}
+    tensors = {DENOISER + name: value for name, value in transformer_tensors(parts["transformer"]).items()}
     tensors |= {VAE + name: value for name, value in vae_tensors(parts["vae"], configs["vae"]).items()}
     for part, name in ENCODERS.items():
         tensors |= {f"text_encoders.{name}.transformer.{key}": value for key, value in parts.get(part, {}).items()}

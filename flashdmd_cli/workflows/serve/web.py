@@ -7,9 +7,7 @@ request that costs work has to be JSON, which browsers send for pages of the sam
 
 from __future__ import annotations
 
-import base64
 import errno
-import hashlib
 import json
 import re
 import socketserver
@@ -18,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from flashdmd_cli.evaluation.page import allowed
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.workflows.serve.studio import Busy, Studio
 
@@ -147,7 +146,7 @@ class Handler(BaseHTTPRequestHandler):
 def policy(page: bytes) -> str:
     """The content security policy of a page: only what stands in it, pictures in data, and requests to this server."""
     scripts = re.findall(rb"<script>(.*?)</script>", page, re.DOTALL)
-    hashes = [f"'sha256-{base64.b64encode(hashlib.sha256(each).digest()).decode()}'" for each in scripts]
+    hashes = [allowed(each) for each in scripts]
     return (
         f"default-src 'none'; script-src {' '.join(hashes) or NONE}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

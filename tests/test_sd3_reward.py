@@ -203,14 +203,16 @@ def test_the_part_of_the_embedded_world(world: Path, monkeypatch: pytest.MonkeyP
     """Pairs are sampled by the flow-matching teacher in eight steps, which fails about as often as a student."""
     drawn: list[Tensor] = []
 
-    def pairs(draw: Any, inspector: Any, folder: Path, **options: Any) -> Path:
+    def pairs(draw: Any, inspector: Any, folder: Path, num: int, **options: Any) -> Path:
+        assert num == 14400
         drawn.append(draw([PROMPTS[0]] * 2, 5))
         folder.mkdir(parents=True)
         return red_wins(folder)
 
     monkeypatch.setattr("flashdmd_cli.building.pairs.build_pairs", pairs)
-    result = run("shapes", "build", "sd3-reward", "--steps", 1, "--work", "w", "--out", "r")
+    result = run("shapes", "build", "sd3-reward", "--steps", 1, "--device", "cpu", "--work", "w", "--out", "r")
     assert result.exit_code == 0, result.output
+    fails(run("shapes", "build", "vae", "--device", "cpu", "--out", "v"), 2, "--device: vae has no such setting")
     family = SD3Family.load(asset("shapes-sd3"))
     expected = generate(family, family.teacher, [PROMPTS[0]] * 2, 0, "stochastic", 8, 4.0, first_index=5)
     torch.testing.assert_close(drawn[0], expected, rtol=1e-4, atol=1e-4)

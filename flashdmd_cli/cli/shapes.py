@@ -35,7 +35,7 @@ def build(
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option(help="Device for sd3 (default: the fastest); the others use the CPU.", show_default=False),
+        typer.Option(help="Device for sd3, reward and sd3-reward (default: the fastest).", show_default=False),
     ] = None,
     seed: Seed = 0,
     as_json: AsJson = False,

@@ -36,11 +36,10 @@ class _AdaptedLinear(LoraLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         out = self.base_layer(x)
-        if not self._disable_adapters:
-            for name in self._active_adapter:
-                if name in self.lora_A:
-                    hidden = F.linear(x, self.lora_A[name].weight)
-                    out = out + F.linear(hidden, self.lora_B[name].weight) * self.scaling[name]
+        for name in self._active_adapter:
+            if name in self.lora_A:
+                hidden = F.linear(x, self.lora_A[name].weight)
+                out = out + F.linear(hidden, self.lora_B[name].weight) * self.scaling[name]
         return out
 
 
@@ -51,6 +50,9 @@ class Base:
         """`calls` is the family of the network; it runs forward passes."""
         self.calls, self.net = calls, net
         self._layers: list[Any] = []
+        self._active: list[str] = []
+        """The active adapters: one list that all adapted layers share, so that changing it costs the same for any
+        number of layers (recomputation changes it twice for every block)."""
         self._entered: tuple[tuple[str, ...], Tensor | None] = ((), None)
         self._is_checkpointed = False
 
@@ -92,7 +94,8 @@ class Base:
             adapters, x = self._entered
             # Other adapters may be active in the backward pass, so recomputation activates those of the forward pass.
             contexts = lambda: (nullcontext(), self.enter(adapters, x))  # noqa: E731
-            return checkpoint(function, *args, use_reentrant=False, context_fn=contexts)
+            # No layer draws random numbers, so their generators' states need not be kept.
+            return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
         self.net.enable_gradient_checkpointing(run)  # type: ignore[operator]
         self._is_checkpointed = True
@@ -145,27 +148,23 @@ class Base:
         for layer in self._layers:
             # peft would cast inputs to the adapter's float32 first, and autocast back: two copies of every activation.
             layer.cast_input_dtype_enabled = False
+            # peft's own methods for this also set requires_grad, but here several adapters train at once.
+            layer._active_adapter, layer._disable_adapters = self._active, False
             if type(layer) is LoraLinear:
                 layer.__class__ = _AdaptedLinear
-        self._switch(())
         return self.view(*below, name)
-
-    def _switch(self, adapters: tuple[str, ...]) -> None:
-        # peft's own methods also set requires_grad, but here several adapters train at once.
-        for layer in self._layers:
-            layer._active_adapter, layer._disable_adapters = list(adapters), not adapters
 
     @contextmanager
     def enter(self, adapters: tuple[str, ...], x: Tensor | None) -> Iterator[None]:
         """Context with these adapters active, and with the attention kernel for latents `x`."""
         before, self._entered = self._entered, (adapters, x)
-        self._switch(adapters)
+        self._active[:] = adapters
         try:
             with nullcontext() if x is None else attention_kernel(x):
                 yield
         finally:
             self._entered = before
-            self._switch(before[0])
+            self._active[:] = before[0]
 
     def own_names(self, adapters: tuple[str, ...]) -> dict[str, str]:
         """Network name -> state name of each tensor that a view with these adapters owns: the weights of the last

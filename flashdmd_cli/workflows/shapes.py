@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flashdmd_cli.building import PARTS
 from flashdmd_cli.runs.errors import UsageError
@@ -30,9 +30,26 @@ NUM_MEASURED = 512
 """Captions of the suite `shapes-val` that it is measured on."""
 DRAWN_AT_ONCE = 356
 """Pictures of those that are drawn in one batch."""
-REWARDS = {"reward": (SHAPES, "pairs", 4), "sd3-reward": ("shapes-sd3", "sd3-pairs", 8)}
-"""Part -> teacher, subfolder of `work` for its pairs, and sampling steps of the teacher's pictures: few, so that errors
-like a student's occur. In 4 steps, most of shapes-sd3's pictures would be wrong."""
+
+
+class RewardPart(NamedTuple):
+    """How the pairs of a reward model are made."""
+
+    teacher: str
+    place: str
+    """Subfolder of `work`."""
+    steps: int
+    """Sampling steps of the teacher's pictures: few, so that errors like a student's occur."""
+    pairs: int
+
+
+REWARDS = {
+    "reward": RewardPart(SHAPES, "pairs", 4, 7200),
+    # In 4 steps, most of shapes-sd3's pictures would be wrong.
+    "sd3-reward": RewardPart("shapes-sd3", "sd3-pairs", 8, 14400),
+}
+ON_DEVICE = ("sd3", *REWARDS)
+"""The parts that are built on an accelerator where there is one; the others are small."""
 
 
 @releasing()
@@ -50,16 +67,16 @@ def build_part(
     """Train one of `building.PARTS` and write it to `out`; returns its metrics.
 
     Checkpoints and logs are written to `work`, which all parts share; the same call again resumes. `steps` is the
-    number of training steps (None: the part's default); `minutes` ends that of `sd3` early, the only part that can be
-    built on another `device` than the CPU. Raises `UsageError` for an unknown part, or if another process is using
-    `work`.
+    number of training steps (None: the part's default); `minutes` ends that of `sd3` early. `device` is for the parts
+    in `ON_DEVICE`. Raises `UsageError` for an unknown part, or if another process is using `work`.
     """
     reporter = reporter or SilentReporter()
     if part not in PARTS:
         raise UsageError(f"PART {part}: unknown", hint=f"known parts: {', '.join(PARTS)}")
-    if part != "sd3" and (minutes is not None or device is not None):
-        option = "--minutes" if minutes is not None else "--device"
-        raise UsageError(f"{option}: {part} has no such setting", hint="it is for sd3 alone; --steps is for all")
+    if minutes is not None and part != "sd3":
+        raise UsageError(f"--minutes: {part} has no such setting", hint="it is for sd3 alone; --steps is for all")
+    if device is not None and part not in ON_DEVICE:
+        raise UsageError(f"--device: {part} has no such setting", hint=f"it is for {', '.join(ON_DEVICE)}")
     if minutes is not None and minutes <= 0:
         raise UsageError(f"--minutes {minutes:g}: must be above 0", hint="leave it out for the part's recipe")
     if steps is not None and steps < 1:
@@ -73,7 +90,7 @@ def build_part(
         save_known(asset(SHAPES), out)
         return {}
     if part in REWARDS:
-        return build_reward(part, out, work, steps, seed, reporter)
+        return build_reward(part, out, work, steps, device, seed, reporter)
     if part == "sd3":
         return build_flow_teacher(out, work, steps, minutes, device, seed, reporter)
     length = {} if steps is None else {"steps": steps}
@@ -84,27 +101,30 @@ def build_part(
 
 
 def build_reward(
-    part: str, out: Path, work: Path, steps: int | None, seed: int, reporter: Reporter
+    part: str, out: Path, work: Path, steps: int | None, device: str | None, seed: int, reporter: Reporter
 ) -> dict[str, float]:
     """Sample pairs with a shipped teacher, label them with the shipped inspector, train a reward model on them."""
     from flashdmd_cli.building.pairs import build_pairs
     from flashdmd_cli.evaluation.generate import generate
+    from flashdmd_cli.runs.device import resolve
     from flashdmd_cli.shapes.inspector import load_inspector
     from flashdmd_cli.workflows.inputs.drawers import as_teacher
     from flashdmd_cli.workflows.inputs.families import load_family
     from flashdmd_cli.workflows.recipes import reward_recipe
     from flashdmd_cli.workflows.reward import REPORT, train_reward
 
-    name, place, num_steps = REWARDS[part]
-    recipe = reward_recipe(teacher=name, iterations=steps, seed=seed)
-    folder = asset(name)
-    teacher = as_teacher(load_family(folder), name, folder, "stochastic", num_steps)
+    made = REWARDS[part]
+    recipe = reward_recipe(teacher=made.teacher, iterations=steps, seed=seed, device=device)
+    folder = asset(made.teacher)
+    family = load_family(folder, resolve(device or "auto", "fp32"))
+    teacher = as_teacher(family, made.teacher, folder, "stochastic", made.steps)
 
     def draw(texts: Sequence[str], first: int) -> Tensor:
-        return generate(teacher.family, teacher.net, texts, seed, "stochastic", num_steps, teacher.guidance,
-                        first_index=first)  # fmt: skip
+        return generate(family, teacher.net, texts, seed, "stochastic", made.steps, teacher.guidance,
+                        first_index=first, batch=len(texts))  # fmt: skip
 
-    pairs = build_pairs(draw, load_inspector(asset("inspector")), work / place, seed=seed, say=reporter.say)
+    inspector = load_inspector(asset("inspector"))
+    pairs = build_pairs(draw, inspector, work / made.place, made.pairs, seed=seed, say=reporter.say)
     train_reward(recipe, pairs, out, half=True, reporter=reporter)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return {f"accuracy_{timestep}": value for timestep, value in report["accuracy"].items()}

@@ -224,9 +224,22 @@ def test_coco_takes_the_first_caption_of_each_image(tmp_path):
     assert not source.prompts_only and found["captions_val2014.json:0"] == "missing_file"
     item = found["captions_val2014.json:7"]
     assert isinstance(item, Item) and item.picture == PNG and item.columns == {"image_id": 7, "annotation_id": 2}
-    path.write_text('{"images": []}')
-    with pytest.raises(DataError, match="annotation"):
-        list(open_source(path, Reading()).rows())
+    for text in ('{"images": []}', '{"images": [{"id": Infinity, "file_name": "a"}], "annotations": []}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="annotation"):
+            list(open_source(path, Reading()).rows())
+
+
+@pytest.mark.parametrize("name", ["\ud800.jpg", "x" * 300, "../x.jpg", "\0"], ids=["surrogate", "long", "above", "nul"])
+def test_one_impossible_name_among_cocos_pictures_costs_that_picture_only(name, tmp_path):
+    path = coco(tmp_path / "annotations", 3)
+    document = json.loads(path.read_text())
+    document["images"][-1]["file_name"] = name  # of image 0, the first that is looked for
+    path.write_text(json.dumps(document))
+    (tmp_path / "val2014").mkdir()
+    (tmp_path / "val2014" / "COCO_val2014_000000000014.jpg").write_bytes(PNG)
+    found = list(contents(open_source(path, Reading())).values())
+    assert isinstance(found[0], str) and found[1] == "missing_file" and isinstance(found[2], Item)
 
 
 def test_coco10k_hash_is_the_documented_draw():

@@ -33,6 +33,8 @@ def inside(root: Path, name: str) -> Path:
     path = root / name
     try:
         real = path.resolve()
+    except ValueError:  # a lone surrogate, which no file's name can contain
+        raise Rejected("missing_file", printable(name)) from None
     except (OSError, RuntimeError) as error:
         raise Rejected("link", str(error)) from None
     if not real.is_relative_to(_bounds(root)):

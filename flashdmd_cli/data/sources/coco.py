@@ -64,9 +64,12 @@ class Coco:
             yield row if base is None else row | {"file": f"{base}/{images[image]}"}
 
     def _holds(self, folder: str, images: dict[int, str], ids: list[int]) -> bool:
+        return any(self._is_file(f"{folder}/{images[image]}") for image in ids[:100])
+
+    def _is_file(self, name: str) -> bool:
         try:
-            return any(named(self.root, f"{folder}/{images[image]}")[0].is_file() for image in ids[:100])
-        except Rejected:
+            return named(self.root, name)[0].is_file()
+        except (OSError, Rejected):  # a name that is too long, or leads out of the folder
             return False
 
     def _read(self) -> tuple[dict[int, str], dict[int, list[tuple[int, str]]]]:
@@ -78,7 +81,7 @@ class Coco:
                 captions.setdefault(int(entry["image_id"]), []).append((int(entry["id"]), str(entry["caption"])))
         except OSError as error:
             raise DataError(f"SOURCE: {self.annotations} cannot be read: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:  # int(inf) overflows
             raise DataError(
                 f"SOURCE: {self.annotations} is no caption annotation file of COCO: {type(error).__name__} {error}",
                 "it has `images` (id, file_name) and `annotations` (id, image_id, caption)",

@@ -16,6 +16,7 @@ from flashdmd_cli.shapes.inspector import Inspector
 from flashdmd_cli.shapes.render import render
 from flashdmd_cli.shapes.world import ATTRIBUTES, NUM_OBJECTS, add_object, sample_attributes, sample_scenes, where
 
+NUM_PAIRS = 7200
 CHUNK = 120
 RENDERED_SHARE = 1 / 3
 """Fraction of pairs with rendered pictures, which are cheap and allow choosing the errors. The others are sampled in
@@ -35,7 +36,7 @@ Draw = Callable[[Sequence[str], int], Tensor]
 
 
 def build_pairs(
-    draw: Draw, inspector: Inspector, folder: Path, num: int, seed: int = 0,
+    draw: Draw, inspector: Inspector, folder: Path, num: int = NUM_PAIRS, seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> Path:  # fmt: skip
     """Write `folder/pairs.jsonl` and its pictures; a second call resumes.

@@ -40,13 +40,12 @@ class RewardPart(NamedTuple):
     """Subfolder of `work`."""
     steps: int
     """Sampling steps of the teacher's pictures: few, so that errors like a student's occur."""
-    pairs: int
 
 
 REWARDS = {
-    "reward": RewardPart(SHAPES, "pairs", 4, 7200),
+    "reward": RewardPart(SHAPES, "pairs", 4),
     # In 4 steps, most of shapes-sd3's pictures would be wrong.
-    "sd3-reward": RewardPart("shapes-sd3", "sd3-pairs", 8, 14400),
+    "sd3-reward": RewardPart("shapes-sd3", "sd3-pairs", 8),
 }
 ON_DEVICE = ("sd3", *REWARDS)
 """The parts that are built on an accelerator where there is one; the others are small."""
@@ -116,15 +115,14 @@ def build_reward(
     made = REWARDS[part]
     recipe = reward_recipe(teacher=made.teacher, iterations=steps, seed=seed, device=device)
     folder = asset(made.teacher)
-    family = load_family(folder, resolve(device or "auto", "fp32"))
+    family = load_family(folder, resolve(device or "auto"))
     teacher = as_teacher(family, made.teacher, folder, "stochastic", made.steps)
 
     def draw(texts: Sequence[str], first: int) -> Tensor:
         return generate(family, teacher.net, texts, seed, "stochastic", made.steps, teacher.guidance,
                         first_index=first, batch=len(texts))  # fmt: skip
 
-    inspector = load_inspector(asset("inspector"))
-    pairs = build_pairs(draw, inspector, work / made.place, made.pairs, seed=seed, say=reporter.say)
+    pairs = build_pairs(draw, load_inspector(asset("inspector")), work / made.place, seed=seed, say=reporter.say)
     train_reward(recipe, pairs, out, half=True, reporter=reporter)
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
     return {f"accuracy_{timestep}": value for timestep, value in report["accuracy"].items()}

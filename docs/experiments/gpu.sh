@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that a GPU is wanted for, in at most 8 minutes: speed and memory of the recipes at SDXL's true size (random
+# Everything that a GPU is wanted for, in at most 9 minutes: speed and memory of the recipes at SDXL's true size (random
 # weights, nothing is downloaded), the plan against what was measured, the demo of both families, and a run that is
 # killed and resumed, beside the same run under torchrun with NCCL.
 #
@@ -7,11 +7,11 @@
 #
 # Every part has its own time limit; one that fails or does not fit the GPU's memory does not keep the next from running.
 # $OUT gets a JSON file for each part, and summary.json, which is written again after each. Variables: PYTHON (python),
-# PARTS (all), SECONDS_IN_ALL (480), SMALL=1 (tiny networks and longer limits, for a dry run on a CPU), DEMO_LIMIT (130).
+# PARTS (all), SECONDS_IN_ALL (540), SMALL=1 (tiny networks and longer limits, for a dry run on a CPU), DEMO_LIMIT (130).
 set -u
 OUT=$(mkdir -p "${OUT:?the folder for the results}" && cd "$OUT" && pwd)
-PYTHON=${PYTHON:-python} SMALL=${SMALL:-} END=$((SECONDS + ${SECONDS_IN_ALL:-480}))
-PARTS=${PARTS:-plan adapters int8 compiled demo-sdxl demo-sd3 resume full}
+PYTHON=${PYTHON:-python} SMALL=${SMALL:-} END=$((SECONDS + ${SECONDS_IN_ALL:-540}))
+PARTS=${PARTS:-plan adapters adapters-compiled int8 compiled demo-sdxl demo-sd3 resume full}
 WORK=$(mktemp -d)
 trap 'kill $(jobs -p) 2>/dev/null; rm -rf "$WORK"' EXIT
 cd "$(dirname "$0")/../.." || exit 1
@@ -20,6 +20,7 @@ export WORK OUT SMALL PYTHON
 
 # The settings of each measurement: recipe and changes. The plan is made for the same ones.
 export ADAPTERS="sdxl-4step-24gb train.batch=2 train.micro_batch=2"
+export ADAPTERS_COMPILED="$ADAPTERS model.compile=true"  # can the recompute of small passes be launched faster?
 export INT8="sdxl-4step-24gb train.batch=2 train.micro_batch=1 model.weights=int8"
 export COMPILED="sdxl-4step-80gb train.batch=4 train.micro_batch=4"
 export FULL="sdxl-4step train.batch=4 train.micro_batch=2 model.checkpointing=true"
@@ -30,7 +31,7 @@ RUN="--set train.batch=8 --set train.micro_batch=8 --iterations 12"
 DEMO="--device cuda"
 if [[ $SMALL ]]; then
     tiny="gan.crop_px=64 model.lora_rank=2 model.compile=false train.batch=1 train.micro_batch=1"
-    for name in ADAPTERS INT8 COMPILED FULL DMD2; do export $name="${!name} $tiny"; done
+    for name in ADAPTERS ADAPTERS_COMPILED INT8 COMPILED FULL DMD2; do export $name="${!name} $tiny"; done
     FULL_GB=0 LARGE="--size small --resolution 64 --device cpu"
     RUN="--set train.batch=2 --set train.micro_batch=2 --set train.preview_every=null --iterations 3 --device cpu"
     DEMO="--device cpu --iterations 1"
@@ -112,7 +113,8 @@ from flashdmd_cli.workflows.plan.gpus import gpu_named
 from flashdmd_cli.workflows.plan.planning import plan
 small = bool(os.environ["SMALL"])
 rows = []
-for name, cycles in (("ADAPTERS", 1), ("INT8", 1), ("COMPILED", 2), ("FULL", 1), ("DMD2", 1)):
+settings = (("ADAPTERS", 1), ("ADAPTERS_COMPILED", 1), ("INT8", 1), ("COMPILED", 2), ("FULL", 1), ("DMD2", 1))
+for name, cycles in settings:
     recipe = load_recipe(*(lambda words: (words[0], [*words[1:], "train.preview_every=null"]))(os.environ[name].split()))
     steps = recipe.dm_step_indices
     drawn = [steps[int(torch.randint(len(steps), (1,), generator=generator(recipe.train.seed, 0, number, "grid step")))]
@@ -138,7 +140,8 @@ for line in (work / "parts").read_text().splitlines():
         parts[name]["end of its messages"] = (work / f"{name}.log").read_text().splitlines()[-5:]
 read = lambda name: json.loads((out / f"{name}.json").read_text()) if (out / f"{name}.json").is_file() else {}
 planned = {row["settings"]: row for row in read("plan").get("rows", [])}
-measurements = {"adapters": ["ADAPTERS"], "int8": ["INT8"], "compiled": ["COMPILED"], "full": ["FULL", "DMD2"]}
+measurements = {"adapters": ["ADAPTERS"], "adapters-compiled": ["ADAPTERS_COMPILED"], "int8": ["INT8"],
+                "compiled": ["COMPILED"], "full": ["FULL", "DMD2"]}
 rows = []
 for settings, measured in (pair for part, names in measurements.items()
                            for pair in zip(names, read(part).get("rows", []))):
@@ -171,6 +174,7 @@ export LARGE RUN DEMO
 part plan 240 $([[ $SMALL ]] || echo nice) bash -c plan &  # on the processor, beside the measurements
 planning=$!
 part adapters 80 bash -c 'bench "$ADAPTERS" --cycles 1'
+part adapters-compiled 100 bash -c 'bench "$ADAPTERS_COMPILED" --cycles 1'
 part int8 60 bash -c 'bench "$INT8" --cycles 1'
 part compiled 150 bash -c 'bench "$COMPILED" --cycles 2'
 wait $planning

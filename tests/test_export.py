@@ -504,6 +504,25 @@ def test_a_dry_run_lists_what_is_written(full: Path, tmp_path: Path) -> None:
     assert unknown <= {"lora_layers.csv", "vocab.json", "merges.txt"} and "lora_layers.csv" in unknown
 
 
+def test_inspect_tells_an_export_from_its_student(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = checkpoint(tiny_folder, tmp_path / "mine")
+    about = json.loads((student / "manifest.json").read_text())
+    about |= {"step": 7, "images_seen": 9, "seed": 5}
+    about |= {"weights": {"form": "full", "dtype": "float32", "average": "ema"}}
+    (student / "manifest.json").write_text(json.dumps(about))
+    assert run("export", "--from", student, "--out", "e", "--format", "single-file").exit_code == 0
+    rows = {line[:22].strip(): line[22:].strip() for line in run("inspect", "e").stdout.splitlines() if line}
+    made = read_manifest(Path("e"))
+    size = sum(file.size for file in made.files) / 1e6
+    assert (rows["formats"], rows["student"]) == ("single-file (fp16)", "mine")
+    assert rows["files"] == f"{len(made.files)}, {size:.1f} MB" and rows["exported in"] == f"{made.wall_seconds:.0f} s"
+    assert rows["student's weights"] == "full float32 ema"
+    assert (rows["student's step"], rows["student's seed"]) == ("7", "5")
+    assert not {"step", "seed", "weights", "wall"} & set(rows)
+    assert "step        " in run("inspect", "mine").stdout
+
+
 def test_an_interrupted_export_is_no_result_and_the_same_command_finishes_it(
     full: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -116,7 +116,9 @@ def test_one_unit_per_phase(clock, capsys):
             for done, seconds in (0, -99), (5, 0), (15, first), (25, later):
                 clock.seconds = seconds
                 progress.progress(done, 40)
-    said = [line.split("  ")[2] for line in capsys.readouterr().err.splitlines() if "s  ETA" in line or "it  ETA" in line]
+    said = [
+        line.split("  ")[2] for line in capsys.readouterr().err.splitlines() if "s  ETA" in line or "it  ETA" in line
+    ]
     assert said == ["2 it/s", "0.02 it/s", "10 s/it", "5 s/it"]
 
 

@@ -28,8 +28,8 @@ class Clock:
     def describe(self, done: int, total: int, now: float) -> str:
         """`30/400  2.5 it/s  ETA 2:43`; without speed and ETA until units were finished after the first ones.
 
-        The ETA includes the time of other work, the speed does not. Where all units were finished at once, the last line
-        has the speed of these.
+        The ETA includes the time of other work, the speed does not. Where all units were finished at once, the last
+        line has the speed of these.
         """
         if self.first is None or done < self.first[0]:
             self._start(done, now, is_warm=False)

@@ -26,13 +26,18 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     from flashdmd_cli.export.job import ROUNDED, TOLERANCE
 
     prompt = prompt_for(job)
-    reporter.phase("drawing a picture with the student, to compare the export with", "picture")
-    wanted = student_picture(job, prompt)
+
+    def step(done: int) -> None:
+        reporter.progress(done, job.steps)
+
+    reporter.phase("comparing: drawing a picture with the student", "step")
+    wanted = student_picture(job, prompt, step)
     records = {}
-    for name, each in formats.items():
-        reporter.phase(f"drawing the same picture with {name}", "picture")
+    for number, (name, each) in enumerate(formats.items(), 1):
+        reporter.phase(f"comparing {number}/{len(formats)}: loading {name} with its stock loader")
         pipeline = each.load(job, folder)
-        difference = compare(stock_picture(pipeline, job, prompt), wanted)
+        reporter.phase(f"comparing {number}/{len(formats)}: drawing the same picture with {name}", "step")
+        difference = compare(stock_picture(pipeline, job, prompt, step), wanted)
         del pipeline
         gc.collect()
         records[name] = FormatRecord(

@@ -45,6 +45,8 @@ class FamilyDrawer(Drawer):
     """The files that the family was loaded from."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures in pixels; None for the size that the teacher was trained for."""
+    trained_steps: int | None = None
+    """Number of steps that a student was trained for; None for a teacher, and for a student whose files do not say."""
 
     @property
     def family_name(self) -> str:
@@ -144,7 +146,8 @@ def check_steps(sampler: Sampler, steps: int) -> None:
         if not 1 <= steps <= 1000:
             raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
     elif steps not in VP_STEPS:
-        raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
+        possible = ", ".join(map(str, VP_STEPS))
+        raise UsageError(f"--steps {steps}: must be one of {possible}", hint=f"the sampler {sampler} has no others")
 
 
 def check_size(family: Family, size: tuple[int, int]) -> None:

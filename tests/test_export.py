@@ -272,6 +272,16 @@ def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp
     assert {value.dtype for value in tensors.values()} == {torch.float16}
 
 
+def test_rounding_is_all_that_a_single_file_in_fp16_differs_by(full: Path, tmp_path: Path) -> None:
+    """It draws what a folder in fp16 draws, and says why this is not quite what the student draws."""
+    words = ["export", "--from", full, "--out", tmp_path / "e", "--format", "diffusers,single-file"]
+    shown = run(*words, "--dtype", "fp16")
+    found = read_manifest(tmp_path / "e").export.formats
+    assert found["single-file"].largest == pytest.approx(found["diffusers"].largest, abs=1e-5)
+    assert shown.stderr.count("its weights are rounded, which --dtype fp32 avoids") == 2
+    assert "are rounded" not in run(*words, "--dtype", "fp32", "--yes").stderr
+
+
 def test_fp8_rounds_the_matrices_of_the_denoiser(full: Path, tmp_path: Path) -> None:
     made = export(full, tmp_path / "e", form="single-file", dtype=["fp8"])
     tensors = load_file(made.out / "teacher-4step.safetensors")

@@ -272,10 +272,10 @@ def test_plain_progress_has_rate_and_eta(capsys, monkeypatch):
     clock = iter(range(0, 100, 10))
     monkeypatch.setattr(output_module.time, "monotonic", lambda: float(next(clock)))
     with Progress(Output()) as progress:
-        progress.progress(1, 4, {"dm": 0.5})
-        progress.progress(2, 4, {"dm": 0.25})
+        for done in range(4):
+            progress.progress(done, 4, {"dm": 1 / (1 + done)})
     out, err = capsys.readouterr()
-    assert out == "" and "2/4  10 s/it  ETA 0:20  dm 0.25" in err
+    assert out == "" and "2/4  10 s/it  ETA 0:20  dm 0.3333" in err
 
 
 def test_json_knows_no_nan(capsys):

@@ -272,6 +272,16 @@ def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp
     assert {value.dtype for value in tensors.values()} == {torch.float16}
 
 
+def test_rounding_is_all_that_a_single_file_in_fp16_differs_by(full: Path, tmp_path: Path) -> None:
+    """It draws what a folder in fp16 draws, and says why this is not quite what the student draws."""
+    words = ["export", "--from", full, "--out", tmp_path / "e", "--format", "diffusers,single-file"]
+    shown = run(*words, "--dtype", "fp16")
+    found = read_manifest(tmp_path / "e").export.formats
+    assert found["single-file"].largest == pytest.approx(found["diffusers"].largest, abs=1e-5)
+    assert shown.stderr.count("its weights are rounded, which --dtype fp32 avoids") == 2
+    assert "are rounded" not in run(*words, "--dtype", "fp32", "--yes").stderr
+
+
 def test_fp8_rounds_the_matrices_of_the_denoiser(full: Path, tmp_path: Path) -> None:
     made = export(full, tmp_path / "e", form="single-file", dtype=["fp8"])
     tensors = load_file(made.out / "teacher-4step.safetensors")
@@ -498,10 +508,35 @@ def test_a_dry_run_lists_what_is_written(full: Path, tmp_path: Path) -> None:
     assert planned.manifest is None and not (tmp_path / "e").exists()
     made = export(full, tmp_path / "e", form=forms, rank=4)
     sizes = dict(made.files)
-    assert set(sizes) == {path for path, _ in planned.files} | {"README.md"}
-    assert all(num in (None, sizes[path]) for path, num in planned.files)
-    unknown = {Path(path).name for path, num in planned.files if num is None}
-    assert unknown <= {"lora_layers.csv", "vocab.json", "merges.txt"} and "lora_layers.csv" in unknown
+    sizes["manifest.json"] = (tmp_path / "e" / "manifest.json").stat().st_size
+    assert set(sizes) == {path for path, _ in planned.files}
+    assert planned.estimated == {"lora_layers.csv", "README.md", "manifest.json"}
+    for path, num in planned.files:
+        assert num == pytest.approx(sizes[path], rel=0.05) if path in planned.estimated else num == sizes[path], path
+    shown = run("export", "--from", full, "--out", tmp_path / "x", "--format", ",".join(forms), "--dry-run")
+    assert shown.exit_code == 0 and "?" not in shown.stdout and not (tmp_path / "x").exists()
+    for path in planned.estimated:
+        assert re.search(rf"^ *about [\d.]+ (bytes|kB)  {path}$", shown.stdout, re.M), shown.stdout
+    assert f"  in {len(planned.files)} files\n" in shown.stdout
+
+
+def test_inspect_tells_an_export_from_its_student(tiny_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    student = checkpoint(tiny_folder, tmp_path / "mine")
+    about = json.loads((student / "manifest.json").read_text())
+    about |= {"step": 7, "images_seen": 9, "seed": 5}
+    about |= {"weights": {"form": "full", "dtype": "float32", "average": "ema"}}
+    (student / "manifest.json").write_text(json.dumps(about))
+    assert run("export", "--from", student, "--out", "e", "--format", "single-file").exit_code == 0
+    rows = {line[:22].strip(): line[22:].strip() for line in run("inspect", "e").stdout.splitlines() if line}
+    made = read_manifest(Path("e"))
+    size = sum(file.size for file in made.files) / 1e6
+    assert (rows["formats"], rows["student"]) == ("single-file (fp16)", "mine")
+    assert rows["files"] == f"{len(made.files)}, {size:.1f} MB" and rows["exported in"] == f"{made.wall_seconds:.0f} s"
+    assert rows["student's weights"] == "full float32 ema"
+    assert (rows["student's step"], rows["student's seed"]) == ("7", "5")
+    assert not {"step", "seed", "weights", "wall"} & set(rows)
+    assert "step        " in run("inspect", "mine").stdout
 
 
 def test_an_interrupted_export_is_no_result_and_the_same_command_finishes_it(
@@ -550,10 +585,16 @@ def test_wrong_options(full: Path, tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_the_snippets_of_the_card_run_as_printed(adapters: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    made = export(adapters, "e", form=["diffusers", "lora", "lora-kohya"])
-    card = (made.out / "README.md").read_text()
+    shown = run("export", "--from", adapters, "--out", "e", "--format", "diffusers,lora,lora-kohya")
+    assert shown.exit_code == 0, shown.output
+    card = Path("e/README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", card, re.S)
-    assert len(blocks) == 2 and made.use in blocks[0]
+    # A card names the teacher without its path; the terminal, on whose machine it is, with it.
+    teacher = Path(read_manifest(adapters).teacher.id)
+    assert len(blocks) == 2 and blocks[0] in shown.stdout and blocks[1].count('"teacher"') == 1
+    assert blocks[1].replace('"teacher"', f'"{teacher}"') in shown.stdout and "for ComfyUI" in shown.stdout
+    assert str(teacher.parent) not in card and "its path goes in place of the name" in card
+    (tmp_path / "teacher").symlink_to(teacher)
     for block in blocks:
         (tmp_path / "picture.png").unlink(missing_ok=True)
         exec(compile(block, "card", "exec"), {})
@@ -562,6 +603,45 @@ def test_the_snippets_of_the_card_run_as_printed(adapters: Path, tmp_path: Path,
     assert "license: openrail++" in head and "- lora" in head and "library_name: diffusers" in head
     assert "999, 749, 499, 249" in card and "3.00 GPU-hours on H200" in card and "the licence of" in card
     assert "adapters" in card and "`teacher-4step-lora.safetensors`" in card and "None" not in card
+
+
+def test_the_card_of_an_embedded_teachers_student_loads_it_by_name(
+    world: Path, shipped: Path, monkeypatch: Any
+) -> None:
+    student = checkpoint(shipped / "shapes-sdxl", world / "s", "lora")
+    (world / "elsewhere").mkdir()
+    made = export(student, world / "elsewhere" / "e", form=["lora", "single-file"], dtype=["fp32"])
+    card = (made.out / "README.md").read_text()
+    assert str(shipped) not in card and str(world) not in card and "distilled from shapes-sdxl with" in card
+    assert str(shipped).encode() not in (made.out / "shapes-sdxl-4step.safetensors").read_bytes()
+    monkeypatch.chdir(world / "elsewhere")
+    for block in re.findall(r"```python\n(.*?)```", card, re.S):
+        (world / "elsewhere" / "picture.png").unlink(missing_ok=True)
+        exec(compile(block, "card", "exec"), {})
+        assert Path("picture.png").is_file() and 'asset("shapes-sdxl")' in block
+
+
+def test_the_comparison_is_no_silent_wait(full: Path, tmp_path: Path) -> None:
+    class Recorder(SilentReporter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def phase(self, text: str, unit: str = "it") -> None:
+            self.seen.append(text)
+
+        def progress(self, done: int, total: int, metrics: Any = None) -> None:
+            self.seen.append(f"{done}/{total}")
+
+    recorder = Recorder()
+    export(full, tmp_path / "e", form=["diffusers", "single-file"], reporter=recorder)
+    steps = ["0/4", "1/4", "2/4", "3/4", "4/4"]
+    wanted = ["comparing: drawing a picture with the student", *steps]
+    for number, name in enumerate(("diffusers", "single-file"), 1):
+        wanted += [f"comparing {number}/2: loading {name} with its stock loader"]
+        wanted += [f"comparing {number}/2: drawing the same picture with {name}", *steps]
+    wanted += ["writing the model card, and hashing all files"]
+    assert recorder.seen[-len(wanted) :] == wanted
 
 
 def test_the_card_shows_the_newest_evaluation_of_the_student(

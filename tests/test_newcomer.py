@@ -111,32 +111,45 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_one_unit_per_phase(clock, capsys):
     """The first speed that is measured decides; a phase that slows down or speeds up keeps it."""
     with Progress(Output(), every=0) as progress:
-        for first, later in (5, 5 + 995), (100, 100.02):  # seconds for the first 10, and for 20
+        for first, later in (5, 5 + 995), (100, 100.02):  # seconds for 10 and for 20 after the first 5
             progress.phase("training")
-            for done, seconds in (0, 0), (10, first), (20, later):
+            for done, seconds in (0, -99), (5, 0), (15, first), (25, later):
                 clock.seconds = seconds
                 progress.progress(done, 40)
-    said = [line.split("  ")[2] for line in capsys.readouterr().err.splitlines() if "/40" in line]
+    said = [
+        line.split("  ")[2] for line in capsys.readouterr().err.splitlines() if "s  ETA" in line or "it  ETA" in line
+    ]
     assert said == ["2 it/s", "0.02 it/s", "10 s/it", "5 s/it"]
 
 
 def test_a_preview_does_not_slow_the_speed_and_counts_in_the_eta(clock, capsys):
     with Progress(Output(), every=0) as progress:
         progress.phase("training")
-        progress.progress(0, 100)
+        progress.progress(0, 110)
+        progress.progress(10, 110)
         clock.seconds = 20
-        progress.progress(10, 100)
+        progress.progress(20, 110)
         with progress.aside("drawing", "evaluation"):
             progress.progress(0, 4)
             clock.seconds = 100
             progress.progress(4, 4)
         clock.seconds = 120
-        progress.progress(20, 100)
+        progress.progress(30, 110)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "training", "  10/100  2 s/it  ETA 3:00", "drawing", "  4/4  20 s/evaluation  ETA 0:00",
-        "  20/100  2 s/it  ETA 8:00",
+        "training", "  10/110", "  20/110  2 s/it  ETA 3:00", "drawing", "  4/4  20 s/evaluation  ETA 0:00",
+        "  30/110  2 s/it  ETA 8:00",
     ]  # fmt: skip
+
+
+def test_the_first_unit_predicts_nothing_since_it_includes_loading(clock, capsys):
+    with Progress(Output(), every=0) as progress:
+        progress.phase("drawing", "picture")
+        for done, seconds in (0, 0), (1, 600), (2, 601), (3, 602):
+            clock.seconds = seconds
+            progress.progress(done, 100)
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["drawing", "  1/100", "  2/100  1 picture/s  ETA 1:38", "  3/100  1 picture/s  ETA 1:37"]
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -18,12 +18,13 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import torch
 from PIL import Image
 
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import FlashDMDError, UsageError
 from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.runs.signals import StopSignal
 from flashdmd_cli.workflows.inputs.family_drawer import FamilyDrawer
@@ -33,6 +34,7 @@ from flashdmd_cli.workflows.serve.web import PAGE, Server
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
+from .test_export import checkpoint
 
 RING = "a plain red ring above a striped blue circle"
 ASKED = {"model": 0, "prompt": RING, "seed": 7, "steps": 2}
@@ -95,6 +97,7 @@ def test_the_page_draws_what_sample_draws(running: Running, tmp_path: Path) -> N
     assert status == 200 and [model["name"] for model in state["models"]] == ["shapes-sdxl"] * 2
     assert (state["seed"], state["waiting"], state["drawing"]) == (3, [], None)
     assert state["models"][0]["role"] == "teacher" and state["models"][0]["steps"] == 30
+    assert state["models"][0]["about"] == "teacher on cpu"
 
     status, made, _ = running.ask("POST", "/draw", ASKED)
     assert status == 200 and made["seconds"] > 0 and (made["steps"], made["seed"]) == (2, 7)
@@ -132,7 +135,9 @@ def test_requests_of_other_pages_and_wrong_ones_are_refused(running: Running) ->
     for seed in (-1, 2**60, 1.5, True, "7", None):
         refused(400, "seed: must be an integer", ASKED | {"seed": seed})
     refused(400, "model: must be an integer from 0 to 1", ASKED | {"model": 2})
-    refused(400, "--steps 0", ASKED | {"steps": 0})
+    for steps in (0, 1001):
+        found = running.ask("POST", "/draw", ASKED | {"steps": steps})
+        assert found[0] == 400 and found[1]["error"].startswith("steps: must be") and "--" not in found[1]["error"]
     assert running.ask("GET", "/state")[0] == 200
 
 
@@ -146,14 +151,17 @@ def test_one_picture_at_a_time_and_errors_end_nothing(running: Running, monkeypa
         inside.pop()
         if seed == 13:
             raise RuntimeError("<b>bad luck</b>")
+        if seed == 12:
+            raise FlashDMDError("--device: too little memory for one picture", hint="try --device cpu")
         return draw(self, seed, *args, **kwargs)
 
     monkeypatch.setattr(FamilyDrawer, "draw_from", watched)
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda seed: running.ask("POST", "/draw", ASKED | {"seed": seed}), (11, 12, 13, 14)))
-    assert [status for status, _, _ in answers] == [200, 200, 500, 200] and max(most) == 1
+    assert [status for status, _, _ in answers] == [200, 500, 500, 200] and max(most) == 1
     assert answers[2][1] == {"error": "<b>bad luck</b>"} and answers[2][2]["Content-Type"] == "application/json"
-    assert len({values["png"] for _, values, _ in answers if "png" in values}) == 3
+    assert answers[1][1] == {"error": "too little memory for one picture"}  # the page has no options
+    assert len({values["png"] for _, values, _ in answers if "png" in values}) == 2
 
 
 def test_a_stop_ends_the_picture_and_what_waits(running: Running) -> None:
@@ -185,6 +193,30 @@ def test_the_options_of_the_page(world) -> None:
         server.server_close()
     with pytest.raises(UsageError, match="--port 99999"):
         Server(99999)
+
+
+def test_a_student_is_shown_on_its_grid_beside_its_teacher(
+    world, shipped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = checkpoint(shipped / "shapes-sdxl", world / "mine")
+    said: list[str] = []
+    states: list[dict[str, Any]] = []
+    reporter = SilentReporter()
+    monkeypatch.setattr(reporter, "say", said.append)
+
+    def ready(url: str) -> None:
+        with urlopen(url + "state", timeout=WAIT) as answer:
+            states.append(json.load(answer))
+        reporter.stop.request(2)
+
+    with pytest.raises(StopSignal):
+        serve(student, port=0, steps=2, reporter=reporter, ready=ready)
+    mine, teacher = states[0]["models"]
+    assert (mine["steps"], mine["trained"], mine["choices"]) == (2, 4, [4, 1, 2, 8])
+    assert mine["about"] == "student on cpu, trained for 4 steps"
+    assert teacher["about"] == "teacher on cpu, the teacher of mine, shown for comparison"
+    assert any("shows the teacher shapes-sdxl beside mine" in line and "--compare" in line for line in said), said
+    assert 'model.trained && steps !== model.trained ? " (untrained)"' in PAGE.read_text(encoding="utf-8")
 
 
 def test_ctrl_c_ends_the_command(shipped: Path, tmp_path: Path) -> None:

@@ -62,22 +62,27 @@ def export(
             reporter=observer,
         )  # fmt: skip
         folder = made.out
-        lines = [f"{'?' if num is None else size(num):>10}  {path}" for path, num in made.files]
-        files = {path: num for path, num in made.files}
-        total = sum(num or 0 for num in files.values())
+        files = dict(made.files)
+        total = sum(files.values())
         document: dict[str, object] = {"out": folder, "files": files, "bytes": total, "steps": made.steps}
         if made.manifest is None:
-            output.result(document, [*lines, f"{size(total):>10}  in {len(lines)} files"], str(folder))
+            sizes = {path: f"{'about ' if path in made.estimated else ''}{size(num)}" for path, num in files.items()}
+            sizes[f"in {len(files)} files"] = f"{'about ' if made.estimated else ''}{size(total)}"
+            lines = [f"{text:>14}  {path}" for path, text in sizes.items()]
+            output.result(document | {"estimated": sorted(made.estimated)}, lines, str(folder))
             return
         assert made.manifest.export is not None
         document |= {
             "manifest": folder / "manifest.json",
             "formats": made.manifest.export.formats,
-            "use": made.use,
+            "use": {each.format: each.code for each in made.use if each.code},
             "url": made.url,
         }
         where = f"{folder}, {made.url}" if made.url else str(folder)
-        output.result(document, [f"{where}: {size(total)}. To use it:", "", made.use], str(folder))
+        lines = [f"{where}: {size(total)}. To use it, as its README.md describes too:"]
+        for each in made.use:
+            lines += ["", each.about, *(["", each.code] if each.code else [])]
+        output.result(document, lines, str(folder))
 
 
 def names(text: str | None) -> list[str]:

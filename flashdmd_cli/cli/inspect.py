@@ -17,31 +17,37 @@ if TYPE_CHECKING:
 
 
 def summary(manifest: Manifest) -> list[str]:
-    """The most important values of a manifest, one a line."""
+    """The most important values of a manifest, one a line; those that an export has from its student say so."""
     facts = plain(manifest)
     counted = ", ".join(f"{role} {num}" for role, num in facts["updates"].items() if num)
     weights = " ".join(str(value) for value in (facts.get("weights") or {}).values())
     versions = " ".join(f"{name} {version}" for name, version in (facts.get("versions") or {}).items())
     data = facts.get("collection") or {}
+    export = facts.get("export") or {}
+    trained = "student's " if export else ""  # these values of an export are copied from its student
     rows = {
         "kind": facts["kind"],
+        "formats": ", ".join(f"{name} ({each['dtype']})" for name, each in export.get("formats", {}).items()),
+        "student": ", ".join(Path(parent["path"]).name for parent in facts["parents"]) if export else "",
         "source": data.get("source"),
         "kept": f"{data['kept']} of {data['seen']}" if data else "",
         "left out": ", ".join(f"{num} {reason}" for reason, num in data.get("rejected", {}).items()),
         "cached": " and ".join((data.get("cache") or {}).get("what", [])),
         "family": facts.get("family"),
-        "step": facts.get("step") or "",
-        "images seen": facts.get("images_seen") or "",
-        "updates": counted,
+        f"{trained}step": facts.get("step") or "",
+        f"{trained}images seen": facts.get("images_seen") or "",
+        f"{trained}updates": counted,
         "grid": (facts.get("grid") or {}).get("scheduler"),
-        "weights": weights,
-        "seed": facts.get("seed"),
-        "wall": f"{facts['wall_seconds']:.0f} s" if facts.get("wall_seconds") else "",
+        f"{trained}weights": weights,
+        f"{trained}seed": facts.get("seed"),
+        "exported in" if export else "wall": f"{facts['wall_seconds']:.0f} s" if facts.get("wall_seconds") else "",
         "versions": versions,
         "warnings": "; ".join(facts.get("warnings") or []),
         "files": f"{len(facts['files'])}, {sum(file['size'] for file in facts['files']) / 1e6:.1f} MB",
     }
-    return [f"{name:<12} {value}" for name, value in rows.items() if value not in (None, "", {}, [])]
+    shown = {name: value for name, value in rows.items() if value not in (None, "", {}, [])}
+    width = max(12, *map(len, shown))
+    return [f"{name:<{width}} {value}" for name, value in shown.items()]
 
 
 def inspect(

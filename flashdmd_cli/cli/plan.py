@@ -8,6 +8,7 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet
 from flashdmd_cli.cli.output import command, to_stdout
+from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
     from flashdmd_cli.workflows.plan.planning import Plan
@@ -32,11 +33,13 @@ def plan(
 ) -> None:
     """Plan a distillation of SDXL or SD3: operations, memory, disk, GPU-hours, cost. Nothing is run or downloaded."""
     with command(as_json, quiet, debug) as output:
+        from flashdmd_cli.workflows.plan.gpus import GPUS, gpu_named
+
+        if (device := gpu_named(gpu)) is None:
+            raise UsageError("--gpu: this machine has none; name the one to plan for", hint=f"one of {', '.join(GPUS)}")
         from flashdmd_cli.runs.recipe import load_recipe
-        from flashdmd_cli.workflows.plan.gpus import gpu_named
         from flashdmd_cli.workflows.plan.planning import plan as make
 
-        device = gpu_named(gpu)
         found = make(load_recipe(recipe, sets or []), device, resolution, processes=nproc, price=price)
         if output.as_json or output.quiet:
             output.result(found.as_dict(), "", found.recipe)

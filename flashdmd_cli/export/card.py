@@ -21,15 +21,29 @@ HUB_LICENSES = {"apache-2.0", "mit", "openrail", "openrail++", "creativeml-openr
 class Use:
     """How one format is used."""
 
+    format: str
     about: str
     code: str
+    """Lines of Python; empty for formats that other programs read."""
 
 
-def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: str, prompt: str) -> list[Use]:
+@dataclass(frozen=True)
+class Base:
+    """How the teacher is named in a text, and in lines of Python."""
+
+    name: str
+    code: str
+    """Expression for its path or its repository on the hub."""
+    imports: str = ""
+    """Line that the expression needs before it."""
+    note: str = ""
+    """What to know about the name, in brackets."""
+
+
+def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: Base, prompt: str) -> list[Use]:
     """For each format the lines of Python that load it and draw a picture.
 
-    `place` is the folder of the export, or its repository if it is `on_hub`; `base` the path or repository of
-    the teacher.
+    `place` is the folder of the export, or its repository if it is `on_hub`; `base` the teacher.
     """
     kind = job.facts.pipeline_class
     absent = "".join(f", {name}=None" for name in absent_parts(job.source.folder, job))
@@ -38,8 +52,9 @@ def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: str, 
         'picture.save("picture.png")'
     )
     scheduler = f'pipeline.scheduler = {job.scheduler}.from_pretrained("{place}", subfolder="scheduler")'
-    imports = f"from diffusers import {', '.join(sorted((kind, job.scheduler)))}\n"
-    teacher = "from_single_file" if base.endswith(".safetensors") else "from_pretrained"
+    imports = f"from diffusers import {', '.join(sorted((kind, job.scheduler)))}\n{base.imports}"
+    on = f"{base.name} ({base.note})" if base.note else base.name
+    teacher = "from_single_file" if base.name.endswith(".safetensors") else "from_pretrained"
     found = []
     for name in formats:
         if name == "diffusers":
@@ -48,36 +63,37 @@ def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: str, 
                 f'pipeline = DiffusionPipeline.from_pretrained("{place}"{absent})',
                 draw,
             ]
-            found.append(Use("As a pipeline of diffusers:", "\n".join(lines)))
+            found.append(Use(name, "As a pipeline of diffusers:", "\n".join(lines)))
         elif name == "lora":
             lines = [
                 imports,
-                f'pipeline = {kind}.{teacher}("{base}"{absent})',
+                f"pipeline = {kind}.{teacher}({base.code}{absent})",
                 f'pipeline.load_lora_weights("{place}", weight_name="{lora.NAME}")',
                 scheduler,
                 draw,
             ]
-            found.append(Use(f"As a LoRA on {base}:", "\n".join(lines)))
+            found.append(Use(name, f"As a LoRA on {on}:", "\n".join(lines)))
         elif name == "lora-kohya":
             about = f"As a LoRA for ComfyUI (in `models/loras/`) and A1111 (in `models/Lora/`): `{kohya.name(job)}`."
-            found.append(Use(about, ""))
+            found.append(Use(name, about, ""))
         elif name == "single-file":
             file = single_file.name(job)
             path = f"https://huggingface.co/{place}/blob/main/{file}" if on_hub else f"{place}/{file}"
             lines = [
                 imports,
-                f'pipeline = {kind}.from_single_file("{path}", config="{base}"{absent})',
+                f'pipeline = {kind}.from_single_file("{path}", config={base.code}{absent})',
                 scheduler,
                 draw,
             ]
-            found.append(Use(f"As one file for ComfyUI and A1111 (`{file}`), read by diffusers:", "\n".join(lines)))
+            about = f"As one file for ComfyUI and A1111 (`{file}`), read by diffusers with the configuration of {on}:"
+            found.append(Use(name, about, "\n".join(lines)))
         elif name == "onnx":
             lines = [
                 "import onnxruntime\n",
                 f'session = onnxruntime.InferenceSession("{place}/{job.denoiser}/model.onnx")',
                 "print([each.name for each in session.get_inputs()])",
             ]
-            found.append(Use("Without PyTorch, with onnxruntime:", "\n".join(lines)))
+            found.append(Use(name, "Without PyTorch, with onnxruntime:", "\n".join(lines)))
     return found
 
 

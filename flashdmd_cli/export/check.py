@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,16 +28,28 @@ class Difference:
     mean: float
 
 
-def student_picture(job: Job, prompt: str) -> Tensor:
+Step = Callable[[int], None]
+"""Is called with the number of finished sampling steps."""
+
+
+def student_picture(job: Job, prompt: str, step: Step = lambda done: None) -> Tensor:
     """The picture (1, 3, H, W) on [0, 1] that `sample` would draw from the noise of `noises`."""
     family: Any = job.facts.module.load(job.source, "fp32", job.check_dtype)
     family.release_encoders([prompt])  # a third of the memory of SDXL
     cond = family.encode([prompt])
     first, generator = noises(family.latent_shape)
     net = family.teacher  # in `job.source`, the student's denoiser takes its place
+    done = count(1)
+
+    def x0(x: Tensor, t: Tensor) -> Tensor:
+        found = net.x0(x, t, cond)
+        step(next(done))
+        return found
+
+    step(0)
     with torch.no_grad():
         latents = rollout(
-            lambda x, t: net.x0(x, t, cond),
+            x0,
             family.schedule,
             family.grid(job.steps).timesteps,
             first,
@@ -45,7 +59,7 @@ def student_picture(job: Job, prompt: str) -> Tensor:
     return picture
 
 
-def stock_picture(pipeline: Any, job: Job, prompt: str) -> Tensor:
+def stock_picture(pipeline: Any, job: Job, prompt: str, step: Step = lambda done: None) -> Tensor:
     """The picture (1, 3, H, W) on [0, 1] that a stock pipeline draws from the same noise."""
     size = job.facts.module.dimensions(job.source.folder)
     first, generator = noises(size.latents)
@@ -54,12 +68,18 @@ def stock_picture(pipeline: Any, job: Job, prompt: str) -> Tensor:
     if side != size.resolution and "original_size" in inspect.signature(pipeline.__call__).parameters:
         # SDXL takes the size of the picture as an input, which `sample` always gives as the model's own.
         more = {"original_size": (size.resolution,) * 2, "target_size": (size.resolution,) * 2}
+
+    def ended(_: Any, index: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        step(index + 1)
+        return values
+
+    step(0)
     # SD3's pipeline passes no generator to its scheduler, which then draws from the global one.
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(generator.get_state())
         picture: Tensor = pipeline(
             prompt, num_inference_steps=job.steps, guidance_scale=1.0, latents=first, height=side, width=side,
-            output_type="pt", **more,
+            output_type="pt", callback_on_step_end=ended, **more,
         ).images  # fmt: skip
     return picture.float().cpu()
 

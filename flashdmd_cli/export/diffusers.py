@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -83,17 +84,12 @@ def settings_files(folder: Path, part: str) -> list[File]:
     whole = folder / "tokenizer.json"
     kind = read_json(whole).get("model", {}).get("type") if whole.is_file() else None
     if kind == "BPE" and not (folder / "vocab.json").is_file():
-        found += [File(f"{part}/{name}", None, _vocabulary(whole)) for name in ("vocab.json", "merges.txt")]
-    return found
-
-
-def _vocabulary(whole: Path) -> Any:
-    def write(at: Path) -> None:
         from tokenizers import Tokenizer
 
-        Tokenizer.from_file(str(whole)).model.save(str(at.parent))  # both files
-
-    return write
+        with TemporaryDirectory() as aside:
+            paths = Tokenizer.from_file(str(whole)).model.save(aside)
+            found += [text_file(f"{part}/{Path(path).name}", Path(path).read_bytes().decode()) for path in paths]
+    return found
 
 
 def shards(part: str, tensors: Mapping[str, Stored], variant: str) -> list[File]:

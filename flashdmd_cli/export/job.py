@@ -115,10 +115,12 @@ class File:
 
     path: str
     """Relative to the folder of the export."""
-    size: int | None
-    """In bytes; None if it is known only after writing."""
+    size: int
+    """In bytes."""
     write: Callable[[Path], None]
     """Writes it to a path, whose folder exists."""
+    is_estimate: bool = False
+    """Whether the size is known exactly only after writing."""
 
 
 class Format(Protocol):

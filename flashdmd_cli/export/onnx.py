@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 IN_ONE_FILE = 1_900_000_000
 """Bytes of weights up to which they are in the same file as the graph."""
+GRAPH = 2_000_000
+"""Bytes of a large network's graph without its weights, about."""
+DECODER = ("decoder.", "post_quant_conv.")
+"""Beginnings of the names of an autoencoder's tensors that decode."""
 INPUTS = {
     "unet": ("sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"),
     "transformer": ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"),
@@ -107,7 +112,7 @@ def files(job: Job) -> list[File]:
     if job.dtypes and "fp32" not in job.dtypes:
         raise Unfit("is written in fp32", "leave out --dtype, and convert it with the tools of your runtime")
     parts = [job.denoiser, "vae_decoder", "text_encoder", "text_encoder_2"]
-    found = [File(f"{part}/model.onnx", None, _writer(job, part)) for part in parts]
+    found = [file for part in parts for file in _files(job, part)]
     settings = [name for name in job.settings if name != "scheduler"]
     copies = [file for name in settings for file in settings_files(job.source.folder / name, name)]
     return [*found, *copies, scheduler(job)]
@@ -119,6 +124,18 @@ def dtype(job: Job) -> str:
 
 def is_exact(job: Job) -> bool:
     return True
+
+
+def _files(job: Job, part: str) -> list[File]:
+    """The file of a network, with its weights in a second one where they are large; sizes from the weights alone."""
+    tensors = job.tensors("vae" if part == "vae_decoder" else part)
+    used = [value for name, value in tensors.items() if part != "vae_decoder" or name.startswith(DECODER)]
+    num_bytes = 4 * sum(math.prod(value.shape) for value in used)
+    path, write = f"{part}/model.onnx", _writer(job, part)
+    if num_bytes <= IN_ONE_FILE:
+        return [File(path, num_bytes, write, is_estimate=True)]
+    weights = File(f"{path}.data", num_bytes, lambda at: None, is_estimate=True)  # written together with the graph
+    return [File(path, GRAPH, write, is_estimate=True), weights]
 
 
 def _writer(job: Job, part: str) -> Callable[[Path], None]:

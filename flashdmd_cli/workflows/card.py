@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flashdmd_cli.export.card import Use
     from flashdmd_cli.export.job import Job
 
-PREVIEW = "preview.png"
+CARD, PREVIEW = "README.md", "preview.png"
 
 
 def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use]) -> str:

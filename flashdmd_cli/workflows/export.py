@@ -29,10 +29,10 @@ from flashdmd_cli.runs.manifest import (
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import recipe_of, whole_folder
 from flashdmd_cli.runs.upload import upload
-from flashdmd_cli.workflows.card import PREVIEW, card
+from flashdmd_cli.workflows.card import CARD, PREVIEW, card
 from flashdmd_cli.workflows.export_check import check_formats, prompt_for
 from flashdmd_cli.workflows.inputs.families import hush
-from flashdmd_cli.workflows.inputs.kinds import EMBEDDED, find_student
+from flashdmd_cli.workflows.inputs.kinds import find_student
 from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.workflows.training import ADAPTER
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 DTYPES = ("fp32", "fp16", "bf16", "fp8")
 RANK = 64
 """Of a LoRA that approximates a student, unless another is given."""
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -51,16 +50,18 @@ class Export:
     """What `export` wrote, or would write."""
 
     out: Path
-    files: list[tuple[str, int | None]]
-    """Path and size in bytes (None: known only when it is written)."""
+    files: list[tuple[str, int]]
+    """Path and size in bytes."""
     manifest: Manifest | None
     """None for a dry run."""
     steps: int
     """Number of sampling steps, to be used with guidance scale 1."""
-    use: str
-    """Lines of Python that load the export and draw a picture."""
+    use: list[Use]
+    """For each format the lines of Python that load it and draw a picture."""
     url: str | None = None
     """Where it was pushed to."""
+    estimated: frozenset[str] = frozenset()
+    """Of a dry run, the files whose size is known exactly only when they are written."""
 
 
 @releasing()
@@ -94,6 +95,7 @@ def export(
     check_options(forms, dtype, rank, push)
     from flashdmd_cli.export.card import uses
     from flashdmd_cli.export.job import copy_of
+    from flashdmd_cli.workflows.export_texts import bases, expected, texts_of
 
     checkpoint = find_student(None if student is None else str(student))
     if student is None:
@@ -105,11 +107,18 @@ def export(
     files = all_files(formats, job)
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
-    use = uses(formats, job, push or str(folder), push is not None, base_of(made, job, push), prompt_for(job))
-    if dry_run:
-        listed = [(file.path, file.size) for file in files.values()]
-        return Export(folder, listed, None, job.steps, first_code(use))
     options = {"formats": list(formats), "dtype": list(dtype), "rank": job.rank}
+    here, anywhere = bases(made, job)
+    # The card may be read on another machine: it has no absolute path of this one.
+    place = push or (folder.name if folder.is_absolute() else str(folder))
+    on_card = uses(formats, job, place, push is not None, anywhere, prompt_for(job))
+    use = uses(formats, job, push or str(folder), push is not None, here, prompt_for(job))
+    if dry_run:
+        planned = described(made, checkpoint, folder, options, expected(formats, job), 0.0)
+        files |= texts_of(planned, card(planned, job, checkpoint, on_card), list(files.values()))
+        listed = [(file.path, file.size) for file in files.values()]
+        estimated = frozenset(file.path for file in files.values() if file.is_estimate)
+        return Export(folder, listed, None, job.steps, use, estimated=estimated)
     finished = finished_export(folder, checkpoint, options, replace)
     claim(folder, "export", yes=finished is None)
     if finished is None:
@@ -119,8 +128,9 @@ def export(
     else:
         reporter.say(f"{folder}: contains this export already")
         manifest = finished
-    text = card(manifest, job, checkpoint, use)
+    text = card(manifest, job, checkpoint, on_card)
     if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
+        reporter.phase("writing the model card, and hashing all files")
         write_text_atomically(folder / CARD, text)
         manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
     listed = [(each.path, each.size) for each in manifest.files]
@@ -128,12 +138,7 @@ def export(
     if push is not None:
         reporter.phase(f"uploading {len(listed)} files to {push}")
         url = upload(folder, push, [path for path, _ in listed], f"{job.title}, exported by flashdmd")
-    return Export(folder, listed, manifest, job.steps, first_code(use), url)
-
-
-def first_code(uses: Sequence[Use]) -> str:
-    """The lines of Python of the first format that has any."""
-    return next((each.code for each in uses if each.code), "")
+    return Export(folder, listed, manifest, job.steps, use, url)
 
 
 def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None, push: str | None) -> None:
@@ -168,7 +173,8 @@ def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int
     facts = family_named(made.family or recipe.family)
     if made.grid is None:
         raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
-    teacher = record.hub or record.id
+    # Of a folder or file only its name: the path is of no use on other machines, and may have the name of a person.
+    teacher = record.hub or Path(record.path or record.id).name
     stem = Path(teacher).name.removesuffix(".safetensors")
     adapter = checkpoint / ADAPTER
     return Job(
@@ -185,18 +191,6 @@ def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int
         dtypes=dtypes,
         rank=rank,
     )
-
-
-def base_of(made: Manifest, job: Job, push: str | None) -> str:
-    """What a user loads the teacher from: a repository on the hub, a folder or a file.
-
-    The card of a repository does not have paths of this machine, except of the embedded teachers.
-    """
-    teacher = made.teacher
-    if teacher is not None and teacher.hub:
-        return teacher.hub
-    is_private = push is not None and job.teacher not in EMBEDDED
-    return job.source.weights.name if is_private else str(job.source.weights)
 
 
 def all_files(formats: dict[str, Format], job: Job) -> dict[str, File]:

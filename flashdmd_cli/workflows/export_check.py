@@ -26,20 +26,25 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     from flashdmd_cli.export.job import ROUNDED, TOLERANCE
 
     prompt = prompt_for(job)
-    reporter.phase("drawing a picture with the student, to compare the export with", "picture")
-    wanted = student_picture(job, prompt)
+
+    def step(done: int) -> None:
+        reporter.progress(done, job.steps)
+
+    reporter.phase("comparing: drawing a picture with the student", "step")
+    wanted = student_picture(job, prompt, step)
     records = {}
-    for name, each in formats.items():
-        reporter.phase(f"drawing the same picture with {name}", "picture")
+    for number, (name, each) in enumerate(formats.items(), 1):
+        reporter.phase(f"comparing {number}/{len(formats)}: loading {name} with its stock loader")
         pipeline = each.load(job, folder)
-        difference = compare(stock_picture(pipeline, job, prompt), wanted)
+        reporter.phase(f"comparing {number}/{len(formats)}: drawing the same picture with {name}", "step")
+        difference = compare(stock_picture(pipeline, job, prompt, step), wanted)
         del pipeline
         gc.collect()
         records[name] = FormatRecord(
             dtype=each.dtype(job), exact=each.is_exact(job), largest=difference.largest, mean=difference.mean,
             energy=None if each.is_exact(job) else energy_kept(folder),
         )  # fmt: skip
-        reporter.say(described_check(name, records[name]))
+        reporter.say(described_check(name, records[name], job.student_dtype))
         # Rounded weights draw slightly other pictures: only the mean difference is limited.
         limits = [ROUNDED[dtype] for dtype in (each.dtype(job), job.student_dtype, job.check_dtype) if dtype in ROUNDED]
         found, limit = (difference.mean, max(limits)) if limits else (difference.largest, TOLERANCE)
@@ -65,9 +70,11 @@ def energy_kept(folder: Path) -> float | None:
     return share_kept(folder / TABLE) if (folder / TABLE).is_file() else None
 
 
-def described_check(name: str, record: FormatRecord) -> str:
-    """A line for people on how a format compares with the student."""
+def described_check(name: str, record: FormatRecord, stored: str) -> str:
+    """A line for people on how a format compares with the student, whose weights are stored in the format `stored`."""
     kept = "" if record.energy is None else f"; keeps {record.energy:.1%} of the change of the weights"
+    if record.exact and record.dtype != stored:
+        kept = f"; its weights are rounded, which --dtype {stored} avoids"
     return (
         f"{name} ({record.dtype}): reloaded; differs from the student's picture by {record.largest:.2g} at most, "
         f"{record.mean:.2g} on average{kept}"

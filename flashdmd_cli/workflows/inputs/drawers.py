@@ -75,8 +75,9 @@ def pipeline_drawer(
         check_steps("few_step", length)
         family = load_family(source, place)
         return FamilyDrawer(
-            folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher, source
-        )
+            folder.name, family, family.teacher, teacher.id, "few_step", length, 1.0, folder, teacher, source,
+            trained_steps=trained,
+        )  # fmt: skip
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is for students", hint="a teacher takes ddim or stochastic")
@@ -200,4 +201,7 @@ def student_drawer(
         net = family.load_student(folder / "student").base.to(family.device).view()
     except (OSError, ValueError) as error:
         raise InputError(f"--from {folder}: student/ cannot be read: {str(error).splitlines()[0]}") from error
-    return FamilyDrawer(folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source)
+    return FamilyDrawer(
+        folder.name, family, net, recipe.teacher, "few_step", length, 1.0, folder, record, source,
+        trained_steps=recipe.grid.steps,
+    )  # fmt: skip

@@ -45,6 +45,8 @@ class FamilyDrawer(Drawer):
     """The files that the family was loaded from."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures in pixels; None for the size that the teacher was trained for."""
+    trained_steps: int | None = None
+    """Number of steps that a student was trained for; None for a teacher, and for a student whose files do not say."""
 
     @property
     def family_name(self) -> str:
@@ -144,16 +146,27 @@ def check_steps(sampler: Sampler, steps: int) -> None:
         if not 1 <= steps <= 1000:
             raise UsageError(f"--steps {steps}: must be from 1 to 1000", hint=f"try --steps {TEACHER_STEPS}")
     elif steps not in VP_STEPS:
-        raise UsageError(f"--steps {steps}: must be one of {', '.join(map(str, VP_STEPS))} for {sampler}")
+        possible = ", ".join(map(str, VP_STEPS))
+        raise UsageError(f"--steps {steps}: must be one of {possible}", hint=f"the sampler {sampler} has no others")
 
 
 def check_size(family: Family, size: tuple[int, int]) -> None:
-    """Raise UsageError for a height and width in pixels that the networks of a family do not support."""
+    """Raise UsageError, with the nearest sizes, for a height and width that the networks of a family do not support."""
     pixels = family.resolution // family.latent_shape[-1]
     unit, named = SIZE_UNIT * pixels, f"--size {size[1]}x{size[0]}"
-    if min(size) < unit or any(side % unit for side in size):
-        raise UsageError(f"{named}: both must be multiples of {unit}", hint=f"for example {family.resolution}x{unit}")
     config: Any = family.base.net.config
     most = getattr(config, "pos_embed_max_size", None)  # of transformers with an embedding for each position
-    if most is not None and max(size) > (limit := most * config.patch_size * pixels):
-        raise UsageError(f"{named}: this model draws at most {limit} pixels a side")
+    limit = None if most is None else most * config.patch_size * pixels
+    nearest = f"the nearest: {' or '.join(f'{wide}x{high}' for high, wide in nearest_sizes(size, unit, limit))}"
+    if min(size) < unit or any(side % unit for side in size):
+        raise UsageError(f"{named}: both must be multiples of {unit}", hint=nearest)
+    if limit is not None and max(size) > limit:
+        raise UsageError(f"{named}: this model draws at most {limit} pixels a side", hint=nearest)
+
+
+def nearest_sizes(size: tuple[int, int], unit: int, limit: int | None) -> list[tuple[int, int]]:
+    """The one or two heights and widths nearest to `size`, of multiples of `unit` up to `limit`."""
+    most = None if limit is None else limit // unit
+    found = [{min(max(num, 1), most or num + 1) * unit for num in (side // unit, side // unit + 1)} for side in size]
+    pairs = [(high, wide) for high in found[0] for wide in found[1]]
+    return sorted(pairs, key=lambda pair: (abs(pair[0] - size[0]) + abs(pair[1] - size[1]), pair))[:2]

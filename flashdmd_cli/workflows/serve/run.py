@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
 from flashdmd_cli.workflows.inputs.beside import TEACHER, drawers_beside
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
@@ -48,9 +48,13 @@ def serve(
     server = Server(port)
     try:
         drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
-        if not compare and isinstance(drawer, FamilyDrawer) and drawer.is_student:
-            compare = [TEACHER]
-        drawers = [drawer, *drawers_beside(drawer, compare, device, reporter)]
+        adds_teacher = not compare and isinstance(drawer, FamilyDrawer) and drawer.is_student
+        drawers = [drawer, *drawers_beside(drawer, [TEACHER] if adds_teacher else compare, device, reporter)]
+        if adds_teacher:
+            reporter.say(
+                f"the page shows the teacher {shown_name(drawers[1])} beside {drawer.name}; --compare NAME shows "
+                "another model in its place"
+            )
         first = prompt or (SHAPES_PROMPT if drawer.draws_shapes else OTHER_PROMPT)
         if compiled:
             for each in drawers:
@@ -59,7 +63,10 @@ def serve(
             reporter.phase("drawing a first picture with each model")
             for each in drawers:
                 each.draw_from(0, [first], 0)
-        server.facts = {"prompt": first, "seed": seed, "models": [facts_of(each) for each in drawers]}
+        models = [facts_of(each) for each in drawers]
+        if adds_teacher:
+            models[1]["about"] += f", the teacher of {drawer.name}, shown for comparison"
+        server.facts = {"prompt": first, "seed": seed, "models": models}
         server.studio = Studio(drawers, reporter)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
@@ -72,18 +79,26 @@ def serve(
         server.server_close()
 
 
+def shown_name(drawer: Drawer) -> str:
+    """The name of a model on the page; a teacher's is without its sampler, since its steps may be changed there."""
+    is_teacher = isinstance(drawer, FamilyDrawer) and not drawer.is_student
+    return Path(str(drawer.facts()["teacher"])).name if is_teacher else drawer.name
+
+
 def facts_of(drawer: Drawer) -> dict[str, Any]:
-    """What the page shows of a model: its name and role, and the numbers of steps that it can draw in."""
+    """What the page shows of a model: its name, what it is, and the numbers of steps that it can draw in."""
     from flashdmd_cli.core.grid import VP_STEPS
 
-    role, choices, most = "published model", [drawer.steps], drawer.steps
+    role, choices, most, trained = "published model", [drawer.steps], drawer.steps, None
     height = width = 0
     if isinstance(drawer, FamilyDrawer):
         role = "student" if drawer.is_student else "teacher"
         choices, most = ([], 1000) if drawer.sampler == "ddim" else (list(VP_STEPS), max(VP_STEPS))
         height, width = drawer.size or (drawer.family.resolution,) * 2
-    name = Path(str(drawer.facts()["teacher"])).name if role == "teacher" else drawer.name
+        if (trained := drawer.trained_steps) is not None:
+            choices = [trained, *(steps for steps in choices if steps != trained)]
+    about = f"{role} on {drawer.place.device}" + (f", trained for {counted(trained, 'step')}" if trained else "")
     return {
-        "name": name, "role": role, "steps": drawer.steps, "choices": choices, "most": most,
-        "height": height, "width": width, "device": str(drawer.place.device),
+        "name": shown_name(drawer), "role": role, "about": about, "steps": drawer.steps, "choices": choices,
+        "trained": trained, "most": most, "height": height, "width": width,
     }  # fmt: skip

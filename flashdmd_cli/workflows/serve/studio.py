@@ -79,7 +79,11 @@ class Studio:
             raise UsageError(f"prompt: {reason}", hint="type what to draw") from None
         drawer = self.drawers[number]
         if values.get("steps") is not None:
-            drawer = drawer.with_steps(_integer(values, "steps", 1000))
+            steps = _integer(values, "steps", 1000)
+            try:
+                drawer = drawer.with_steps(steps)
+            except UsageError as error:  # of `sample --steps`
+                raise UsageError(error.message.replace(f"--steps {steps}", "steps", 1)) from None
         return Job(str(values.get("ticket", ""))[:64], number, drawer, prompt, seed)
 
     def state(self) -> dict[str, Any]:
@@ -105,7 +109,7 @@ class Studio:
             while not self._jobs.empty():
                 left.append(self._jobs.get_nowait())
             for job in left:
-                _fail(job, Busy("stopped: flashdmd sample --serve has been ended", hint="start it again"))
+                _fail(job, Busy("stopped: the program that draws has ended", hint="start it again in its terminal"))
 
     def _answer(self, job: Job) -> None:
         """Draw one picture. An error belongs to the request and does not end the server."""

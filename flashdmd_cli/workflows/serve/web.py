@@ -89,8 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             body, kind = route()
         except Exception as error:
             status = _status(error)
-            hint = getattr(error, "hint", "")
-            body, kind = _json({"error": f"{error} ({hint})" if hint else str(error) or type(error).__name__})
+            body, kind = _json({"error": on_page(error)})
         self.send_response(status)
         for name, value in {
             "Content-Type": kind,
@@ -151,6 +150,13 @@ def policy(page: bytes) -> str:
         f"default-src 'none'; script-src {' '.join(hashes) or NONE}; style-src 'unsafe-inline'; img-src data:; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
+
+
+def on_page(error: Exception) -> str:
+    """The text of an error for the page, which has no options of the command line: those that it names are left out."""
+    text = re.sub(r"^--[a-z-]+[^:]*: ", "", str(error)) or type(error).__name__
+    hint = getattr(error, "hint", "")
+    return f"{text} ({hint})" if hint and "--" not in hint else text
 
 
 def _status(error: Exception) -> int:

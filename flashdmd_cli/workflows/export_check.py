@@ -30,11 +30,11 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     wanted = student_picture(job, prompt)
     records = {}
     for name, each in formats.items():
+        gc.collect()  # the model before: parts of it refer to each other, so that it is not freed at once
         reporter.phase(f"drawing the same picture with {name}", "picture")
         pipeline = each.load(job, folder)
         difference = compare(stock_picture(pipeline, job, prompt), wanted)
         del pipeline
-        gc.collect()
         records[name] = FormatRecord(
             dtype=each.dtype(job), exact=each.is_exact(job), largest=difference.largest, mean=difference.mean,
             energy=None if each.is_exact(job) else energy_kept(folder),

@@ -3,9 +3,9 @@
     pip install torchao
     python docs/experiments/torchao_int8.py runs/student OUT
 
-OUT/int8 is the denoiser as `save_pretrained` writes it (read by `from_pretrained` where torchao is installed). OUT/student
-is a result folder for `flashdmd eval`, with the weights that diffusers reads from OUT/int8, as float32. Prints sizes, the
-error of the weights, and the seconds of a forward pass.
+OUT/int8 is the denoiser as `save_pretrained` writes it, read by `from_pretrained` where torchao is installed.
+OUT/student is a result folder for `flashdmd eval`, with the weights that diffusers reads from OUT/int8. Prints sizes,
+the error of the weights, and the seconds of a forward pass.
 """
 
 from __future__ import annotations

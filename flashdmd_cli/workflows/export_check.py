@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +23,14 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     """Load every format with stock diffusers, and compare its picture with the student's from the same noise."""
     from flashdmd_cli.export.check import compare, stock_picture, student_picture
     from flashdmd_cli.export.job import ROUNDED, TOLERANCE
+    from flashdmd_cli.families.memory import free_memory
 
     prompt = prompt_for(job)
     reporter.phase("drawing a picture with the student, to compare the export with", "picture")
     wanted = student_picture(job, prompt)
     records = {}
     for name, each in formats.items():
-        gc.collect()  # the model before: parts of it refer to each other, so that it is not freed at once
+        free_memory()  # of the model before
         reporter.phase(f"drawing the same picture with {name}", "picture")
         pipeline = each.load(job, folder)
         difference = compare(stock_picture(pipeline, job, prompt), wanted)

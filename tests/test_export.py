@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import hashlib
 import json
 import os
@@ -203,6 +204,39 @@ def test_only_the_denoiser_of_a_single_file_is_rounded(full: Path, tmp_path: Pat
     teacher = load_file(Path(read_manifest(full).teacher.id) / "vae" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(loaded[0].vae.state_dict()["decoder.conv_in.weight"], teacher["decoder.conv_in.weight"])
     assert loaded[0].unet.conv_in.weight.dtype == torch.float16
+
+
+def test_the_comparison_holds_one_denoiser_at_a_time_in_its_own_format(
+    full: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Otherwise exports of true size need twice the memory: parts of a model refer to each other, so that it is freed
+    by the garbage collector only."""
+    monkeypatch.setattr(job_module, "LARGE", 0)
+    loaded = UNet2DConditionModel.from_single_file.__func__
+    formats: list[torch.dtype] = []
+
+    def spied(kind: Any, *args: Any, **named: Any) -> Any:
+        formats.append(named["dtype"])
+        return loaded(kind, *args, **named)
+
+    def alive() -> int:
+        return sum(type(each) is UNet2DConditionModel for each in gc.get_objects())
+
+    def counting(load: Any) -> Any:
+        return lambda *args: (counts.append(alive()), load(*args))[1]
+
+    counts: list[int] = []
+    monkeypatch.setattr(UNet2DConditionModel, "from_single_file", classmethod(spied))
+    for each in (diffusers_format, lora, single_file):
+        monkeypatch.setattr(each, "load", counting(each.load))
+    gc.collect()
+    before = alive()  # of fixtures
+    gc.disable()
+    try:
+        export(full, tmp_path / "e", form=["diffusers", "lora", "single-file"])
+    finally:
+        gc.enable()
+    assert counts == [before] * 3 and formats == [torch.float16]
 
 
 @pytest.mark.parametrize("version", [1, 2])

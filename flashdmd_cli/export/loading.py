@@ -58,12 +58,18 @@ def load_teacher(job: Job) -> Any:
 
 def load_single_file(path: Path, job: Job) -> Any:
     """The pipeline in one file in the original layout; configurations and tokenizers come from the teacher."""
-    # One format for all parts: in 16 bits, autoencoder and text encoders would be rounded as well.
+    config = str(job.source.folder)
+    # The pipeline's loader knows one format for all parts. Text encoders and autoencoder are read in float32, in which
+    # a denoiser of true size would take 10 GB, so that is read in its own format beforehand.
+    denoiser = getattr(diffusers, read_json(job.source.folder / INDEX)[job.denoiser][1]).from_single_file(
+        str(path), config=config, subfolder=job.denoiser, dtype=DTYPES[job.check_dtype], local_files_only=True
+    )
     pipeline = pipeline_class(job).from_single_file(
         str(path),
-        config=str(job.source.folder),
+        config=config,
         dtype=torch.float32,
         local_files_only=True,
+        **{job.denoiser: denoiser},
         **absent_parts(job.source.folder, job),
         **encoders_apart(path, job),
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.families.base import Base, View
 from flashdmd_cli.families.conditioning import Conditioning
+from flashdmd_cli.families.memory import free_memory
 
 
 class PipelineFamily:
@@ -63,6 +64,7 @@ class PipelineFamily:
         self.keep({prompt: self.embed([prompt]) for prompt in (*prompts, "")})
         for name in self.encoders:
             setattr(self.pipeline, name, None)
+        free_memory()
 
     def keep(self, embeddings: dict[str, dict[str, Tensor]]) -> None:
         """Use these embeddings, by prompt, instead of the text encoders."""

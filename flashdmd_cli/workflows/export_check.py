@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     """Load every format with stock diffusers, and compare its picture with the student's from the same noise."""
     from flashdmd_cli.export.check import compare, stock_picture, student_picture
     from flashdmd_cli.export.job import ROUNDED, TOLERANCE
+    from flashdmd_cli.families.memory import free_memory
 
     prompt = prompt_for(job)
 
@@ -34,12 +34,12 @@ def check_formats(formats: dict[str, Format], job: Job, folder: Path, reporter: 
     wanted = student_picture(job, prompt, step)
     records = {}
     for number, (name, each) in enumerate(formats.items(), 1):
+        free_memory()  # of the model before
         reporter.phase(f"comparing {number}/{len(formats)}: loading {name} with its stock loader")
         pipeline = each.load(job, folder)
         reporter.phase(f"comparing {number}/{len(formats)}: drawing the same picture with {name}", "step")
         difference = compare(stock_picture(pipeline, job, prompt, step), wanted)
         del pipeline
-        gc.collect()
         records[name] = FormatRecord(
             dtype=each.dtype(job), exact=each.is_exact(job), largest=difference.largest, mean=difference.mean,
             energy=None if each.is_exact(job) else energy_kept(folder),

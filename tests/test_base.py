@@ -280,6 +280,7 @@ def test_checkpointing_changes_neither_answers_nor_gradients(form, tiny_family, 
         nonlocal runs
         runs += 1
 
+    assert all(layer._active_adapter is base._active for layer in base._layers)  # none of peft's methods replaced it
     hook = base.net.mid_block.attentions[0].transformer_blocks[0].register_forward_pre_hook(count)
     assert base.checkpointed() is base
     for view in views:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,26 +220,15 @@ def test_large_previews_are_drawn_one_at_a_time(monkeypatch, tmp_path):
     [("NVIDIA H200", 788, True), ("NVIDIA GeForce RTX 4090", 165, False), ("NVIDIA T4", 100, False)],
 )
 def test_the_gpu_of_this_machine(name, tflops, is_measured, monkeypatch):
-    monkeypatch.setattr(gpus, "has_driver", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpus, "available_devices", lambda: ["cuda", "cpu"])
     properties = SimpleNamespace(name=name, total_memory=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     here = gpu_named(None)
     assert (here.name, here.memory, here.tflops, here.is_measured) == (name, 5, tflops, is_measured)
 
 
-def test_a_machine_without_a_gpu_is_asked_for_one_before_torch_is_imported():
-    code = """
-import sys
-from flashdmd_cli.cli.app import app
-from flashdmd_cli.workflows.plan import gpus
-gpus.DRIVERS = ()
-try:
-    app(sys.argv[1:])
-except SystemExit as end:
-    sys.exit(99 if "torch" in sys.modules else end.code)
-"""
-    for words, reason in (([], "this machine has none"), (["--gpu", "abacus"], "--gpu abacus: not known")):
-        made = subprocess.run([sys.executable, "-c", code, "plan", *words], capture_output=True, text=True, check=False)
-        assert made.returncode == 2 and made.stdout == "", made
-        assert "--gpu" in made.stderr and reason in made.stderr and "4090" in made.stderr
+def test_a_machine_without_a_gpu_gets_a_plan_without_hours_and_is_told_of_the_option(monkeypatch):
+    monkeypatch.setattr(gpus, "available_devices", lambda: ["cpu"])
+    made = run("plan", "--set", "train.batch=0")
+    assert made.exit_code == 2 and made.stderr.startswith("no GPU on this machine: --gpu adds hours"), made.stderr
+    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: not known", "4090")

@@ -25,7 +25,6 @@ from flashdmd_cli.runs.errors import FlashDMDError
 from flashdmd_cli.runs.files import sha256_file
 from flashdmd_cli.runs.manifest import read_manifest
 from flashdmd_cli.workflows.inputs.drawers import load_drawer
-from flashdmd_cli.workflows.inputs.family_drawer import nearest_sizes
 from flashdmd_cli.workflows.sample import sample
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -160,11 +159,10 @@ def test_sizes_and_seeds_are_checked(world):
     assert parse_seeds(" 7, 3-5,4") == [7, 3, 4, 5] and parse_size("48x32") == (32, 48) and parse_size("64") == (64, 64)
     words = ["sample", "--prompt", RING, "--quiet", "--steps", 1]
     fails(run(*words, "--from", "shapes-sdxl", "--size", "60"), 2, "--size 60x60: both must be multiples of 32 (the "
-          "nearest: 64x64 or 64x32)")  # fmt: skip
+          "nearest is 64x64)")  # fmt: skip
     fails(run(*words, "--from", "shapes-sd3", "--size", "96x64"), 2, "--size 96x64: this model draws at most 64 pixels "
-          "a side (the nearest: 64x64")  # fmt: skip
-    assert nearest_sizes((600, 1000), 64, None) == [(576, 1024), (576, 960)]  # height, width
-    assert nearest_sizes((9, 9), 64, 100) == [(64, 64)]
+          "a side (the nearest is 64x64)")  # fmt: skip
+    fails(run(*words, "--from", "shapes-sdxl", "--size", "5x100"), 2, "the nearest is 32x96")
     assert run(*words, "--from", "shapes-sd3", "--size", "64x32", "--out", "o").exit_code == 0
     with Image.open(next(Path("o").glob("*/0000.png"))) as picture:
         assert picture.size == (64, 32)

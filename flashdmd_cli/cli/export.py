@@ -63,11 +63,12 @@ def export(
         )  # fmt: skip
         folder = made.out
         files = dict(made.files)
-        total = sum(files.values())
+        total = sum(num or 0 for num in files.values())
         document: dict[str, object] = {"out": folder, "files": files, "bytes": total, "steps": made.steps}
         if made.manifest is None:
-            sizes = {path: f"{'about ' if path in made.estimated else ''}{size(num)}" for path, num in files.items()}
-            sizes[f"in {len(files)} files"] = f"{'about ' if made.estimated else ''}{size(total)}"
+            about = {path: "about " if path in made.estimated else "" for path in files}
+            sizes = {path: "a few kB" if num is None else about[path] + size(num) for path, num in files.items()}
+            sizes[f"in {len(files)} files"] = f"about {size(total)}"
             lines = [f"{text:>14}  {path}" for path, text in sizes.items()]
             output.result(document | {"estimated": sorted(made.estimated)}, lines, str(folder))
             return

@@ -8,7 +8,6 @@ import typer
 
 from flashdmd_cli.cli.options import AsJson, Debug, Quiet
 from flashdmd_cli.cli.output import command, to_stdout
-from flashdmd_cli.runs.errors import UsageError
 
 if TYPE_CHECKING:
     from flashdmd_cli.workflows.plan.planning import Plan
@@ -36,7 +35,7 @@ def plan(
         from flashdmd_cli.workflows.plan.gpus import GPUS, gpu_named
 
         if (device := gpu_named(gpu)) is None:
-            raise UsageError("--gpu: this machine has none; name the one to plan for", hint=f"one of {', '.join(GPUS)}")
+            output.say(f"no GPU on this machine: --gpu adds hours, cost, and whether it fits ({', '.join(GPUS)})")
         from flashdmd_cli.runs.recipe import load_recipe
         from flashdmd_cli.workflows.plan.planning import plan as make
 

@@ -28,7 +28,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Base:
+class TeacherName:
     """How the teacher is named in a text, and in lines of Python."""
 
     name: str
@@ -40,7 +40,7 @@ class Base:
     """What to know about the name, in brackets."""
 
 
-def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: Base, prompt: str) -> list[Use]:
+def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: TeacherName, prompt: str) -> list[Use]:
     """For each format the lines of Python that load it and draw a picture.
 
     `place` is the folder of the export, or its repository if it is `on_hub`; `base` the teacher.

@@ -115,12 +115,12 @@ class File:
 
     path: str
     """Relative to the folder of the export."""
-    size: int
-    """In bytes."""
+    size: int | None
+    """In bytes; None for a small text that is known only after writing."""
     write: Callable[[Path], None]
     """Writes it to a path, whose folder exists."""
     is_estimate: bool = False
-    """Whether the size is known exactly only after writing."""
+    """Whether `size` is that of the weights in it alone."""
 
 
 class Format(Protocol):

@@ -22,8 +22,7 @@ __all__ = ["dtype", "files", "is_exact", "load"]
 def files(job: Job) -> list[File]:
     """The LoRA, named after the student, since ComfyUI and A1111 list LoRAs by their file names."""
     kept = lora.Kept()
-    factors = lora.lora_factors(job, kept)
-    tensors = kohya_keys(job, factors)
+    tensors = kohya_keys(job, lora.lora_factors(job, kept))
     ranks = {str(value.shape[0]) for key, value in tensors.items() if key.endswith("lora_down.weight")}
     metadata = {
         **modelspec(job, "lora"),
@@ -41,7 +40,7 @@ def files(job: Job) -> list[File]:
             write_stored(at, tensors, metadata)
             lora.write_table(job, kept, at.with_name(lora.TABLE))
 
-    return [File(name(job), file_size(tensors, metadata), write), scheduler(job), *lora.table(job, factors)]
+    return [File(name(job), file_size(tensors, metadata), write), scheduler(job), *lora.table(job)]
 
 
 def name(job: Job) -> str:

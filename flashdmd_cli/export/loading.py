@@ -60,7 +60,7 @@ def load_single_file(path: Path, job: Job) -> Any:
     """The pipeline in one file in the original layout; configurations and tokenizers come from the teacher."""
     config = str(job.source.folder)
     # The pipeline's loader knows one format for all parts. Text encoders and autoencoder are read in float32, in which
-    # a denoiser of true size would take 10 GB, so that is read in its own format beforehand.
+    # a denoiser of true size would take 10 GB, so that is read beforehand, in the format of the comparison.
     denoiser = getattr(diffusers, read_json(job.source.folder / INDEX)[job.denoiser][1]).from_single_file(
         str(path), config=config, subfolder=job.denoiser, dtype=DTYPES[job.check_dtype], local_files_only=True
     )

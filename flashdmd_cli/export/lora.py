@@ -7,7 +7,6 @@ of each weight matrix to the teacher's by its largest singular values (Eckart an
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -44,16 +43,15 @@ class Kept:
     rest: float = 0.0
     """Difference of the tensors that a LoRA cannot change: biases and norms."""
 
-    def text(self) -> str:
-        """As CSV: one row per layer; the last is for all tensors that a LoRA cannot change."""
-        stream = io.StringIO(newline="")
-        rows = csv.writer(stream)
-        rows.writerow(("layer", "shape", "rank", "energy", "energy_kept"))
-        for layer, (shape, rank, kept, whole) in self.layers.items():
-            share = kept / whole if whole else 1.0
-            rows.writerow((layer, "x".join(map(str, shape)), rank, f"{whole:.6g}", f"{share:.4f}"))
-        rows.writerow(("biases and norms", "", 0, f"{self.rest:.6g}", "0.0000"))
-        return stream.getvalue()
+    def write(self, path: Path) -> None:
+        """One row per layer; the last is for all tensors that a LoRA cannot change."""
+        with path.open("w", newline="", encoding="utf-8") as stream:
+            rows = csv.writer(stream)
+            rows.writerow(("layer", "shape", "rank", "energy", "energy_kept"))
+            for layer, (shape, rank, kept, whole) in self.layers.items():
+                share = kept / whole if whole else 1.0
+                rows.writerow((layer, "x".join(map(str, shape)), rank, f"{whole:.6g}", f"{share:.4f}"))
+            rows.writerow(("biases and norms", "", 0, f"{self.rest:.6g}", "0.0000"))
 
 
 def share_kept(table: Path) -> float:
@@ -67,30 +65,26 @@ def share_kept(table: Path) -> float:
 def files(job: Job) -> list[File]:
     """The LoRA, the scheduler beside it, and for an approximation the table of what it keeps."""
     kept = Kept()
-    factors = lora_factors(job, kept)
-    tensors, metadata = diffusers_keys(job, factors), modelspec(job, "lora")
+    factors = diffusers_keys(job, lora_factors(job, kept))
+    metadata = modelspec(job, "lora")
 
     def write(at: Path) -> None:
-        write_stored(at, tensors, metadata)
+        write_stored(at, factors, metadata)
         write_table(job, kept, at.with_name(TABLE))
 
-    return [File(NAME, file_size(tensors, metadata), write), scheduler(job), *table(job, factors)]
+    return [File(NAME, file_size(factors, metadata), write), scheduler(job), *table(job)]
 
 
-def table(job: Job, factors: Factors) -> list[File]:
+def table(job: Job) -> list[File]:
     """The table of an approximation, which is written together with it; none for adapters."""
-    if job.adapter is not None:
-        return []
-    typical = (0.0123456, 0.0123456)  # energies, which have other values but about as many digits
-    layers = {layer: ((up.shape[0], *down.shape[1:]), down.shape[0], *typical) for layer, (down, up) in factors.items()}
-    return [File(TABLE, len(Kept(layers, typical[0]).text()), lambda at: None, is_estimate=True)]
+    return [] if job.adapter is not None else [File(TABLE, None, lambda at: None)]
 
 
 def write_table(job: Job, kept: Kept, path: Path) -> None:
     """Write what an approximation keeps of each layer; nothing for adapters."""
     if job.adapter is None:
         kept.rest = unreachable(job)
-        path.write_text(kept.text(), encoding="utf-8", newline="")
+        kept.write(path)
 
 
 def dtype(job: Job) -> str:

@@ -94,9 +94,10 @@ class Base:
             adapters, x = self._entered
             # Other adapters may be active in the backward pass, so recomputation activates those of the forward pass.
             contexts = lambda: (nullcontext(), self.enter(adapters, x))  # noqa: E731
-            # No layer draws random numbers, so their generators' states need not be kept.
+            # Networks stay in eval mode, without dropout, so that the states of random generators need not be kept.
             return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
 
+        assert not self.net.training
         self.net.enable_gradient_checkpointing(run)  # type: ignore[operator]
         self._is_checkpointed = True
         return self

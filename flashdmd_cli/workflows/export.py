@@ -50,8 +50,8 @@ class Export:
     """What `export` wrote, or would write."""
 
     out: Path
-    files: list[tuple[str, int]]
-    """Path and size in bytes."""
+    files: list[tuple[str, int | None]]
+    """Path and size in bytes; None in a dry run for a small text that is known only when it is written."""
     manifest: Manifest | None
     """None for a dry run."""
     steps: int
@@ -61,7 +61,7 @@ class Export:
     url: str | None = None
     """Where it was pushed to."""
     estimated: frozenset[str] = frozenset()
-    """Of a dry run, the files whose size is known exactly only when they are written."""
+    """Of a dry run, the files whose size is that of their weights alone."""
 
 
 @releasing()
@@ -95,7 +95,7 @@ def export(
     check_options(forms, dtype, rank, push)
     from flashdmd_cli.export.card import uses
     from flashdmd_cli.export.job import copy_of
-    from flashdmd_cli.workflows.export_texts import bases, expected, texts_of
+    from flashdmd_cli.workflows.teacher_names import teacher_names
 
     checkpoint = find_student(None if student is None else str(student))
     if student is None:
@@ -108,15 +108,13 @@ def export(
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
     options = {"formats": list(formats), "dtype": list(dtype), "rank": job.rank}
-    here, anywhere = bases(made, job)
+    here, anywhere = teacher_names(made, job)
     # The card may be read on another machine: it has no absolute path of this one.
     place = push or (folder.name if folder.is_absolute() else str(folder))
     on_card = uses(formats, job, place, push is not None, anywhere, prompt_for(job))
     use = uses(formats, job, push or str(folder), push is not None, here, prompt_for(job))
     if dry_run:
-        planned = described(made, checkpoint, folder, options, expected(formats, job), 0.0)
-        files |= texts_of(planned, card(planned, job, checkpoint, on_card), list(files.values()))
-        listed = [(file.path, file.size) for file in files.values()]
+        listed = [(file.path, file.size) for file in files.values()] + [(CARD, None), (MANIFEST, None)]
         estimated = frozenset(file.path for file in files.values() if file.is_estimate)
         return Export(folder, listed, None, job.steps, use, estimated=estimated)
     finished = finished_export(folder, checkpoint, options, replace)
@@ -133,12 +131,13 @@ def export(
         reporter.phase("writing the model card, and hashing all files")
         write_text_atomically(folder / CARD, text)
         manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
-    listed = [(each.path, each.size) for each in manifest.files]
+    paths = [each.path for each in manifest.files]
+    sizes: list[tuple[str, int | None]] = [(path, (folder / path).stat().st_size) for path in (*paths, MANIFEST)]
     url = None
     if push is not None:
-        reporter.phase(f"uploading {len(listed)} files to {push}")
-        url = upload(folder, push, [path for path, _ in listed], f"{job.title}, exported by flashdmd")
-    return Export(folder, listed, manifest, job.steps, use, url)
+        reporter.phase(f"uploading {len(paths)} files to {push}")
+        url = upload(folder, push, paths, f"{job.title}, exported by flashdmd")
+    return Export(folder, sizes, manifest, job.steps, use, url)
 
 
 def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None, push: str | None) -> None:

@@ -73,7 +73,7 @@ def energy_kept(folder: Path) -> float | None:
 def described_check(name: str, record: FormatRecord, stored: str) -> str:
     """A line for people on how a format compares with the student, whose weights are stored in the format `stored`."""
     kept = "" if record.energy is None else f"; keeps {record.energy:.1%} of the change of the weights"
-    if record.exact and record.dtype != stored:
+    if record.exact and record.dtype not in (stored, "fp32"):  # float32 represents all of them
         kept = f"; its weights are rounded, which --dtype {stored} avoids"
     return (
         f"{name} ({record.dtype}): reloaded; differs from the student's picture by {record.largest:.2g} at most, "

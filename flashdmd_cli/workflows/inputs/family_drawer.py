@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -151,22 +152,15 @@ def check_steps(sampler: Sampler, steps: int) -> None:
 
 
 def check_size(family: Family, size: tuple[int, int]) -> None:
-    """Raise UsageError, with the nearest sizes, for a height and width that the networks of a family do not support."""
+    """Raise UsageError, with the nearest size, for a height and width that the networks of a family do not support."""
     pixels = family.resolution // family.latent_shape[-1]
     unit, named = SIZE_UNIT * pixels, f"--size {size[1]}x{size[0]}"
     config: Any = family.base.net.config
     most = getattr(config, "pos_embed_max_size", None)  # of transformers with an embedding for each position
     limit = None if most is None else most * config.patch_size * pixels
-    nearest = f"the nearest: {' or '.join(f'{wide}x{high}' for high, wide in nearest_sizes(size, unit, limit))}"
+    high, wide = (min(max(round(side / unit), 1) * unit, limit or math.inf) for side in size)
+    nearest = f"the nearest is {wide}x{high}"
     if min(size) < unit or any(side % unit for side in size):
         raise UsageError(f"{named}: both must be multiples of {unit}", hint=nearest)
     if limit is not None and max(size) > limit:
         raise UsageError(f"{named}: this model draws at most {limit} pixels a side", hint=nearest)
-
-
-def nearest_sizes(size: tuple[int, int], unit: int, limit: int | None) -> list[tuple[int, int]]:
-    """The one or two heights and widths nearest to `size`, of multiples of `unit` up to `limit`."""
-    most = None if limit is None else limit // unit
-    found = [{min(max(num, 1), most or num + 1) * unit for num in (side // unit, side // unit + 1)} for side in size]
-    pairs = [(high, wide) for high in found[0] for wide in found[1]]
-    return sorted(pairs, key=lambda pair: (abs(pair[0] - size[0]) + abs(pair[1] - size[1]), pair))[:2]

@@ -6,8 +6,10 @@ Which share of its matrix speed training reaches was measured on an H200 only (d
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+import torch
+
+from flashdmd_cli.runs.device import available_devices
 from flashdmd_cli.runs.errors import UsageError
 
 
@@ -63,15 +65,6 @@ FRAGMENTATION = 1.04
 """Factor from bytes in tensors to bytes that the allocator takes. Assumed."""
 
 
-DRIVERS = ("/dev/nvidiactl", "/dev/nvgpu", "/dev/dxg", "/dev/kfd")
-"""Files of the drivers that torch calls `cuda`: NVIDIA, NVIDIA Jetson, Windows' subsystem for Linux, AMD."""
-
-
-def has_driver() -> bool:
-    """Whether this machine may have a CUDA device; False is certain. Looks for drivers, without importing torch."""
-    return any(Path(path).exists() for path in DRIVERS)
-
-
 def gpu_named(name: str | None) -> Gpu | None:
     """A device by name; None: the CUDA device of this machine, or None if there is none. UsageError for others."""
     if name is not None:
@@ -79,11 +72,7 @@ def gpu_named(name: str | None) -> Gpu | None:
             return GPUS[name.lower()]
         except KeyError:
             raise UsageError(f"--gpu {name}: not known", hint=f"one of {', '.join(GPUS)}") from None
-    if not has_driver():
-        return None
-    import torch
-
-    if not torch.cuda.is_available():
+    if "cuda" not in available_devices():
         return None
     properties = torch.cuda.get_device_properties(0)
     # The longest name first: "a100-40gb" is none of an "a100".

@@ -63,9 +63,8 @@ def serve(
             reporter.phase("drawing a first picture with each model")
             for each in drawers:
                 each.draw_from(0, [first], 0)
-        models = [facts_of(each) for each in drawers]
-        if adds_teacher:
-            models[1]["about"] += f", the teacher of {drawer.name}, shown for comparison"
+        note = f", the teacher of {drawer.name}, shown for comparison" if adds_teacher else ""
+        models = [facts_of(drawer), *(facts_of(each, note) for each in drawers[1:])]
         server.facts = {"prompt": first, "seed": seed, "models": models}
         server.studio = Studio(drawers, reporter)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -85,8 +84,8 @@ def shown_name(drawer: Drawer) -> str:
     return Path(str(drawer.facts()["teacher"])).name if is_teacher else drawer.name
 
 
-def facts_of(drawer: Drawer) -> dict[str, Any]:
-    """What the page shows of a model: its name, what it is, and the numbers of steps that it can draw in."""
+def facts_of(drawer: Drawer, note: str = "") -> dict[str, Any]:
+    """What the page shows of a model: its name, what it is (with `note`), and the numbers of steps it can draw in."""
     from flashdmd_cli.core.grid import VP_STEPS
 
     role, choices, most, trained = "published model", [drawer.steps], drawer.steps, None
@@ -97,8 +96,8 @@ def facts_of(drawer: Drawer) -> dict[str, Any]:
         height, width = drawer.size or (drawer.family.resolution,) * 2
         if (trained := drawer.trained_steps) is not None:
             choices = [trained, *(steps for steps in choices if steps != trained)]
-    about = f"{role} on {drawer.place.device}" + (f", trained for {counted(trained, 'step')}" if trained else "")
+    about = f"{role} on {drawer.place.device}" + (f", trained for {counted(trained, 'step')}" if trained else "") + note
     return {
-        "name": shown_name(drawer), "role": role, "about": about, "steps": drawer.steps, "choices": choices,
+        "name": shown_name(drawer), "about": about, "steps": drawer.steps, "choices": choices,
         "trained": trained, "most": most, "height": height, "width": width,
     }  # fmt: skip

@@ -24,7 +24,7 @@ from flashdmd_cli.runs.tables import Config
 
 
 def test_all_recipes_are_found() -> None:
-    assert len(list_recipes()) == 44
+    assert len(list_recipes()) == 45
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)

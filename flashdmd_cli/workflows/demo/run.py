@@ -34,7 +34,7 @@ from flashdmd_cli.workflows.inputs.teachers import find_teacher
 from flashdmd_cli.workflows.prepare.world import prepare_shapes
 from flashdmd_cli.workflows.recipes import distill_recipe
 
-RECIPES = {"sdxl": "shapes-4step-demo", "sd3": "shapes-sd3-4step-demo"}
+RECIPES = {"sdxl": "shapes-4step-demo", "sd3": "shapes-sd3-4step"}
 """Family of the teacher -> recipe of the demo."""
 NUM_PICTURES = 2000
 """Size of the training data."""

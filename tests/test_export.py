@@ -48,6 +48,7 @@ from flashdmd_cli.runs.manifest import FormatRecord, GridRecord, Manifest, read_
 from flashdmd_cli.runs.recipe import load_recipe
 from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows import export_check
+from flashdmd_cli.workflows.card import described_data
 from flashdmd_cli.workflows.export import Export, export, new_job
 from flashdmd_cli.workflows.inputs.families import load_family
 from flashdmd_cli.workflows.inputs.teachers import teacher_record
@@ -710,7 +711,9 @@ def test_the_card_shows_the_newest_evaluation_of_the_student(
         write_manifest(folder, Manifest(kind="eval", parents=[parent_record(student, folder)] if parent else []))
     card = (export(student, "e").out / "README.md").read_text()
     assert "| composition | 0.912 | 0.88 to 0.94 |" in card and "`shapes-val`, 128 pictures" in card
-    assert "fid" not in card
+    assert "fid" not in card and "- data: its folder is gone" in card
+    rendered = Manifest(kind="data", recipe={"source": "shapes", "num": 12, "seed": 0})
+    assert described_data([(student, rendered)]) == "12 rendered pictures of the embedded world with captions"
 
 
 PUSH = """

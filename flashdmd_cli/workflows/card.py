@@ -85,9 +85,12 @@ def trained_as(manifest: Manifest) -> str:
 
 def described_data(chain: Sequence[tuple[Path, Manifest]]) -> str:
     """One line on the training data."""
-    collection = next((each.collection for _, each in chain if each.kind == "data" and each.collection), None)
-    if collection is None:
+    made = next((each for _, each in chain if each.kind == "data"), None)
+    if made is None:
         return "its folder is gone or has changed"
+    collection = made.collection
+    if collection is None:  # `prepare-data shapes`
+        return f"{made.recipe.get('num', '?')} rendered pictures of the embedded world with captions"
     what = "pictures with captions" if collection.pictures else "prompts"
     return f"{collection.kept} {what} of {collection.seen}"
 

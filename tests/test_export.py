@@ -770,6 +770,6 @@ def test_push_uploads_a_finished_export_with_the_repository_in_its_card(
     made = export(full, "e", push="ada/s")
     ((folder, repo, paths, _),) = sent
     assert (str(folder), repo, made.url) == ("e", "ada/s", "https://hub/ada/s")
-    assert set(paths) == {path for path, _ in made.files} and "unet/config.json" in paths and not verify(made.out)
+    assert {*paths, "manifest.json"} == {path for path, _ in made.files} and "unet/config.json" in paths and not verify(made.out)
     card = (made.out / "README.md").read_text()
     assert 'from_pretrained("ada/s")' in card and str(tmp_path) not in card and str(full.parent) not in card

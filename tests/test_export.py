@@ -576,6 +576,7 @@ def test_inspect_tells_an_export_from_its_student(tiny_folder: Path, tmp_path: P
     size = sum(file.size for file in made.files) / 1e6
     assert (rows["formats"], rows["student"]) == ("single-file (fp16)", "mine")
     assert rows["files"] == f"{len(made.files)}, {size:.1f} MB" and rows["exported in"] == f"{made.wall_seconds:.0f} s"
+    assert rows["grid"] == "4 steps, LCMScheduler"
     assert rows["student's weights"] == "full float32 ema"
     assert (rows["student's step"], rows["student's seed"]) == ("7", "5")
     assert not {"step", "seed", "weights", "wall"} & set(rows)
@@ -770,6 +771,10 @@ def test_push_uploads_a_finished_export_with_the_repository_in_its_card(
     made = export(full, "e", push="ada/s")
     ((folder, repo, paths, _),) = sent
     assert (str(folder), repo, made.url) == ("e", "ada/s", "https://hub/ada/s")
-    assert {*paths, "manifest.json"} == {path for path, _ in made.files} and "unet/config.json" in paths and not verify(made.out)
+    assert (
+        {*paths, "manifest.json"} == {path for path, _ in made.files}
+        and "unet/config.json" in paths
+        and not verify(made.out)
+    )
     card = (made.out / "README.md").read_text()
     assert 'from_pretrained("ada/s")' in card and str(tmp_path) not in card and str(full.parent) not in card

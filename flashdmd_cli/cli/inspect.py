@@ -25,6 +25,8 @@ def summary(manifest: Manifest) -> list[str]:
     data = facts.get("collection") or {}
     export = facts.get("export") or {}
     trained = "student's " if export else ""  # these values of an export are copied from its student
+    grid = facts["recipe"].get("grid")
+    steps = f"{grid['steps']} steps, " if isinstance(grid, dict) and grid.get("steps") else ""
     rows = {
         "kind": facts["kind"],
         "formats": ", ".join(f"{name} ({each['dtype']})" for name, each in export.get("formats", {}).items()),
@@ -37,7 +39,7 @@ def summary(manifest: Manifest) -> list[str]:
         f"{trained}step": facts.get("step") or "",
         f"{trained}images seen": facts.get("images_seen") or "",
         f"{trained}updates": counted,
-        "grid": (facts.get("grid") or {}).get("scheduler"),
+        "grid": steps + facts["grid"]["scheduler"] if facts.get("grid") else "",
         f"{trained}weights": weights,
         f"{trained}seed": facts.get("seed"),
         "exported in" if export else "wall": f"{facts['wall_seconds']:.0f} s" if facts.get("wall_seconds") else "",

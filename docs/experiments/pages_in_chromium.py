@@ -18,21 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import pytest
+from forks import Folders
 
 from tests import conftest, test_distill
 from tests.hostile_pages import HOSTILE, dangers, in_folder
-
-
-class Folders(pytest.TempPathFactory):
-    """Stands in for pytest's factory, for the fixtures that make the small networks."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def mktemp(self, basename: str, numbered: bool = True) -> Path:
-        (self.root / basename).mkdir()
-        return self.root / basename
 
 
 def opened(chromium: str, page: Path) -> str:

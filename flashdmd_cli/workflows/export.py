@@ -132,7 +132,8 @@ def export(
         write_text_atomically(folder / CARD, text)
         manifest = write_manifest(folder, manifest.model_copy(update={"files": []}))
     paths = [each.path for each in manifest.files]
-    sizes: list[tuple[str, int | None]] = [(path, (folder / path).stat().st_size) for path in (*paths, MANIFEST)]
+    sizes: list[tuple[str, int | None]] = [(each.path, each.size) for each in manifest.files]
+    sizes.append((MANIFEST, (folder / MANIFEST).stat().st_size))
     url = None
     if push is not None:
         reporter.phase(f"uploading {len(paths)} files to {push}")

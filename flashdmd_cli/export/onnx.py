@@ -7,7 +7,6 @@ One file for each network, by `torch.onnx` through `torch.export`. Their names a
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import warnings
@@ -28,7 +27,6 @@ from flashdmd_cli.export.loading import load_teacher, with_grid
 from flashdmd_cli.families.files import read_json
 from flashdmd_cli.families.parts import INDEX
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 IN_ONE_FILE = 1_900_000_000
 """Bytes of weights up to which they are in the same file as the graph."""
@@ -102,15 +100,11 @@ class _Clip(nn.Module):
 
 def files(job: Job) -> list[File]:
     """One file for each network, with the tokenizers and the scheduler."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise Unfit(f"needs {', '.join(missing)}", "pip install 'flashdmd[onnx]'")
     text = job.facts.module.dimensions(job.source.folder).text
     if job.denoiser not in INPUTS or "text_encoder_2" not in job.networks or "pooled" not in text:
         raise Unfit(f"{job.facts.name} has no ONNX export", "export it with --format diffusers")
     if "text_encoder_3" in job.networks:
         raise Unfit("the third text encoder is not exported", "leave it out of the teacher's folder")
-    if job.dtypes and "fp32" not in job.dtypes:
-        raise Unfit("is written in fp32", "leave out --dtype, and convert it with the tools of your runtime")
     parts = [job.denoiser, "vae_decoder", "text_encoder", "text_encoder_2"]
     found = [file for part in parts for file in _files(job, part)]
     settings = [name for name in job.settings if name != "scheduler"]

@@ -82,9 +82,9 @@ def export(
     are not on this machine, one tensor at a time. Each format is then loaded by stock diffusers, and a picture of it is
     compared with the student's picture from the same noise. `dtype`: number formats of the weights
     (`export_options.DTYPES`; several write variants of the `diffusers` format; none: each format's own choice). `rank`
-    is that of a LoRA that approximates a student whose weights were all trained. `push` is the `owner/name` of a repository on the hub, to
-    which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME by default; an export with
-    other options in it is replaced only with `replace`.
+    is that of a LoRA that approximates a student whose weights were all trained. `push` is the `owner/name` of a
+    repository on the hub, to which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME
+    by default; an export with other options in it is replaced only with `replace`.
 
     Raises `UsageError` for unknown values or an `out` with other contents, `InputError` if an input cannot be read,
     `NumericalError` if an export draws another picture than the student.

@@ -122,7 +122,7 @@ def find_pipeline(
                 f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
             )
         teacher, trained = exported(folder)
-        if (length := steps or trained) is None:
+        if (length := trained if steps is None else steps) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
         check_steps("few_step", length)
         return Found(folder.name, teacher.id, "few_step", length, 1.0, folder, source, teacher, trained_steps=trained)

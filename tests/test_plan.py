@@ -185,7 +185,7 @@ def test_the_command(monkeypatch):
 
 def test_a_run_that_does_not_fit_names_a_recipe_that_does(monkeypatch):
     """With no hours or cost, which such a run would never have."""
-    enough = need("sdxl-4step-24gb", ["train.micro_batch=2"]) * 1.001
+    enough = plan(load_recipe("sdxl-4step-24gb")).peak_gb * FRAGMENTATION * 1.001
     monkeypatch.setitem(GPUS, "4090", gpu_with(enough))
     assert fitting.what_fits(load_recipe("sdxl-4step"), GPUS["4090"], 64).recipe == "sdxl-4step-24gb"
     shown = run("plan", "--gpu", "4090", "--price", 1, "--resolution", 64)

@@ -21,7 +21,11 @@ from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 SCHEMA_VERSION = 2
 """Version 2 added the teacher's path, revision and parts."""
 MANIFEST = "manifest.json"
-NOT_LISTED = ("state", "tensorboard")
+STATE = "state"
+"""Subfolder of the states that a training is resumed from."""
+OWN = (".flashdmd", ".lock")
+"""The mark of a result's kind, and the lock of the process that writes."""
+NOT_LISTED = (STATE, "tensorboard")
 """Subfolders that are not listed in the manifest, because they may change after it is written."""
 
 Kind = Literal["data", "suite", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
@@ -202,6 +206,8 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         if not folder.is_dir():
             raise InputError(f"{folder}: does not exist", hint="name a folder that a flashdmd command wrote") from None
+        if (whole := enclosing(folder)) is not None:
+            raise InputError(f"{folder}: is a part of a result", hint=f"name the whole folder: {whole}") from None
         raise InputError(
             f"{folder}: has no manifest.json, so it is not a finished result",
             hint="if a flashdmd command was interrupted there, the same command again finishes it",
@@ -221,6 +227,23 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def enclosing(folder: Path) -> Path | None:
+    """The result that `folder` is a part of, such as RUN for RUN/student; None if it is not inside of one."""
+    return next((each for each in list(folder.parents)[:2] if (each / MANIFEST).is_file()), None)
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """What is in a result's folder and not in its manifest, so that no hash is known of it: states of a training one by
+    one, and of all else the names at the top level."""
+    listed = {record.path for record in manifest.files} | {MANIFEST, *OWN}
+    found = set()
+    for path in folder.rglob("*"):
+        place = path.relative_to(folder)
+        if path.is_file() and place.as_posix() not in listed:
+            found.add("/".join(place.parts[: 2 if place.parts[0] == STATE else 1]))
+    return sorted(found)
 
 
 def verify(folder: Path) -> list[str]:

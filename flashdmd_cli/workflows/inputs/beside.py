@@ -27,7 +27,9 @@ def _named(name: str, size: tuple[int, int] | None, reporter: Reporter) -> Found
     try:
         found = find_drawer(name, reporter=reporter, size=size)
     except (InputError, UsageError) as error:
-        raise type(error)(error.message.replace("--from", "--compare", 1), error.hint) from error
+        raise type(error)(
+            error.message.replace("--from", "--compare", 1), error.hint.replace("--from", "--compare")
+        ) from error
     assert isinstance(found, Found)
     return found
 

@@ -41,7 +41,7 @@ WRONG = [
     ("export --from adapters --format lora --rank 8", 2, "--rank 8: adapters was trained with adapters, which keep"),
     ("export --from adapters --out taken", 2, "--out taken: is not empty, and holds no export result"),
     ("export --from adapters/student", 3, "--from adapters/student: is a part of a result (name the whole folder: ada"),
-    ("export --from adapters", 3, "--from adapters: its teacher"),
+    ("export --from adapters", 3, "--teacher gone: no such folder"),
     ("export --from no-grid", 3, "--from no-grid: its manifest has no grid"),
     ("export --from data", 3, "--from data: is a data folder, not a distill or align one"),
     ("export --from nowhere", 3, "--from nowhere: no such folder"),
@@ -73,6 +73,7 @@ WRONG = [
     ("eval read geneva x", 2, "LAYOUT geneva: unknown; did you mean geneval?"),
     ("eval read geneval nowhere", 3, "FILE nowhere: no such file"),
     ("eval compare adapters data --format htm", 2, "--format htm: unknown"),
+    ("eval compare adapters nowhere", 3, "nowhere: no such folder (name the folder that flashdmd eval wrote)"),
     ("inspect adapters/student", 3, "adapters/student: is a part of a result (name the whole folder: adapters)"),
     ("inspect nowhere", 3, "nowhere: does not exist"),
 ]  # fmt: skip

@@ -40,19 +40,22 @@ def compare(
 
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
-    from flashdmd_cli.evaluation.compare import (
+    if format not in SUFFIXES:
+        raise UsageError(f"--format {format}: unknown{nearest(format, SUFFIXES)}", hint=f"one of {', '.join(SUFFIXES)}")
+    paths = [Path(each) for each in results]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such folder", hint="name the folder that flashdmd eval wrote")
+    from flashdmd_cli.evaluation.compare import (  # imports torch
         check_comparable,
         common_metrics,
         compare_results,
         has_published,
         published_rows,
     )
-    from flashdmd_cli.evaluation.compare_tables import FORMATS, render
+    from flashdmd_cli.evaluation.compare_tables import render
     from flashdmd_cli.evaluation.report_page import read_result
 
-    if format not in FORMATS:
-        raise UsageError(f"--format {format}: unknown{nearest(format, FORMATS)}", hint=f"one of {', '.join(FORMATS)}")
-    paths = [Path(each) for each in results]
     found = [read_result(path) for path in paths]
     folders = [path if path.is_dir() else path.parent for path in paths]
     # Two runs of one model are distinguished by their folders, or by the paths of these.

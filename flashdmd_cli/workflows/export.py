@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -61,6 +61,8 @@ class Export:
     """Where it was pushed to."""
     estimated: frozenset[str] = frozenset()
     """Of a dry run, the files whose size is that of their weights alone."""
+    readers: Mapping[str, str] = field(default_factory=dict)
+    """Of a dry run, the programs that read a file, where several files of a model have different readers."""
 
 
 @releasing()
@@ -114,14 +116,14 @@ def export(
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
     here, anywhere = teacher_names(made, job)
-    # The card may be read on another machine: it has no absolute path of this one.
-    place = push or (folder.name if folder.is_absolute() else str(folder))
-    on_card = uses(formats, job, place, push is not None, anywhere, prompt_for(job))
+    # The card may be read on another machine: its lines run in its own folder, wherever that is, or from the hub.
+    on_card = uses(formats, job, push or ".", push is not None, anywhere, prompt_for(job))
     use = uses(formats, job, push or str(folder), push is not None, here, prompt_for(job))
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()] + [(CARD, None), (MANIFEST, None)]
         estimated = frozenset(file.path for file in files.values() if file.is_estimate)
-        return Export(folder, listed, None, job.steps, use, estimated=estimated)
+        readers = {file.path: file.readers for file in files.values() if file.readers}
+        return Export(folder, listed, None, job.steps, use, estimated=estimated, readers=readers)
     claim(folder, "export", yes=finished is None)
     if finished is None:
         write_files(folder, files, reporter)
@@ -130,7 +132,7 @@ def export(
     else:
         reporter.say(f"{folder}: contains this export already")
         manifest = finished
-    text = card(manifest, job, checkpoint, on_card)
+    text = card(manifest, job, checkpoint, on_card, push is not None)
     if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
         reporter.phase("writing the model card, and hashing all files")
         write_text_atomically(folder / CARD, text)

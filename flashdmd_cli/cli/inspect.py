@@ -77,7 +77,8 @@ def inspect(
             output.result(texts, [f"{key:<12} {text}" for key, text in texts.items()], str(folder))
             return
         from flashdmd_cli.runs.lineage import lineage
-        from flashdmd_cli.runs.manifest import read_manifest, unlisted, verify
+        from flashdmd_cli.runs.manifest import read_manifest, verify
+        from flashdmd_cli.runs.unlisted import unlisted
 
         manifest = read_manifest(folder)
         problems = verify(folder)

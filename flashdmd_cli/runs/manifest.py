@@ -21,11 +21,7 @@ from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 SCHEMA_VERSION = 2
 """Version 2 added the teacher's path, revision and parts."""
 MANIFEST = "manifest.json"
-STATE = "state"
-"""Subfolder of the states that a training is resumed from."""
-OWN = (".flashdmd", ".lock")
-"""The mark of a result's kind, and the lock of the process that writes."""
-NOT_LISTED = (STATE, "tensorboard")
+NOT_LISTED = ("state", "tensorboard")
 """Subfolders that are not listed in the manifest, because they may change after it is written."""
 
 Kind = Literal["data", "suite", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
@@ -232,18 +228,6 @@ def read_manifest(folder: Path) -> Manifest:
 def enclosing(folder: Path) -> Path | None:
     """The result that `folder` is a part of, such as RUN for RUN/student; None if it is not inside of one."""
     return next((each for each in list(folder.parents)[:2] if (each / MANIFEST).is_file()), None)
-
-
-def unlisted(folder: Path, manifest: Manifest) -> list[str]:
-    """What is in a result's folder and not in its manifest, so that no hash is known of it: states of a training one by
-    one, and of all else the names at the top level."""
-    listed = {record.path for record in manifest.files} | {MANIFEST, *OWN}
-    found = set()
-    for path in folder.rglob("*"):
-        place = path.relative_to(folder)
-        if path.is_file() and place.as_posix() not in listed:
-            found.add("/".join(place.parts[: 2 if place.parts[0] == STATE else 1]))
-    return sorted(found)
 
 
 def verify(folder: Path) -> list[str]:

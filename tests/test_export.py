@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from flashdmd_cli.core.unfit import Unfit
-from flashdmd_cli.export import check, lora, single_file
+from flashdmd_cli.export import check, lora, onnx, single_file
 from flashdmd_cli.export import diffusers as diffusers_format
 from flashdmd_cli.export import job as job_module
 from flashdmd_cli.families.base import Base
@@ -296,6 +296,24 @@ def test_onnx_draws_without_torch(family: str, tiny_folder: Path, tiny_sd3_folde
     assert len(names) in (4, 5) and session.run(None, feed)[0].shape == (3, 4, 8, 8)
     with pytest.raises(UsageError, match="--format onnx: is written in fp32"):
         export(student, tmp_path / "f", form="onnx", dtype=["fp16"])
+
+
+def test_onnx_weights_are_in_a_second_file_where_the_list_says_so(full: Path, monkeypatch: Any) -> None:
+    """The decoder is written from an autoencoder that also has an encoder, whose weights do not count."""
+    written: list[bool] = []
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, external_data, **__: written.append(external_data))
+    job = new_job(full, read_manifest(full), (), 1, SilentReporter())
+
+    def decoder() -> list[Any]:
+        return [file for file in onnx.files(job) if file.path.startswith("vae_decoder/")]
+
+    (whole,) = decoder()
+    monkeypatch.setattr(onnx, "IN_ONE_FILE", whole.size)
+    for num_files in (1, 2):
+        files = decoder()
+        files[0].write(Path("unused"))
+        assert (len(files), written[-1]) == (num_files, num_files == 2)
+        monkeypatch.setattr(onnx, "IN_ONE_FILE", whole.size - 1)
 
 
 def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp_path: Path) -> None:

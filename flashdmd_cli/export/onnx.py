@@ -125,15 +125,12 @@ def _files(job: Job, part: str) -> list[File]:
     tensors = job.tensors("vae" if part == "vae_decoder" else part)
     used = [value for name, value in tensors.items() if part != "vae_decoder" or name.startswith(DECODER)]
     num_bytes = 4 * sum(math.prod(value.shape) for value in used)
-    path, write = f"{part}/model.onnx", _writer(job, part)
-    if num_bytes <= IN_ONE_FILE:
+    is_large = num_bytes > IN_ONE_FILE
+    path, write = f"{part}/model.onnx", lambda at: write_onnx(traced(job, part), at, is_large)
+    if not is_large:
         return [File(path, num_bytes, write, is_estimate=True)]
     weights = File(f"{path}.data", num_bytes, lambda at: None, is_estimate=True)  # written together with the graph
     return [File(path, GRAPH, write, is_estimate=True), weights]
-
-
-def _writer(job: Job, part: str) -> Callable[[Path], None]:
-    return lambda at: write_onnx(traced(job, part), at)
 
 
 def traced(job: Job, part: str) -> Traced:
@@ -165,20 +162,20 @@ def _examples(job: Job, net: Any) -> tuple[Tensor, ...]:
     return x, torch.randn(EXAMPLES, tokens + 7, width), torch.randn(EXAMPLES, *sizes.text["pooled"]), t
 
 
-def write_onnx(net: Traced, path: Path) -> None:
-    """Trace a network and write it; the batch, and the number of tokens of a context, may vary in use."""
+def write_onnx(net: Traced, path: Path, is_large: bool) -> None:
+    """Trace a network and write it, with its weights in a second file if they are large; the batch, and the number of
+    tokens of a context, may vary in use."""
     batch = torch.export.Dim("batch", min=1)
     shapes: list[dict[int, Any]] = [{0: batch} for _ in net.examples]
     if net.part == "transformer":
         shapes[1][1] = torch.export.Dim("tokens", min=2)
-    num_bytes = sum(value.nbytes for value in net.module.state_dict().values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net.module.eval(), net.examples, path, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(net.inputs), output_names=list(net.outputs), dynamic_shapes=tuple(shapes),
-            external_data=num_bytes > IN_ONE_FILE,
+            external_data=is_large,
         )  # fmt: skip
 
 

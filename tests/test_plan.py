@@ -195,7 +195,7 @@ def test_a_run_that_does_not_fit_names_a_recipe_that_does(monkeypatch):
     assert (found["fits"], found["gpu_hours"], found["cost"]) == (False, None, None)
     fits = run("plan", "--recipe", "sdxl-4step-24gb", "--gpu", "4090", "--price", 2)
     assert "plan: fits 4090: needs " in fits.stdout and fits.stderr == ""
-    assert re.search(r"GPU-hours, costs \d+ in the currency of --price", fits.stdout.replace("\n", " ")), fits.stdout
+    assert re.search(r"GPU-hours, costs \d+ in the currency of --price", fits.stdout), fits.stdout
     # What is trained, by network.
     by_network = found["trainable_by_network"]
     assert set(by_network) == {"student", "fake score", "discriminator"}

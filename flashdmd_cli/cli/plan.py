@@ -77,8 +77,10 @@ def show(found: Plan) -> None:
         ("disk", "GB", found.disk_gb, None),
     )
     with to_stdout():
-        console.print(title, highlight=False)
-        console.print(f"trained parameters, in millions: {trained} = {found.trainable / 1e6:.0f}", highlight=False)
+        console.print(title, highlight=False, soft_wrap=True)
+        console.print(
+            f"trained parameters, in millions: {trained} = {found.trainable / 1e6:.0f}", highlight=False, soft_wrap=True
+        )
         for name, unit, rows, total in tables:
             table = Table(title=name)
             table.add_column("part")
@@ -89,7 +91,7 @@ def show(found: Plan) -> None:
                 table.add_row("sum", f"{total:.2f}")
             console.print(table)
         for line in summary(found)[1:]:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def summary(found: Plan) -> list[str]:
@@ -100,9 +102,9 @@ def summary(found: Plan) -> list[str]:
         f"plan: {found.images} pictures ({found.batch} an iteration), {found.eflop:.3g} EFLOP (10^18 operations)",
     ]
     if found.device_gb is not None:
-        fits = "fits" if found.fits else "does not fit"
+        fits, has = ("fits", "of") if found.fits else ("does not fit", "GB, and there are")
         lines.append(
-            f"plan: {fits} {found.gpu}: needs {found.needed_gb:.1f} of {found.device_gb:.1f} GB, fragmentation and "
+            f"plan: {fits} {found.gpu}: needs {found.needed_gb:.1f} {has} {found.device_gb:.1f} GB, fragmentation and "
             "CUDA context included"
         )
     if found.gpu_hours is not None and found.seconds_per_iteration is not None:

@@ -167,20 +167,21 @@ def fp32_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def plans_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans count the small network of `bench` in every test: SDXL takes many seconds."""
-    from flashdmd_cli.workflows.plan import counting, fitting, planning
+    from flashdmd_cli.workflows.plan import counting
+
+    count_any, sizes_any = counting.count, counting.sizes
 
     def small(recipe: Any) -> Any:
         return recipe.model_copy(update={"gan": recipe.gan.model_copy(update={"crop_px": 64})})
 
     def count(recipe: Any, precision: str, resolution: int = 64, is_small: bool = True) -> Any:
-        return counting.count(small(recipe), precision, 64, True)
+        return count_any(small(recipe), precision, 64, True)
 
     def sizes(recipe: Any, precision: str, resolution: int = 64, is_small: bool = True) -> Any:
-        return counting.sizes(small(recipe), precision, 64, True)
+        return sizes_any(small(recipe), precision, 64, True)
 
-    monkeypatch.setattr(planning, "count", count)
-    for module in (planning, fitting):
-        monkeypatch.setattr(module, "sizes", sizes)
+    monkeypatch.setattr(counting, "count", count)
+    monkeypatch.setattr(counting, "sizes", sizes)
 
 
 def repeatable(out: Path) -> list[dict[str, Any]]:

@@ -126,9 +126,9 @@ def test_adapters_trained_on_a_rounded_teacher_are_no_exact_lora(
     (student / "manifest.json").write_text(json.dumps(about))
     made = export(student, "runs/e", form=["lora", "single-file"], dtype=["fp32"])
     assert not records(made)["lora"].exact and records(made)["single-file"].exact
-    # A relative folder of two parts is not the name of a repository.
+    # A relative folder of two parts is not the name of a repository, and the card may be read from any other folder.
     card = (made.out / "README.md").read_text()
-    assert "huggingface.co" not in card and 'from_single_file("runs/e/teacher-4step.safetensors"' in card
+    assert "huggingface.co" not in card and 'from_single_file("./teacher-4step.safetensors"' in card
 
 
 def test_adapters_become_a_lora_in_every_format(adapters: Path, tmp_path: Path) -> None:
@@ -160,7 +160,8 @@ def test_adapters_become_a_lora_in_every_format(adapters: Path, tmp_path: Path) 
 @pytest.mark.parametrize("form", ["full", "lora"])
 def test_sd3_in_every_format(form: str, tiny_sd3_folder: Path, tmp_path: Path) -> None:
     student = checkpoint(tiny_sd3_folder, tmp_path / "s", form)
-    made = export(student, tmp_path / "e", form=["diffusers", "lora", "single-file"], dtype=["fp32"], rank=64)
+    forms, rank = ["diffusers", "lora", "single-file"], 64 if form == "full" else None
+    made = export(student, tmp_path / "e", form=forms, dtype=["fp32"], rank=rank)
     found = records(made)
     assert found["diffusers"].largest < 1e-3 and found["single-file"].largest < 1e-3
     assert found["lora"].largest < (1e-3 if form == "lora" else 0.5) and found["lora"].exact == (form == "lora")
@@ -261,7 +262,7 @@ def test_loras_of_stable_diffusion_1_in_one_file_and_of_2(
               2: ("stable-diffusion-v2-768-v/lora", "sd_v2_v", "True", "v")}[version]  # fmt: skip
     names = ("modelspec.architecture", "ss_base_model_version", "ss_v2", "modelspec.prediction_type")
     assert tuple(facts.get(name) for name in names) == wanted
-    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("flashdmd_cli.workflows.export_options.find_spec", lambda name: name)
     with pytest.raises(UsageError, match="sd15 has no ONNX export"):
         export(student, tmp_path / "o", form="onnx")
 
@@ -296,6 +297,24 @@ def test_onnx_draws_without_torch(family: str, tiny_folder: Path, tiny_sd3_folde
     assert len(names) in (4, 5) and session.run(None, feed)[0].shape == (3, 4, 8, 8)
     with pytest.raises(UsageError, match="--format onnx: is written in fp32"):
         export(student, tmp_path / "f", form="onnx", dtype=["fp16"])
+
+
+def test_onnx_weights_are_in_a_second_file_where_the_list_says_so(full: Path, monkeypatch: Any) -> None:
+    """The decoder is written from an autoencoder that also has an encoder, whose weights do not count."""
+    written: list[bool] = []
+    monkeypatch.setattr(torch.onnx, "export", lambda *_, external_data, **__: written.append(external_data))
+    job = new_job(full, read_manifest(full), (), 1, SilentReporter())
+
+    def decoder() -> list[Any]:
+        return [file for file in onnx.files(job) if file.path.startswith("vae_decoder/")]
+
+    (whole,) = decoder()
+    monkeypatch.setattr(onnx, "IN_ONE_FILE", whole.size)
+    for num_files in (1, 2):
+        files = decoder()
+        files[0].write(Path("unused"))
+        assert (len(files), written[-1]) == (num_files, num_files == 2)
+        monkeypatch.setattr(onnx, "IN_ONE_FILE", whole.size - 1)
 
 
 def test_students_of_16_bits_are_read_and_written_as_such(tiny_folder: Path, tmp_path: Path) -> None:
@@ -552,6 +571,12 @@ def test_a_dry_run_lists_what_is_written(full: Path, tmp_path: Path) -> None:
     for path in unknown:
         assert re.search(rf"^ *a few kB  {path}$", shown.stdout, re.M), shown.stdout
     assert f"  in {len(planned.files)} files\n" in shown.stdout
+    for path, readers in (
+        ("pytorch_lora_weights.safetensors", "diffusers"),
+        ("teacher-4step-lora.safetensors", "ComfyUI, A1111"),
+        ("teacher-4step.safetensors", "ComfyUI, A1111, diffusers"),
+    ):
+        assert f"  {path}  (for {readers})\n" in shown.stdout, shown.stdout
 
 
 def test_only_formats_that_hold_less_than_the_student_are_called_rounded() -> None:
@@ -619,6 +644,8 @@ def test_wrong_options(full: Path, tmp_path: Path, monkeypatch: Any) -> None:
         (["--dtype", "fp8"], "--dtype fp8: is for --format single-file alone"),
         (["--rank", 0], "--rank 0: must be at least 1"),
         (["--push", "me"], "--push me: is not the name of a repository"),
+        (["--rank", 8], "--rank 8: is the rank of a LoRA"),
+        (["--dtype", "fp32,fp16", "--format", "single-file"], "only --format diffusers is written in several"),
     ):
         fails(run("export", "--from", full, "--out", "x", *words), 2, said)
     assert not Path("x").exists()
@@ -635,14 +662,17 @@ def test_the_snippets_of_the_card_run_as_printed(adapters: Path, tmp_path: Path,
     blocks = re.findall(r"```python\n(.*?)```", card, re.S)
     # A card names the teacher without its path; the terminal, on whose machine it is, with it.
     teacher = Path(read_manifest(adapters).teacher.id)
-    assert len(blocks) == 2 and blocks[0] in shown.stdout and blocks[1].count('"teacher"') == 1
-    assert blocks[1].replace('"teacher"', f'"{teacher}"') in shown.stdout and "for ComfyUI" in shown.stdout
-    assert str(teacher.parent) not in card and "its path goes in place of the name" in card
-    (tmp_path / "teacher").symlink_to(teacher)
+    assert len(blocks) == 2 and blocks[1].count('"teacher"') == 1
     for block in blocks:
-        (tmp_path / "picture.png").unlink(missing_ok=True)
+        assert block.replace('"."', '"e"').replace('"teacher"', f'"{teacher}"') in shown.stdout
+    assert "for ComfyUI" in shown.stdout and "The lines of Python run in the folder of this file." in card
+    assert str(teacher.parent) not in card and "its path goes in place of the name" in card
+    monkeypatch.chdir(tmp_path / "e")
+    Path("teacher").symlink_to(teacher)
+    for block in blocks:
+        Path("picture.png").unlink(missing_ok=True)
         exec(compile(block, "card", "exec"), {})
-        assert (tmp_path / "picture.png").is_file()
+        assert Path("picture.png").is_file()
     head = card.split("---")[1]
     assert "license: openrail++" in head and "- lora" in head and "library_name: diffusers" in head
     assert "999, 749, 499, 249" in card and "3.00 GPU-hours on H200" in card and "the licence of" in card
@@ -658,9 +688,9 @@ def test_the_card_of_an_embedded_teachers_student_loads_it_by_name(
     card = (made.out / "README.md").read_text()
     assert str(shipped) not in card and str(world) not in card and "distilled from shapes-sdxl with" in card
     assert str(shipped).encode() not in (made.out / "shapes-sdxl-4step.safetensors").read_bytes()
-    monkeypatch.chdir(world / "elsewhere")
+    monkeypatch.chdir(made.out)
     for block in re.findall(r"```python\n(.*?)```", card, re.S):
-        (world / "elsewhere" / "picture.png").unlink(missing_ok=True)
+        Path("picture.png").unlink(missing_ok=True)
         exec(compile(block, "card", "exec"), {})
         assert Path("picture.png").is_file() and 'asset("shapes-sdxl")' in block
 

@@ -259,5 +259,4 @@ def test_whatever_a_library_makes_of_it_it_is_the_signal(world, monkeypatch):
                     raise lost from None
 
         monkeypatch.setattr(drawers, "load_family", load)
-        monkeypatch.setattr(drawers, "as_teacher", lambda *_: None)
         fails(run("sample", *PROMPT, "--from", "shapes-sdxl", "--quiet"), 143, "interrupted")

@@ -14,11 +14,12 @@ import yaml
 from torch import nn
 
 from flashdmd_cli.evaluation.preview import Preview
+from flashdmd_cli.runs import device as device_module
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.randomness import generator
 from flashdmd_cli.runs.recipe import dump_recipe, list_recipes, load_recipe
 from flashdmd_cli.workflows import bench as benching
-from flashdmd_cli.workflows.plan import counting, fitting, gpus, planning
+from flashdmd_cli.workflows.plan import counting, fitting, planning
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, GPUS, RESERVE, Gpu, gpu_named
 from flashdmd_cli.workflows.plan.meta import META, Meter
 from flashdmd_cli.workflows.plan.planning import evaluations, plan
@@ -173,11 +174,32 @@ def test_the_command(monkeypatch):
     monkeypatch.setitem(GPUS, "4090", gpu_with(0.01))
     result = run("plan", "--recipe", "sdxl-4step-24gb", "--gpu", "4090")
     assert result.exit_code == 0 and "will run out of memory" in result.stderr and "optimizers" in result.stdout
-    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus", "4090")
+    assert "no shipped recipe" in result.stderr and "plan: does not fit a test GPU: needs " in result.stdout
+    assert "GPU-hours" not in result.stdout
+    fails(run("plan", "--gpu", "4080"), 2, "--gpu 4080: not known; did you mean 4090?")
     fails(run("plan", "--recipe", "align/sdxl", "--gpu", "4090"), 2, "only distillations of SDXL")
     with pytest.raises(UsageError, match="shapes-4step"):
         plan(load_recipe("shapes-4step"))
     assert gpu_named("H200").memory == GPUS["h200"].memory
+
+
+def test_a_run_that_does_not_fit_names_a_recipe_that_does(monkeypatch):
+    """With no hours or cost, which such a run would never have."""
+    enough = plan(load_recipe("sdxl-4step-24gb")).peak_gb * FRAGMENTATION * 1.001
+    monkeypatch.setitem(GPUS, "4090", gpu_with(enough))
+    assert fitting.what_fits(load_recipe("sdxl-4step"), GPUS["4090"], 64).recipe == "sdxl-4step-24gb"
+    shown = run("plan", "--gpu", "4090", "--price", 1, "--resolution", 64)
+    assert shown.exit_code == 0 and "GPU-hours" not in shown.stdout and "costs" not in shown.stdout
+    assert "flashdmd plan --recipe sdxl-4step-24gb --gpu 4090 --resolution 64" in shown.stderr
+    found = json.loads(run("plan", "--gpu", "4090", "--price", 1, "--json").stdout)
+    assert (found["fits"], found["gpu_hours"], found["cost"]) == (False, None, None)
+    fits = run("plan", "--recipe", "sdxl-4step-24gb", "--gpu", "4090", "--price", 2)
+    assert "plan: fits a test GPU: needs " in fits.stdout and fits.stderr == ""
+    assert re.search(r"GPU-hours, costs \d+ in the currency of --price", fits.stdout), fits.stdout
+    # What is trained, by network.
+    by_network = found["trainable_by_network"]
+    assert set(by_network) == {"student", "fake score", "discriminator"}
+    assert sum(by_network.values()) == found["trainable"] and "trained parameters, in millions: student" in fits.stdout
 
 
 def test_a_dry_run_shows_the_plan():
@@ -220,7 +242,7 @@ def test_large_previews_are_drawn_one_at_a_time(monkeypatch, tmp_path):
     [("NVIDIA H200", 788, True), ("NVIDIA GeForce RTX 4090", 165, False), ("NVIDIA T4", 100, False)],
 )
 def test_the_gpu_of_this_machine(name, tflops, is_measured, monkeypatch):
-    monkeypatch.setattr(gpus, "available_devices", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(device_module, "available_devices", lambda: ["cuda", "cpu"])
     properties = SimpleNamespace(name=name, total_memory=5)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
     here = gpu_named(None)
@@ -228,7 +250,9 @@ def test_the_gpu_of_this_machine(name, tflops, is_measured, monkeypatch):
 
 
 def test_a_machine_without_a_gpu_gets_a_plan_without_hours_and_is_told_of_the_option(monkeypatch):
-    monkeypatch.setattr(gpus, "available_devices", lambda: ["cpu"])
-    made = run("plan", "--set", "train.batch=0")
-    assert made.exit_code == 2 and made.stderr.startswith("no GPU on this machine: --gpu adds hours"), made.stderr
+    monkeypatch.setattr(device_module, "available_devices", lambda: ["cpu"])
+    made = run("plan")
+    assert made.exit_code == 0 and made.stderr.startswith("no GPU on this machine: --gpu adds hours"), made.stderr
+    assert "fit" not in made.stdout
+    fails(run("plan", "--set", "train.batch=0"), 2, "train.batch")
     fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: not known", "4090")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import signal
@@ -35,6 +36,7 @@ from flashdmd_cli.workflows.serve.web import PAGE, Server
 from .test_cli import fails, run, shipped, world  # noqa: F401
 from .test_distill import sam_folder  # noqa: F401
 from .test_export import checkpoint
+from .test_run_page import chromium
 
 RING = "a plain red ring above a striped blue circle"
 ASKED = {"model": 0, "prompt": RING, "seed": 7, "steps": 2}
@@ -179,8 +181,58 @@ def test_a_stop_ends_the_picture_and_what_waits(running: Running) -> None:
         running.ask("GET", "/")
 
 
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(
+    ("window", "ratio"), [((1280, 900), 1), ((1280, 900), 1.5), ((1280, 900), 0.5), ((390, 844), 1)]
+)
+def test_pictures_fit_the_window_and_are_level(window: tuple[int, int], ratio: float, tmp_path: Path) -> None:
+    """The page in a browser, with answers that are there already, measured when both pictures are drawn."""
+    picture = io.BytesIO()
+    Image.new("RGB", (round(64 * ratio), 64), "teal").save(picture, "PNG")
+    models = [
+        {
+            "name": name,
+            "about": about,
+            "steps": 4,
+            "choices": [4],
+            "trained": 4,
+            "most": 8,
+            "height": 1024,
+            "width": round(1024 * ratio),
+        }
+        for name, about in (("mine", "student on cpu"), ("theirs", "a " * 80))
+    ]
+    state = {"prompt": RING, "seed": 3, "models": models, "drawing": None, "waiting": []}
+    made = {"png": base64.b64encode(picture.getvalue()).decode(), "seconds": 1, "steps": 4, "seed": 3, "warnings": []}
+    answers = f"""<script>
+        const made = {json.dumps(made)}, state = {json.dumps(state)};
+        window.fetch = async (path) => ({{ok: true, json: async () => path === "draw" ? made : state}});
+        setTimeout(() => document.getElementById("form").requestSubmit(), 200);
+        setTimeout(() => {{
+          const box = (name) => [...document.querySelectorAll(name)].map((each) => each.getBoundingClientRect());
+          document.title = JSON.stringify({{frames: box(".frame img"), heads: box("h2"), times: box(".time"),
+            wide: document.documentElement.scrollWidth, window: [innerWidth, innerHeight]}});
+        }}, 1000);
+        </script>"""
+    page, profile, size = tmp_path / "page.html", tmp_path / "browser", ",".join(map(str, window))
+    page.write_text(PAGE.read_text(encoding="utf-8").replace("<body>", "<body>" + answers), encoding="utf-8")
+    command = [chromium() or "", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
+               f"--window-size={size}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    found = json.loads(html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0]))
+    assert found["wide"] <= found["window"][0]  # nothing to scroll sideways
+    for frame in found["frames"]:
+        assert frame["width"] == pytest.approx(frame["height"] * ratio, rel=0.01) and frame["height"] > 150
+    if window[0] > 1000:  # side by side
+        assert all(frame["bottom"] < found["window"][1] for frame in found["frames"] + found["times"]), found
+        for row in ("frames", "heads", "times"):
+            assert len({each["top"] for each in found[row]}) == 1, found[row]
+
+
 def test_the_options_of_the_page(world) -> None:
     with_page = ["sample", "--from", "shapes-sdxl", "--serve", "--quiet"]
+    fails(run(*with_page, "--prompt", "a", "--prompt", "b"), 2, "--prompt: the page starts with one, and 2 are given")
+    fails(run(*with_page, "--seed", "1,2"), 2, "--seed 1,2: the page starts with one")
     fails(run(*with_page, "--prompts", "p.txt"), 2, "--prompts p.txt: does not go with --serve")
     fails(run(*with_page, "--out", "o"), 2, "--out o: does not go with --serve")
     fails(run("sample", "--prompt", "a", "--port", 1), 2, "--port 1: goes with --serve")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -27,13 +30,40 @@ OTHER_NAMES = {"train": "'distill' or 'align'", "generate": "'sample'", "draw": 
 """Names of commands in other tools -> the command here."""
 
 
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for words of a command line that it cannot take."""
+
+
 class Commands(TyperGroup):
-    """The commands. For an unknown name, suggests what `OTHER_NAMES` has for it, else the most similar command."""
+    """The commands. For an unknown name, suggests what `OTHER_NAMES` has for it, else the most similar command.
+
+    Mistakes that typer finds are printed in one line, as all others are.
+    """
+
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        with in_one_line():
+            return super().make_context(*args, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        with in_one_line():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] in OTHER_NAMES:
             ctx.fail(f"No such command '{args[0]}'. Did you mean {OTHER_NAMES[args[0]]}?")
         return super().resolve_command(ctx, args)
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Print typer's usage errors, which are four lines, as one with the command that lists what may be given."""
+    try:
+        yield
+    except UsageError as error:
+        if type(error).show is UsageError.show and error.ctx is not None:  # not the help of a group without a command
+            text, command = " ".join(error.format_message().split()), error.ctx.command_path
+            error.show = lambda file=None: print(f"{text.rstrip('.')} ({command} --help)", file=file or sys.stderr)
+        raise
 
 
 app = typer.Typer(

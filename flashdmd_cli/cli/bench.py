@@ -24,10 +24,13 @@ def bench(
         list[str] | None, typer.Option("--set", help="Change one key, `train.micro_batch=4`; may be repeated.")
     ] = None,
     resolution: Annotated[
-        int | None, typer.Option(help="Side of the pictures in pixels (default: 1024, small: 64).", show_default=False)
+        int | None,
+        typer.Option(min=64, help="Side of the pictures in pixels (default: 1024, small: 64).", show_default=False),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures of an iteration; those of a real run only add to it.")] = 4,
-    cycles: Annotated[int, typer.Option(help="Timed iterations, each with a student update.")] = 2,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Pictures of an iteration; those of a real run only add to it.")
+    ] = 4,
+    cycles: Annotated[int, typer.Option(min=1, help="Timed iterations, each with a student update.")] = 2,
     size: Annotated[
         Literal["true", "small"], typer.Option(help="True size, or a small network that shows that everything runs.")
     ] = "true",
@@ -45,11 +48,13 @@ def bench(
     """
     with command(as_json, quiet, debug) as output, Progress(output) as observer:
         from flashdmd_cli.runs.recipe import load_recipe
-        from flashdmd_cli.workflows.bench import bench as measure
 
         flags = {"train.batch": batch, "model.device": device}
-        resolution = resolution or (64 if size == "small" else 1024)
-        found = [measure(load_recipe(recipe, sets or [], flags), resolution, cycles, small=size == "small",
+        resolution = (64 if size == "small" else 1024) if resolution is None else resolution
+        chosen = load_recipe(recipe, sets or [], flags)
+        from flashdmd_cli.workflows.bench import bench as measure  # imports torch
+
+        found = [measure(chosen, resolution, cycles, small=size == "small",
                          reporter=observer)]  # fmt: skip
         if against is not None:
             crop = [text for text in sets or [] if text.startswith("train.micro_batch")]

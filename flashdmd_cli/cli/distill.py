@@ -67,8 +67,11 @@ def distill(
     Options that are not given come from the recipe; `--dry-run` shows it. `--out` is runs/RECIPE by default.
     """
     with command(as_json, quiet, debug, resumes=True, trains=True) as output:
+        from flashdmd_cli.workflows.inputs.teachers import check_teacher_name
         from flashdmd_cli.workflows.plan.fitting import distill_recipe_here
 
+        if not dry_run:
+            check_teacher_name(teacher)
         resolved = distill_recipe_here(
             recipe,
             sets or [],

@@ -69,8 +69,9 @@ def export(
             about = {path: "about " if path in made.estimated else "" for path in files}
             sizes = {path: "a few kB" if num is None else about[path] + size(num) for path, num in files.items()}
             sizes[f"in {len(files)} files"] = f"about {size(total)}"
-            lines = [f"{text:>14}  {path}" for path, text in sizes.items()]
-            output.result(document | {"estimated": sorted(made.estimated)}, lines, str(folder))
+            readers = {path: f"  (for {text})" for path, text in made.readers.items()}
+            lines = [f"{text:>14}  {path}{readers.get(path, '')}" for path, text in sizes.items()]
+            output.result(document | {"estimated": sorted(made.estimated), "readers": made.readers}, lines, str(folder))
             return
         assert made.manifest.export is not None
         document |= {

@@ -52,6 +52,11 @@ def summary(manifest: Manifest) -> list[str]:
     return [f"{name:<{width}} {value}" for name, value in shown.items()]
 
 
+def described(name: str) -> str:
+    """The name of a file or folder that no manifest lists; a hidden state is one that was not finished."""
+    return f"{name} (left by a process that was killed)" if Path(name).name.startswith(".step-") else name
+
+
 def inspect(
     folder: Annotated[
         Path, typer.Argument(help="A folder that a flashdmd command wrote, or a PNG file of sample.", metavar="DIR|PNG")
@@ -73,12 +78,16 @@ def inspect(
             return
         from flashdmd_cli.runs.lineage import lineage
         from flashdmd_cli.runs.manifest import read_manifest, verify
+        from flashdmd_cli.runs.unlisted import unlisted
 
         manifest = read_manifest(folder)
         problems = verify(folder)
         drawn = lineage(folder, manifest)
-        document = {"manifest": manifest, "lineage": drawn, "problems": problems}
+        beside = unlisted(folder, manifest)
+        document = {"manifest": manifest, "lineage": drawn, "problems": problems, "unlisted": beside}
         verdict = [] if problems else ["every file matches the manifest"]
+        if beside:
+            verdict.append(f"not in the manifest, so not verified: {', '.join(map(described, beside))}")
         output.result(document, [*summary(manifest), "", *drawn, "", *verdict], str(folder))
         if problems:
             raise InputError("; ".join(problems), hint="remove the folder, then run the command that wrote it again")

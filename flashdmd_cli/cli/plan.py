@@ -23,7 +23,8 @@ def plan(
     ] = None,
     nproc: Annotated[int, typer.Option(min=1, help="GPUs, each with its share of every batch.")] = 1,
     price: Annotated[
-        float | None, typer.Option(min=0, help="Of one GPU for an hour, to show the cost.", show_default=False)
+        float | None,
+        typer.Option(min=0, help="Of one GPU for an hour, in any currency: adds the cost.", show_default=False),
     ] = None,
     resolution: Annotated[int, typer.Option(min=64, help="Side of the pictures in pixels.")] = 1024,
     as_json: AsJson = False,
@@ -32,20 +33,25 @@ def plan(
 ) -> None:
     """Plan a distillation of SDXL or SD3: operations, memory, disk, GPU-hours, cost. Nothing is run or downloaded."""
     with command(as_json, quiet, debug) as output:
-        from flashdmd_cli.workflows.plan.gpus import GPUS, gpu_named
-
-        if (device := gpu_named(gpu)) is None:
-            output.say(f"no GPU on this machine: --gpu adds hours, cost, and whether it fits ({', '.join(GPUS)})")
         from flashdmd_cli.runs.recipe import load_recipe
+        from flashdmd_cli.workflows.plan.gpus import GPUS, gpu_named
+        from flashdmd_cli.workflows.plan.planning import check
         from flashdmd_cli.workflows.plan.planning import plan as make
 
-        found = make(load_recipe(recipe, sets or []), device, resolution, processes=nproc, price=price)
+        chosen = load_recipe(recipe, sets or [])
+        check(chosen)
+        if (device := gpu_named(gpu)) is None:
+            output.say(f"no GPU on this machine: --gpu adds hours, cost, and whether it fits ({', '.join(GPUS)})")
+        found = make(chosen, device, resolution, processes=nproc, price=price)
         if output.as_json or output.quiet:
             output.result(found.as_dict(), "", found.recipe)
         else:
             show(found)
-        if warning := shortage(found):
-            output.say(f"warning: {warning}")
+        if device is not None and found.fits is False:
+            output.say(f"warning: {shortage(found)}")
+            from flashdmd_cli.workflows.plan.fitting import what_fits
+
+            output.say(alternative(what_fits(chosen, device, resolution, nproc), gpu, nproc, resolution))
 
 
 def show(found: Plan) -> None:
@@ -54,11 +60,12 @@ def show(found: Plan) -> None:
     from rich.table import Table
 
     console = Console()
+    form = "all weights" if found.form == "full" else "adapters"
     title = (
         f"{found.recipe}: {found.family.upper()} with {found.parameters / 1e9:.2f} B parameters at "
-        f"{found.resolution} px, {found.trainable / 1e6:.0f} M trained "
-        f"({found.form}{', checkpointed' if found.checkpointing else ''})"
+        f"{found.resolution} px; {form} are trained{', checkpointed' if found.checkpointing else ''}"
     )
+    trained = " + ".join(f"{name} {num / 1e6:.0f}" for name, num in found.trainable_by_network.items())
     tables = (
         ("operations for one picture in an iteration", "TFLOP", found.tflop_by_part, found.tflop_per_sample),
         (
@@ -70,7 +77,10 @@ def show(found: Plan) -> None:
         ("disk", "GB", found.disk_gb, None),
     )
     with to_stdout():
-        console.print(title, highlight=False)
+        console.print(title, highlight=False, soft_wrap=True)
+        console.print(
+            f"trained parameters, in millions: {trained} = {found.trainable / 1e6:.0f}", highlight=False, soft_wrap=True
+        )
         for name, unit, rows, total in tables:
             table = Table(title=name)
             table.add_column("part")
@@ -81,18 +91,24 @@ def show(found: Plan) -> None:
                 table.add_row("sum", f"{total:.2f}")
             console.print(table)
         for line in summary(found)[1:]:
-            console.print(line, highlight=False)
+            console.print(line, highlight=False, soft_wrap=True)
 
 
 def summary(found: Plan) -> list[str]:
-    """The plan in two or three lines."""
+    """The plan in a few lines: operations and memory of a picture, the run, whether it fits, and what it costs."""
     lines = [
-        f"plan: {found.tflop_per_sample:.1f} TFLOP for a picture, {found.peak_gb:.1f} GB at micro-batch "
-        f"{found.micro_batch} (in the phase: {found.largest_phase})",
-        f"plan: {found.images} pictures ({found.batch} an iteration), {found.eflop:.3g} EFLOP",
+        f"plan: {found.tflop_per_sample:.1f} TFLOP (10^12 operations) for a picture, {found.peak_gb:.1f} GB at "
+        f"micro-batch {found.micro_batch} (in the phase: {found.largest_phase})",
+        f"plan: {found.images} pictures ({found.batch} an iteration), {found.eflop:.3g} EFLOP (10^18 operations)",
     ]
+    if found.device_gb is not None:
+        fits, has = ("fits", "of") if found.fits else ("does not fit", "GB, and there are")
+        lines.append(
+            f"plan: {fits} {found.gpu}: needs {found.needed_gb:.1f} {has} {found.device_gb:.1f} GB, fragmentation and "
+            "CUDA context included"
+        )
     if found.gpu_hours is not None and found.seconds_per_iteration is not None:
-        cost = "" if found.cost is None else f", costs {found.cost:.0f}"
+        cost = "" if found.cost is None else f", costs {found.cost:.0f} in the currency of --price"
         source = "from speeds measured on this kind of GPU" if found.is_measured else "from assumed speeds"
         lines.append(
             f"plan: {found.processes} x {found.gpu}: {found.seconds_per_iteration:.3g} s an iteration, "
@@ -106,6 +122,20 @@ def shortage(found: Plan) -> str:
     if found.fits is not False or found.device_gb is None:
         return ""
     return (
-        f"{found.recipe} needs {found.peak_gb:.1f} GB, and {found.gpu} has {found.device_gb:.1f}: it will run out of "
+        f"{found.recipe} needs {found.needed_gb:.1f} GB, and {found.gpu} has {found.device_gb:.1f}: it will run out of "
         "memory (model.checkpointing=true, a smaller train.micro_batch or model.form=lora need less)"
+    )
+
+
+def alternative(found: Plan | None, gpu: str | None, nproc: int, resolution: int) -> str:
+    """A line on the recipe that fits instead, with the command that plans it."""
+    if found is None:
+        return "no shipped recipe for this model and number of steps fits"
+    named = [f"--gpu {gpu}"] if gpu else []
+    named += [f"--nproc {nproc}"] if nproc > 1 else []
+    named += [f"--resolution {resolution}"] if resolution != 1024 else []
+    form = "all weights" if found.form == "full" else "adapters"
+    return (
+        f"{found.recipe} fits ({form}, {found.needed_gb:.1f} GB): "
+        f"{' '.join(['flashdmd plan --recipe', found.recipe, *named])}"
     )

@@ -54,7 +54,12 @@ def sample(
         bool, typer.Option("--compile", help="Compile the networks: a slow start, then faster.")
     ] = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Draw in a browser instead: a page on this machine, until Ctrl-C.")
+        bool,
+        typer.Option(
+            "--serve",
+            help="Draw in a browser instead: a page on this machine, until Ctrl-C. It starts with "
+            "--prompt and --seed, and draws at --size.",
+        ),
     ] = False,
     port: Annotated[
         int | None, typer.Option(help="Of --serve (default: 7860; 0: a free one).", show_default=False)
@@ -80,7 +85,13 @@ def sample(
         )  # fmt: skip
         if serve:
             refuse_with_serve({"--prompts": prompts, "--out": out, "--num": None if num == 1 else num})
-            return serve_page(source, port, checked(prompt or [])[:1], seeds[0], how, output)
+            if len(prompt or []) > 1:
+                raise UsageError(
+                    f"--prompt: the page starts with one, and {len(prompt or [])} are given", hint="name one"
+                )
+            if len(seeds) > 1:
+                raise UsageError(f"--seed {seed}: the page starts with one", hint="name one")
+            return serve_page(source, port, checked(prompt or []), seeds[0], how, output)
         if port is not None:
             raise UsageError(f"--port {port}: goes with --serve", hint="add --serve, or leave it out")
         texts = gather_prompts(prompt or [], prompts, output)

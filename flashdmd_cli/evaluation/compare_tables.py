@@ -9,7 +9,6 @@ from typing import Any
 
 from flashdmd_cli.evaluation.compare import ARROWS, cell, difference_cell, effort, title, win_cell
 
-FORMATS = ("markdown", "csv", "latex")
 LATEX_ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$", "one": r"$\to 1$", "none": ""}
 
 

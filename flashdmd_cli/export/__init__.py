@@ -8,3 +8,6 @@ FORMATS = {
     "onnx": "flashdmd_cli.export.onnx",
 }
 """Name of a format -> module that implements `export.job.Format`; they are written in this order."""
+
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+"""What the format `onnx` needs beside the package's own dependencies."""

@@ -43,7 +43,8 @@ class TeacherName:
 def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: TeacherName, prompt: str) -> list[Use]:
     """For each format the lines of Python that load it and draw a picture.
 
-    `place` is the folder of the export, or its repository if it is `on_hub`; `base` the teacher.
+    `place` is the path of the export's folder from where they run, or its repository if it is `on_hub`; `base` the
+    teacher.
     """
     kind = job.facts.pipeline_class
     absent = "".join(f", {name}=None" for name in absent_parts(job.source.folder, job))
@@ -88,9 +89,12 @@ def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: Teach
             about = f"As one file for ComfyUI and A1111 (`{file}`), read by diffusers with the configuration of {on}:"
             found.append(Use(name, about, "\n".join(lines)))
         elif name == "onnx":
-            lines = [
-                "import onnxruntime\n",
-                f'session = onnxruntime.InferenceSession("{place}/{job.denoiser}/model.onnx")',
+            lines = ["import onnxruntime\n", f'folder = "{place}"']
+            if on_hub:  # a file with a second one for its weights, so both are downloaded
+                lines[0] = "import onnxruntime\nfrom huggingface_hub import snapshot_download\n"
+                lines[1] = f'folder = snapshot_download("{place}", allow_patterns="{job.denoiser}/*")'
+            lines += [
+                f'session = onnxruntime.InferenceSession(f"{{folder}}/{job.denoiser}/model.onnx")',
                 "print([each.name for each in session.get_inputs()])",
             ]
             found.append(Use(name, "Without PyTorch, with onnxruntime:", "\n".join(lines)))

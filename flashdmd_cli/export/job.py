@@ -121,6 +121,8 @@ class File:
     """Writes it to a path, whose folder exists."""
     is_estimate: bool = False
     """Whether `size` is that of the weights in it alone."""
+    readers: str = ""
+    """The programs that read it, for people who have to choose among several files of one model."""
 
 
 class Format(Protocol):
@@ -139,10 +141,12 @@ class Format(Protocol):
         """Whether the export draws the same pictures as the student except for the rounding of its weights."""
 
 
-def weights_file(path: str, tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None) -> File:
+def weights_file(
+    path: str, tensors: Mapping[str, Stored], metadata: Mapping[str, str] | None = None, readers: str = ""
+) -> File:
     """A safetensors file, written tensor by tensor."""
     metadata = metadata or {}
-    return File(path, file_size(tensors, metadata), lambda at: write_stored(at, tensors, metadata))
+    return File(path, file_size(tensors, metadata), lambda at: write_stored(at, tensors, metadata), readers=readers)
 
 
 def text_file(path: str, text: str) -> File:

@@ -40,7 +40,8 @@ def files(job: Job) -> list[File]:
             write_stored(at, tensors, metadata)
             lora.write_table(job, kept, at.with_name(lora.TABLE))
 
-    return [File(name(job), file_size(tensors, metadata), write), scheduler(job), *lora.table(job)]
+    file = File(name(job), file_size(tensors, metadata), write, readers="ComfyUI, A1111")
+    return [file, scheduler(job), *lora.table(job)]
 
 
 def name(job: Job) -> str:

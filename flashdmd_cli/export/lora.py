@@ -72,7 +72,9 @@ def files(job: Job) -> list[File]:
         write_stored(at, factors, metadata)
         write_table(job, kept, at.with_name(TABLE))
 
-    return [File(NAME, file_size(factors, metadata), write), scheduler(job), *table(job)]
+    # ComfyUI reads LoRAs by diffusers' names where there are no others, as of SD3.
+    readers = "diffusers" if job.labels.kohya else "diffusers, ComfyUI"
+    return [File(NAME, file_size(factors, metadata), write, readers=readers), scheduler(job), *table(job)]
 
 
 def table(job: Job) -> list[File]:

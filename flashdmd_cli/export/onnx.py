@@ -7,7 +7,6 @@ One file for each network, by `torch.onnx` through `torch.export`. Their names a
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import warnings
@@ -28,7 +27,6 @@ from flashdmd_cli.export.loading import load_teacher, with_grid
 from flashdmd_cli.families.files import read_json
 from flashdmd_cli.families.parts import INDEX
 
-PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
 IN_ONE_FILE = 1_900_000_000
 """Bytes of weights up to which they are in the same file as the graph."""
@@ -102,15 +100,11 @@ class _Clip(nn.Module):
 
 def files(job: Job) -> list[File]:
     """One file for each network, with the tokenizers and the scheduler."""
-    if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise Unfit(f"needs {', '.join(missing)}", "pip install 'flashdmd[onnx]'")
     text = job.facts.module.dimensions(job.source.folder).text
     if job.denoiser not in INPUTS or "text_encoder_2" not in job.networks or "pooled" not in text:
         raise Unfit(f"{job.facts.name} has no ONNX export", "export it with --format diffusers")
     if "text_encoder_3" in job.networks:
         raise Unfit("the third text encoder is not exported", "leave it out of the teacher's folder")
-    if job.dtypes and "fp32" not in job.dtypes:
-        raise Unfit("is written in fp32", "leave out --dtype, and convert it with the tools of your runtime")
     parts = [job.denoiser, "vae_decoder", "text_encoder", "text_encoder_2"]
     found = [file for part in parts for file in _files(job, part)]
     settings = [name for name in job.settings if name != "scheduler"]
@@ -131,15 +125,12 @@ def _files(job: Job, part: str) -> list[File]:
     tensors = job.tensors("vae" if part == "vae_decoder" else part)
     used = [value for name, value in tensors.items() if part != "vae_decoder" or name.startswith(DECODER)]
     num_bytes = 4 * sum(math.prod(value.shape) for value in used)
-    path, write = f"{part}/model.onnx", _writer(job, part)
-    if num_bytes <= IN_ONE_FILE:
+    is_large = num_bytes > IN_ONE_FILE
+    path, write = f"{part}/model.onnx", lambda at: write_onnx(traced(job, part), at, is_large)
+    if not is_large:
         return [File(path, num_bytes, write, is_estimate=True)]
     weights = File(f"{path}.data", num_bytes, lambda at: None, is_estimate=True)  # written together with the graph
     return [File(path, GRAPH, write, is_estimate=True), weights]
-
-
-def _writer(job: Job, part: str) -> Callable[[Path], None]:
-    return lambda at: write_onnx(traced(job, part), at)
 
 
 def traced(job: Job, part: str) -> Traced:
@@ -171,20 +162,20 @@ def _examples(job: Job, net: Any) -> tuple[Tensor, ...]:
     return x, torch.randn(EXAMPLES, tokens + 7, width), torch.randn(EXAMPLES, *sizes.text["pooled"]), t
 
 
-def write_onnx(net: Traced, path: Path) -> None:
-    """Trace a network and write it; the batch, and the number of tokens of a context, may vary in use."""
+def write_onnx(net: Traced, path: Path, is_large: bool) -> None:
+    """Trace a network and write it, with its weights in a second file if they are large; the batch, and the number of
+    tokens of a context, may vary in use."""
     batch = torch.export.Dim("batch", min=1)
     shapes: list[dict[int, Any]] = [{0: batch} for _ in net.examples]
     if net.part == "transformer":
         shapes[1][1] = torch.export.Dim("tokens", min=2)
-    num_bytes = sum(value.nbytes for value in net.module.state_dict().values())
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             net.module.eval(), net.examples, path, dynamo=True, opset_version=OPSET, verbose=False,
             input_names=list(net.inputs), output_names=list(net.outputs), dynamic_shapes=tuple(shapes),
-            external_data=num_bytes > IN_ONE_FILE,
+            external_data=is_large,
         )  # fmt: skip
 
 

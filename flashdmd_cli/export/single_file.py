@@ -24,7 +24,7 @@ def files(job: Job) -> list[File]:
     configs = {part: job.config(part) for part in job.networks}
     tensors = job.facts.module.single_file(parts, configs, job.scheduler_config)
     stored = {name: value.to(rounded(name, value, dtype(job))) for name, value in tensors.items()}
-    return [weights_file(name(job), stored, modelspec(job)), scheduler(job)]
+    return [weights_file(name(job), stored, modelspec(job), "ComfyUI, A1111, diffusers"), scheduler(job)]
 
 
 def rounded(name: str, value: Stored, dtype: str) -> torch.dtype:

@@ -62,6 +62,11 @@ def _family_of_tensors(names: Iterable[str]) -> Facts:
     raise Unfit("is no checkpoint of a known family", supported())
 
 
+def has_random_weights(family: str) -> bool:
+    """Whether a family has its teacher's architecture with random weights, which `plan` and `bench` need."""
+    return hasattr(family_named(family).module, "random_family")
+
+
 def supported() -> str:
     """A hint with the families that can be distilled."""
     return "flashdmd distils " + ", ".join(f"{facts.name} ({facts.pipeline_class})" for facts in FAMILIES.values())

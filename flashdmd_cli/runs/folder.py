@@ -73,6 +73,12 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared:
     return out
 
 
+def check_out(out: Path | None, kind: str) -> None:
+    """UsageError if `claim` would refuse `out`; changes nothing. For commands whose inputs take long to load."""
+    if out is not None and out.is_dir():
+        refuse_of_others(out, kind)
+
+
 def refuse_links(folder: Path, out: Path) -> None:
     """UsageError if `folder`, in the result folder `out`, contains a link, pipe or device at any depth.
 

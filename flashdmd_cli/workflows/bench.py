@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flashdmd_cli.data.shards import Batch
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.family import Family
-from flashdmd_cli.families.registry import family_named
+from flashdmd_cli.families.registry import family_named, has_random_weights
 from flashdmd_cli.families.sdxl.family import SDXLFamily
 from flashdmd_cli.runs.device import Place, peak_memory, resolve
 from flashdmd_cli.runs.errors import UsageError
@@ -98,11 +98,6 @@ class AuthorsFamily(SDXLFamily):
         """As in `SDXLFamily`."""
         self.precision = "bf16" if torch.is_grad_enabled() or net is self.base.net else "fp32"
         return super().call(net, x_t, t, cond)
-
-
-def has_random_weights(family: str) -> bool:
-    """Whether a family has its teacher's architecture with random weights."""
-    return hasattr(family_named(family).module, "random_family")
 
 
 def bench(

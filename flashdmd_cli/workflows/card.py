@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 CARD, PREVIEW = "README.md", "preview.png"
 
 
-def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use]) -> str:
-    """The text of `README.md` for the export with this manifest."""
+def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on_hub: bool) -> str:
+    """The text of `README.md` for the export with this manifest.
+
+    The lines of `uses` load it from the hub, or run in the folder of the card.
+    """
     from flashdmd_cli.export.card import license_facts, render
 
     assert manifest.export is not None
@@ -41,6 +44,7 @@ def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use]) ->
             "teacher": job.teacher,
             "version": __version__,
             "uses": uses,
+            "on_hub": on_hub,
             "timesteps": ", ".join(f"{value:g}" for value in timesteps(job)),
             "scheduler": job.scheduler,
             "formats": formats,

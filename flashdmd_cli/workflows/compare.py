@@ -9,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import FileRecord, Manifest, versions, write_manifest
+from flashdmd_cli.runs.nearest import nearest
 
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.compare import Result
@@ -39,19 +40,22 @@ def compare(
 
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
-    from flashdmd_cli.evaluation.compare import (
+    if format not in SUFFIXES:
+        raise UsageError(f"--format {format}: unknown{nearest(format, SUFFIXES)}", hint=f"one of {', '.join(SUFFIXES)}")
+    paths = [Path(each) for each in results]
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"{path}: no such folder", hint="name the folder that flashdmd eval wrote")
+    from flashdmd_cli.evaluation.compare import (  # imports torch
         check_comparable,
         common_metrics,
         compare_results,
         has_published,
         published_rows,
     )
-    from flashdmd_cli.evaluation.compare_tables import FORMATS, render
+    from flashdmd_cli.evaluation.compare_tables import render
     from flashdmd_cli.evaluation.report_page import read_result
 
-    if format not in FORMATS:
-        raise UsageError(f"--format {format}: unknown", hint=f"one of {', '.join(FORMATS)}")
-    paths = [Path(each) for each in results]
     found = [read_result(path) for path in paths]
     folders = [path if path.is_dir() else path.parent for path in paths]
     # Two runs of one model are distinguished by their folders, or by the paths of these.
@@ -95,13 +99,16 @@ def read_benchmark(layout: str, file: Path | str, out: Path | str | None = None)
     Written to `out` (None: ./runs/eval-LAYOUT-NAME), so that `compare` takes it. Raises `InputError` for a file that is
     no such result.
     """
-    from flashdmd_cli.evaluation.layouts import read_bench
     from flashdmd_cli.evaluation.names import LAYOUTS
+
+    path = Path(file)
+    if layout not in LAYOUTS:
+        raise UsageError(f"LAYOUT {layout}: unknown{nearest(layout, LAYOUTS)}", hint=f"one of {', '.join(LAYOUTS)}")
+    if not path.is_file():
+        raise InputError(f"FILE {path}: no such file", hint="the file of results that the benchmark wrote")
+    from flashdmd_cli.evaluation.layouts import read_bench  # imports torch
     from flashdmd_cli.evaluation.results import RESULTS, SAMPLES
 
-    if layout not in LAYOUTS:
-        raise UsageError(f"LAYOUT {layout}: unknown", hint=f"one of {', '.join(LAYOUTS)}")
-    path = Path(file)
     values, samples = read_bench(layout, path)
     folder = claim(Path(out) if out is not None else RUNS / f"eval-{layout}-{path.resolve().parent.name}", "eval")
     total, num = values[layout], len(samples)

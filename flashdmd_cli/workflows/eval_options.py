@@ -11,7 +11,7 @@ from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import is_checkpoint
 from flashdmd_cli.runs.nearest import nearest
-from flashdmd_cli.workflows.inputs.teachers import find_teacher, hub_id
+from flashdmd_cli.workflows.inputs.teachers import check_teacher_name
 
 
 def check_options(
@@ -76,5 +76,5 @@ def check_source(source: str | Path | None, model: str | None) -> None:
         from flashdmd_cli.evaluation.baselines.preset import read_preset
 
         read_preset(model)
-    elif source is not None and not is_checkpoint(expanded(source)) and hub_id(str(source)) is None:
-        find_teacher(str(source), "--from")
+    elif source is not None and not is_checkpoint(expanded(source)):
+        check_teacher_name(str(source), "--from")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.export import FORMATS
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import saving_weights, sha256_file, write_text_atomically
-from flashdmd_cli.runs.folder import RUNS, claim
-from flashdmd_cli.runs.hub import parse_id
+from flashdmd_cli.runs.folder import RUNS, check_out, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import (
     CHECKPOINTS,
@@ -31,6 +30,7 @@ from flashdmd_cli.runs.results import recipe_of, whole_folder
 from flashdmd_cli.runs.upload import upload
 from flashdmd_cli.workflows.card import CARD, PREVIEW, card
 from flashdmd_cli.workflows.export_check import check_formats, prompt_for
+from flashdmd_cli.workflows.export_options import check_options, check_student
 from flashdmd_cli.workflows.inputs.families import hush
 from flashdmd_cli.workflows.inputs.kinds import find_student
 from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from flashdmd_cli.export.card import Use
     from flashdmd_cli.export.job import File, Format, Job
 
-DTYPES = ("fp32", "fp16", "bf16", "fp8")
 RANK = 64
 """Of a LoRA that approximates a student, unless another is given."""
 
@@ -62,6 +61,8 @@ class Export:
     """Where it was pushed to."""
     estimated: frozenset[str] = frozenset()
     """Of a dry run, the files whose size is that of their weights alone."""
+    readers: Mapping[str, str] = field(default_factory=dict)
+    """Of a dry run, the programs that read a file, where several files of a model have different readers."""
 
 
 @releasing()
@@ -81,11 +82,11 @@ def export(
 
     Reads the student's network (None: the newest under ./runs) and the teacher's files, which are downloaded if they
     are not on this machine, one tensor at a time. Each format is then loaded by stock diffusers, and a picture of it is
-    compared with the student's picture from the same noise. `dtype`: number formats of the weights (`DTYPES`;
-    several write variants of the `diffusers` format; none: each format's own choice). `rank` is that of a LoRA that
-    approximates a student whose weights were all trained. `push` is the `owner/name` of a repository on the hub, to
-    which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME by default; an export with
-    other options in it is replaced only with `replace`.
+    compared with the student's picture from the same noise. `dtype`: number formats of the weights
+    (`export_options.DTYPES`; several write variants of the `diffusers` format; none: each format's own choice). `rank`
+    is that of a LoRA that approximates a student whose weights were all trained. `push` is the `owner/name` of a
+    repository on the hub, to which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME
+    by default; an export with other options in it is replaced only with `replace`.
 
     Raises `UsageError` for unknown values or an `out` with other contents, `InputError` if an input cannot be read,
     `NumericalError` if an export draws another picture than the student.
@@ -93,31 +94,36 @@ def export(
     reporter, began = reporter or SilentReporter(), time.monotonic()
     forms = [form] if isinstance(form, str) else list(form)
     check_options(forms, dtype, rank, push)
+    checkpoint = find_student(None if student is None else str(student))
+    if student is None:
+        reporter.say(f"from {checkpoint}")
+    folder = Path(out) if out is not None else RUNS / f"export-{checkpoint.name}"
+    if not dry_run:
+        check_out(folder, "export")
+    made = whole_folder(checkpoint, CHECKPOINTS, "--from", "flashdmd distill")
+    check_student(checkpoint, made, rank)
+    named = [name for name in FORMATS if name in forms]
+    options = {"formats": named, "dtype": list(dtype), "rank": rank or RANK}
+    finished = None if dry_run else finished_export(folder, checkpoint, options, replace)
+    job = new_job(checkpoint, made, tuple(dtype), rank or RANK, reporter)
+    # All that needs no torch is checked above: its import takes seconds, on a busy machine minutes.
     from flashdmd_cli.export.card import uses
     from flashdmd_cli.export.job import copy_of
     from flashdmd_cli.workflows.teacher_names import teacher_names
 
-    checkpoint = find_student(None if student is None else str(student))
-    if student is None:
-        reporter.say(f"from {checkpoint}")
-    made = whole_folder(checkpoint, CHECKPOINTS, "--from", "flashdmd distill")
-    job = new_job(checkpoint, made, tuple(dtype), rank or RANK, reporter)
-    folder = Path(out) if out is not None else RUNS / f"export-{checkpoint.name}"
-    formats = {name: cast("Format", import_module(FORMATS[name])) for name in FORMATS if name in forms}
+    formats = {name: cast("Format", import_module(FORMATS[name])) for name in named}
     files = all_files(formats, job)
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
-    options = {"formats": list(formats), "dtype": list(dtype), "rank": job.rank}
     here, anywhere = teacher_names(made, job)
-    # The card may be read on another machine: it has no absolute path of this one.
-    place = push or (folder.name if folder.is_absolute() else str(folder))
-    on_card = uses(formats, job, place, push is not None, anywhere, prompt_for(job))
+    # The card may be read on another machine: its lines run in its own folder, wherever that is, or from the hub.
+    on_card = uses(formats, job, push or ".", push is not None, anywhere, prompt_for(job))
     use = uses(formats, job, push or str(folder), push is not None, here, prompt_for(job))
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()] + [(CARD, None), (MANIFEST, None)]
         estimated = frozenset(file.path for file in files.values() if file.is_estimate)
-        return Export(folder, listed, None, job.steps, use, estimated=estimated)
-    finished = finished_export(folder, checkpoint, options, replace)
+        readers = {file.path: file.readers for file in files.values() if file.readers}
+        return Export(folder, listed, None, job.steps, use, estimated=estimated, readers=readers)
     claim(folder, "export", yes=finished is None)
     if finished is None:
         write_files(folder, files, reporter)
@@ -126,7 +132,7 @@ def export(
     else:
         reporter.say(f"{folder}: contains this export already")
         manifest = finished
-    text = card(manifest, job, checkpoint, on_card)
+    text = card(manifest, job, checkpoint, on_card, push is not None)
     if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
         reporter.phase("writing the model card, and hashing all files")
         write_text_atomically(folder / CARD, text)
@@ -141,41 +147,21 @@ def export(
     return Export(folder, sizes, manifest, job.steps, use, url)
 
 
-def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None, push: str | None) -> None:
-    """Raise `UsageError` for unknown formats, number formats or repository names."""
-    for name in forms:
-        if name not in FORMATS:
-            raise UsageError(f"--format {name}: unknown", hint=f"one or several of {','.join(FORMATS)}")
-    if not forms:
-        raise UsageError("--format: names no format", hint=f"one or several of {','.join(FORMATS)}")
-    for name in dtypes:
-        if name not in DTYPES:
-            raise UsageError(f"--dtype {name}: unknown", hint=f"one or several of {','.join(DTYPES)}")
-    if "fp8" in dtypes and (list(dtypes), list(forms)) != (["fp8"], ["single-file"]):
-        raise UsageError(
-            "--dtype fp8: is for --format single-file alone", hint="export the other formats in a second call"
-        )
-    if rank is not None and rank < 1:
-        raise UsageError(f"--rank {rank}: must be at least 1")
-    if push is not None and (parse_id(push) is None or "@" in push):
-        raise UsageError(f"--push {push}: is not the name of a repository", hint="owner/name, such as ada/my-student")
-
-
 def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int, reporter: Reporter) -> Job:
-    """What to export; looks up the teacher's files and loads nothing."""
-    from flashdmd_cli.export.job import Job
+    """What to export; looks up the teacher's files, then imports torch, and loads nothing."""
     from flashdmd_cli.families.registry import family_named
 
-    hush()
     recipe = recipe_of(made, f"--from {checkpoint}")
     record = made.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
     source = find_source_again(record, recipe.model, f"--from {checkpoint}", reporter=reporter)
     facts = family_named(made.family or recipe.family)
-    if made.grid is None:
-        raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
+    assert made.grid is not None
     # Of a folder or file only its name: the path is of no use on other machines, and may have the name of a person.
     teacher = record.hub or Path(record.path or record.id).name
     stem = Path(teacher).name.removesuffix(".safetensors")
+    from flashdmd_cli.export.job import Job  # imports torch, after the teacher was found
+
+    hush()
     adapter = checkpoint / ADAPTER
     return Job(
         facts=facts,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import sha256_file, write_text_atomically, writing
-from flashdmd_cli.runs.folder import RUNS, claim
+from flashdmd_cli.runs.folder import RUNS, check_out, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import (
     MANIFEST,
@@ -25,9 +25,9 @@ from flashdmd_cli.runs.manifest import (
     write_manifest,
 )
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
-from flashdmd_cli.workflows.inputs.beside import TEACHER, drawers_beside
+from flashdmd_cli.workflows.inputs.beside import find_beside, load_all
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_drawer
 from flashdmd_cli.workflows.inputs.teachers import Parts
 
 if TYPE_CHECKING:
@@ -99,11 +99,12 @@ def sample(
     """
     reporter = reporter or SilentReporter()
     seeds = seeds_of(seed, num)
-    if model is not None and TEACHER in compare:
-        raise UsageError(f"--compare teacher: {model} is a preset", hint="name another model, as in --from")
     began = time.monotonic()
-    drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
-    drawers = [drawer, *drawers_beside(drawer, compare, device, reporter)]
+    # All that needs no torch is checked first: its import takes seconds, on a busy machine minutes.
+    check_out(None if out is None else Path(out), "sample")
+    found = find_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
+    others = find_beside(found, compare, reporter)
+    drawer, *_ = drawers = load_all(found, others, device, reporter)
     folder = claim(Path(out) if out is not None else RUNS / f"sample-{drawer.name}", "sample")
     if compiled:
         for each in drawers:

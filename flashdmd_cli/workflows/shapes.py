@@ -12,6 +12,7 @@ from flashdmd_cli.building import PARTS
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import writing
 from flashdmd_cli.runs.lock import hold, releasing
+from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.shapes.assets import asset
 from flashdmd_cli.workflows.inputs.kinds import SHAPES
@@ -71,7 +72,7 @@ def build_part(
     """
     reporter = reporter or SilentReporter()
     if part not in PARTS:
-        raise UsageError(f"PART {part}: unknown", hint=f"known parts: {', '.join(PARTS)}")
+        raise UsageError(f"PART {part}: unknown{nearest(part, PARTS)}", hint=f"known parts: {', '.join(PARTS)}")
     if minutes is not None and part != "sd3":
         raise UsageError(f"--minutes: {part} has no such setting", hint="it is for sd3 alone; --steps is for all")
     if device is not None and part not in ON_DEVICE:

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
+from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.runs.tables import Config, Count, NonNegative
 from flashdmd_cli.runs.yaml_text import parse_yaml
 
@@ -199,7 +200,7 @@ def preset_path(name: str) -> Path:
     path = expanded(name)
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(
-            f"--model {name}: no such preset",
+            f"--model {name}: no such preset{nearest(name, list_presets())}",
             hint="`flashdmd sample --list-models` shows all; a YAML file of your own works too",
         )
     if not path.is_file():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.registry import family_at
-from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.tables import Device
 
 if TYPE_CHECKING:
     from flashdmd_cli.families.family import Family
@@ -41,6 +43,15 @@ def hush() -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+def check_device(device: str | None) -> None:
+    """UsageError for a name that no device has; whether this machine has the device is known once torch is loaded."""
+    names = get_args(Device)
+    if device is not None and device not in names:
+        raise UsageError(
+            f"--device {device}: no such device{nearest(device, names)}", hint=f"one of {', '.join(names)}"
+        )
 
 
 def drawing_place(device: str | None) -> Place:

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.families.files import Source
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.families.files import Source, read_json
+from flashdmd_cli.families.registry import family_at
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
 from flashdmd_cli.workflows.inputs.teachers import teacher_record
@@ -84,7 +85,7 @@ class FamilyDrawer(Drawer):
 
     def with_size(self, size: tuple[int, int]) -> FamilyDrawer:
         """The same model for pictures of this height and width; UsageError if it does not support them."""
-        check_size(self.family, size)
+        check_size(self.source.folder, size)
         return replace(self, size=size)
 
     def compile(self) -> None:
@@ -151,13 +152,20 @@ def check_steps(sampler: Sampler, steps: int) -> None:
         raise UsageError(f"--steps {steps}: must be one of {possible}", hint=f"the sampler {sampler} has no others")
 
 
-def check_size(family: Family, size: tuple[int, int]) -> None:
-    """Raise UsageError, with the nearest size, for a height and width that the networks of a family do not support."""
-    pixels = family.resolution // family.latent_shape[-1]
-    unit, named = SIZE_UNIT * pixels, f"--size {size[1]}x{size[0]}"
-    config: Any = family.base.net.config
-    most = getattr(config, "pos_embed_max_size", None)  # of transformers with an embedding for each position
-    limit = None if most is None else most * config.patch_size * pixels
+def check_size(folder: Path, size: tuple[int, int]) -> None:
+    """Raise UsageError, with the nearest size, for a height and width that the networks of a pipeline do not support.
+
+    Reads only the configurations in `folder`.
+    """
+    facts, named = family_at(folder), f"--size {size[1]}x{size[0]}"
+    try:
+        sizes, config = facts.module.dimensions(folder), read_json(folder / facts.networks[0] / "config.json")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{named}: the sizes of {folder} cannot be read: {error}") from None
+    pixels = sizes.resolution // sizes.latents[-1]
+    unit = SIZE_UNIT * pixels
+    most = config.get("pos_embed_max_size")  # of transformers with an embedding for each position
+    limit = None if most is None else most * config["patch_size"] * pixels
     high, wide = (min(max(round(side / unit), 1) * unit, limit or math.inf) for side in size)
     nearest = f"the nearest is {wide}x{high}"
     if min(size) < unit or any(side % unit for side in size):

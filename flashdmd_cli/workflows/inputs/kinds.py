@@ -82,7 +82,14 @@ def check_teacher(place: Path, option: str, hint: str = "") -> None:
 
     `option` is the option with its value, for the message.
     """
-    kind = None if (place / "model_index.json").is_file() else _kind(place)
+    is_pipeline = (place / "model_index.json").is_file()
+    if place.is_dir() and not is_pipeline and (whole := part_of(place)) is not None:
+        flag = option.split()[0]
+        raise InputError(
+            f"{option}: is a part of {whole}, the result of flashdmd {_kind(whole)}",
+            hint=hint or ("" if flag == "--teacher" else f"{flag} {whole}"),
+        )
+    kind = None if is_pipeline else _kind(place)
     if kind in ("distill", "align"):
         raise InputError(
             f"{option}: is a student that flashdmd {kind} made, not a teacher",
@@ -105,6 +112,13 @@ def check_family(recipe: Recipe, teacher: Source) -> None:
             f"family: is {recipe.family}, but the teacher {recipe.teacher} is of the family {found}",
             hint=f"choose a recipe for {found}; `flashdmd recipes list` shows all",
         )
+
+
+def part_of(place: Path) -> Path | None:
+    """The result that a folder is a part of, as RUN/student is of RUN; None for a result itself, or outside of one."""
+    from flashdmd_cli.runs.manifest import MANIFEST, enclosing
+
+    return None if (place / MANIFEST).is_file() else enclosing(place)
 
 
 def _kind(folder: Path) -> str | None:

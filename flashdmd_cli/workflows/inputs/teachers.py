@@ -226,6 +226,12 @@ def family_of_teacher(name: str) -> Facts:
         return SDXL
 
 
+def check_teacher_name(name: str | None, flag: str = "--teacher") -> None:
+    """`find_teacher` for what is on this machine: raises the same errors. A hub id is not looked up."""
+    if name is not None and hub_id(name) is None:
+        find_teacher(name, flag)
+
+
 def find_teacher(name: str, flag: str = "--teacher", hint: str | None = None, reporter: Reporter | None = None) -> Path:
     """The pipeline folder or checkpoint file of a teacher, downloaded if necessary.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flashdmd_cli.runs.folder import RUNS
-from flashdmd_cli.runs.recipe import Recipe, load_recipe
+from flashdmd_cli.runs.recipe import Recipe, list_recipes, load_recipe
 from flashdmd_cli.runs.resume import RECIPE, has_begun
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, RESERVE, Gpu, gpu_named
-from flashdmd_cli.workflows.plan.planning import Plan, can_plan, plan, sizes, static_memory
+from flashdmd_cli.workflows.plan.planning import Plan, can_plan, plan, static_memory
 from flashdmd_cli.workflows.recipes import default_recipes, distill_recipe
 
 MICRO_BATCHES = (8, 4, 2, 1)
@@ -56,9 +56,7 @@ def choose(forms: Sequence[Recipe], gpu: Gpu, given: set[str]) -> Plan:
     smallest: Plan | None = None
     for recipe in forms:
         plans: list[Plan] = []
-        # Without this, passes through networks would be counted whose weights alone do not fit.
-        fixed = sum(static_memory(recipe, sizes(recipe, "bf16")).values())
-        if recipe is forms[-1] or fixed * FRAGMENTATION + RESERVE < gpu.memory:
+        if recipe is forms[-1] or weights_fit(recipe, gpu):
             plans = [plan(each, gpu) for each in _variants(recipe, given)]
         fitting = [each for each in plans if each.fits]
         if fitting:
@@ -66,6 +64,36 @@ def choose(forms: Sequence[Recipe], gpu: Gpu, given: set[str]) -> Plan:
         smallest = min(plans, key=lambda each: each.peak_gb, default=smallest)
     assert smallest is not None
     return smallest
+
+
+def what_fits(recipe: Recipe, gpu: Gpu, resolution: int = 1024, processes: int = 1) -> Plan | None:
+    """The plan of the first shipped recipe that fits `gpu` and distils the same family in as many steps by the same
+    method; None if there is none.
+
+    All weights are tried before adapters, and activations that are kept before those that are recomputed.
+    """
+    others = [load_recipe(name) for name in list_recipes() if not name.startswith(("align/", "reward/"))]
+    alike = [
+        other
+        for other in others
+        if (other.family, other.grid.steps, other.gan.kind) == (recipe.family, recipe.grid.steps, recipe.gan.kind)
+        and other != recipe
+        and can_plan(other)
+        and (processes > 1 or other.model.sharding == "none")
+    ]
+    alike.sort(key=lambda each: (each.model.form == "lora", each.model.checkpointing, -each.train.micro_batch))
+    for other in alike:
+        if weights_fit(other, gpu, processes) and (found := plan(other, gpu, resolution, processes=processes)).fits:
+            return found
+    return None
+
+
+def weights_fit(recipe: Recipe, gpu: Gpu, processes: int = 1) -> bool:
+    """Whether the weights and moments alone fit `gpu`, which is known without counting a pass through the networks."""
+    from flashdmd_cli.workflows.plan import counting  # imports torch, after the recipes were checked
+
+    fixed = sum(static_memory(recipe, counting.sizes(recipe, "bf16"), processes).values())
+    return fixed * FRAGMENTATION + RESERVE < gpu.memory
 
 
 def _variants(recipe: Recipe, given: set[str]) -> list[Recipe]:

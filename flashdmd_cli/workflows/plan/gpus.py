@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
-from flashdmd_cli.runs.device import available_devices
 from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,13 @@ def gpu_named(name: str | None) -> Gpu | None:
         try:
             return GPUS[name.lower()]
         except KeyError:
-            raise UsageError(f"--gpu {name}: not known", hint=f"one of {', '.join(GPUS)}") from None
+            raise UsageError(
+                f"--gpu {name}: not known{nearest(name, GPUS)}", hint=f"one of {', '.join(GPUS)}"
+            ) from None
+    import torch
+
+    from flashdmd_cli.runs.device import available_devices
+
     if "cuda" not in available_devices():
         return None
     properties = torch.cuda.get_device_properties(0)

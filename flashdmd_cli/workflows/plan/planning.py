@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.families.registry import has_random_weights
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
-from flashdmd_cli.workflows.bench import has_random_weights
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
-from flashdmd_cli.workflows.plan.counting import Counts, Sizes, count, sizes
 from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
+
+if TYPE_CHECKING:
+    from flashdmd_cli.workflows.plan.counting import Counts, Sizes
 
 MEASURED_FAMILY = "sdxl"
 """The family whose training the speeds of GPUs were measured with."""
@@ -44,6 +46,9 @@ class Plan:
     parameters: int
     """Of the denoiser."""
     trainable: int
+    """Parameters that the optimizers update; by network in `trainable_by_network`."""
+    trainable_by_network: dict[str, int]
+    """Student and fake score have as many as each other; the discriminator's are those of its heads."""
     tflop_per_sample: float
     """Of a picture in an iteration, the mean over a cycle of `fake.ttur` iterations."""
     tflop_by_part: dict[str, float]
@@ -55,11 +60,14 @@ class Plan:
     largest_phase: str
     memory_by_phase: dict[str, float]
     """Gigabytes at the peak of each phase of an iteration."""
+    needed_gb: float
+    """Memory that a device needs for this peak, with fragmentation and the CUDA context."""
     device_gb: float | None
     fits: bool | None
-    """Whether peak, fragmentation and context fit the device; None without a device."""
+    """Whether `needed_gb` fits the device; None without a device."""
     disk_gb: dict[str, float]
     seconds_per_iteration: float | None
+    """None, as are the hours and the cost, without a device, and for a run that does not fit."""
     gpu_hours: float | None
     """Of all devices together."""
     eflop: float
@@ -94,7 +102,9 @@ def plan(
     """
     check(recipe)
     precision = precision or ("bf16" if recipe.model.precision == "auto" else recipe.model.precision)
-    counts = count(recipe, precision, resolution, small)
+    from flashdmd_cli.workflows.plan import counting  # imports torch, after the recipe was checked
+
+    counts = counting.count(recipe, precision, resolution, small)
     rows = recipe.train.batch // processes
     micro_batch = min(recipe.train.micro_batch, max(1, rows))
     tflop = by_part(recipe, counts, indices)
@@ -103,9 +113,14 @@ def plan(
     largest = max(totals, key=lambda name: totals[name])
     peak = totals[largest]
     per_sample = sum(tflop.values())
-    seconds = None if gpu is None else seconds_per_iteration(recipe, counts, gpu, micro_batch, rows, indices)
-    hours = None if seconds is None else seconds * recipe.train.iterations / 3600 * processes
     needed = peak * FRAGMENTATION + RESERVE
+    fits = None if gpu is None else needed <= gpu.memory
+    seconds = None
+    if gpu is not None and fits:
+        seconds = seconds_per_iteration(recipe, counts, gpu, micro_batch, rows, indices)
+    hours = None if seconds is None else seconds * recipe.train.iterations / 3600 * processes
+    trained = counts.sizes
+    roles = {"student": trained.student, "fake score": trained.student, "discriminator": trained.heads}
     return Plan(
         recipe=recipe.name,
         family=recipe.family,
@@ -117,15 +132,17 @@ def plan(
         processes=processes,
         gpu="" if gpu is None else gpu.name,
         parameters=counts.sizes.parameters,
-        trainable=counts.sizes.trainable,
+        trainable=trained.trainable,
+        trainable_by_network={name: num for name, num in roles.items() if num},
         tflop_per_sample=per_sample,
         tflop_by_part=tflop,
         peak_gb=peak / 1e9,
         memory_by_part={name: size / 1e9 for name, size in (fixed | phases[largest]).items()},
         largest_phase=largest,
         memory_by_phase={name: total / 1e9 for name, total in totals.items()},
+        needed_gb=needed / 1e9,
         device_gb=None if gpu is None else gpu.memory / 1e9,
-        fits=None if gpu is None else needed <= gpu.memory,
+        fits=fits,
         disk_gb=disk(recipe, counts.sizes),
         seconds_per_iteration=seconds,
         gpu_hours=hours,
@@ -261,6 +278,3 @@ def disk(recipe: Recipe, of: Sizes) -> dict[str, float]:
         "student": 4 * of.parameters / 1e9,
         "caches of 1000 pictures": 1000 * of.cached / 1e9,
     }
-
-
-__all__ = ["Plan", "can_plan", "plan", "sizes"]

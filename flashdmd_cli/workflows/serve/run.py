@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
-from flashdmd_cli.workflows.inputs.beside import TEACHER, drawers_beside
+from flashdmd_cli.workflows.inputs.beside import TEACHER, find_beside, load_all
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.drawers import Found, find_drawer
 from flashdmd_cli.workflows.inputs.family_drawer import FamilyDrawer
 from flashdmd_cli.workflows.inputs.teachers import Parts
 from flashdmd_cli.workflows.serve.studio import Studio
@@ -47,9 +47,10 @@ def serve(
     reporter = reporter or SilentReporter()
     server = Server(port)
     try:
-        drawer = load_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
-        adds_teacher = not compare and isinstance(drawer, FamilyDrawer) and drawer.is_student
-        drawers = [drawer, *drawers_beside(drawer, [TEACHER] if adds_teacher else compare, device, reporter)]
+        found = find_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
+        adds_teacher = not compare and isinstance(found, Found) and found.is_student
+        others = find_beside(found, [TEACHER] if adds_teacher else compare, reporter)
+        drawer, *_ = drawers = load_all(found, others, device, reporter)
         if adds_teacher:
             reporter.say(
                 f"the page shows the teacher {shown_name(drawers[1])} beside {drawer.name}; --compare NAME shows "

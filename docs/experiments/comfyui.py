@@ -4,9 +4,10 @@
 
 COMFYUI is a checkout of ComfyUI (the folder that contains `comfy/`) whose requirements are installed; TEACHER a
 pipeline folder of SDXL, or of SD3 without T5, of true size; EXPORT a folder that `flashdmd export` wrote with the
-formats single-file and lora-kohya (SDXL) or lora (SD3). ComfyUI loads the single file as the node *Load Checkpoint*
-does, and the LoRA onto it as *LoraLoaderModelOnly* does, then samples as *KSampler* does with `lcm`, `simple`, 4
-steps and CFG 1. Its warnings (`lora key not loaded`) are counted. diffusers draws with the export's scheduler.
+formats single-file and, if a LoRA is to be tried, lora-kohya (SDXL) or lora (SD3). ComfyUI loads the single file as
+the node *Load Checkpoint* does, and the LoRA onto it as *LoraLoaderModelOnly* does, then samples as *KSampler* does
+with `lcm`, `simple`, 4 steps and CFG 1. Its warnings (`lora key not loaded`) are counted. diffusers draws with the
+export's scheduler.
 
 Both programs get ComfyUI's tokenizer, because a teacher with random weights has another vocabulary, and the model's own
 size as SDXL's size condition, which ComfyUI's node *CLIPTextEncodeSDXL* gives. Neither changes what is compared.
@@ -40,7 +41,7 @@ parser.add_argument("--size", type=int, default=256)
 given = parser.parse_args()
 is_sd3 = (given.teacher / "transformer").is_dir()
 single = next(path for path in given.export.glob("*.safetensors") if "lora" not in path.name)
-lora = next(given.export.glob("*lora*.safetensors"))
+lora = next(given.export.glob("*lora*.safetensors"), None)
 shape = (1, 16 if is_sd3 else 4, given.size // 8, given.size // 8)
 sys.path.insert(0, str(given.comfyui))
 sys.argv = [
@@ -142,19 +143,21 @@ with torch.inference_mode():
     found = comfyui_picture(model, clip, vae, empty)
     without = comfyui_picture(model, clip, vae) if is_sd3 else found
     print(warnings.number, "warnings with the single file")
-    warnings.number = 0
-    model, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
-    found_with_lora = comfyui_picture(model, clip, vae, empty)
-    print(warnings.number, "warnings with the LoRA", flush=True)
+    if lora:
+        warnings.number = 0
+        model, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
+        found_with_lora = comfyui_picture(model, clip, vae, empty)
+        print(warnings.number, "warnings with the LoRA", flush=True)
     comfy.model_management.unload_all_models()
     del model, clip, vae
     gc.collect()
 
     pipeline = load_diffusers()
     wanted = diffusers_picture(pipeline)
-    pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
     report("single file", found, wanted)
     if is_sd3:
         report("single file, without empty tokens", without, wanted)
-    report("single file and LoRA", found_with_lora, diffusers_picture(pipeline))
-    report("with and without the LoRA, for comparison", found_with_lora, found)
+    if lora:
+        pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
+        report("single file and LoRA", found_with_lora, diffusers_picture(pipeline))
+        report("with and without the LoRA, for comparison", found_with_lora, found)

@@ -135,19 +135,20 @@ class Count(logging.Handler):
             print("ComfyUI:", record.getMessage())
 
 
-warnings = Count(logging.WARNING)
-logging.getLogger().addHandler(warnings)
+counted = Count(logging.WARNING)
+logging.getLogger().addHandler(counted)
 with torch.inference_mode():
     empty = T5_TOKENS if is_sd3 else 0
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(single))
     found = comfyui_picture(model, clip, vae, empty)
-    without = comfyui_picture(model, clip, vae) if is_sd3 else found
-    print(warnings.number, "warnings with the single file")
+    if is_sd3:
+        without = comfyui_picture(model, clip, vae)
+    print(counted.number, "warnings with the single file")
     if lora:
-        warnings.number = 0
+        counted.number = 0
         model, _ = comfy.sd.load_lora_for_models(model, None, comfy.utils.load_torch_file(str(lora)), 1.0, 0.0)
         found_with_lora = comfyui_picture(model, clip, vae, empty)
-        print(warnings.number, "warnings with the LoRA", flush=True)
+        print(counted.number, "warnings with the LoRA", flush=True)
     comfy.model_management.unload_all_models()
     del model, clip, vae
     gc.collect()

@@ -1,6 +1,6 @@
 """Write a run's result with a student like one of which all weights were trained, at a teacher's own size.
 
-    python docs/experiments/true_size_student.py TEACHER OUT [--family sd3] [--rank 16] [--share 0.5]
+    python docs/experiments/true_size_student.py TEACHER OUT [--rank 16] [--share 0.5]
 
 TEACHER is a pipeline folder of SDXL or SD3, such as that of true_size.py. Every weight of its denoiser is moved by a
 matrix of low rank and by noise: `share` of the squared norm of the change is of low rank, and the change is 5% of the
@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flashdmd_cli.core.grid import flow_grid, vp_grid
 from flashdmd_cli.families.files import Source
 from flashdmd_cli.families.parts import stored_network
-from flashdmd_cli.families.registry import family_named
+from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.families.stored import write_stored
 from flashdmd_cli.runs.manifest import GridRecord, Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
@@ -31,7 +30,6 @@ CHANGE = 0.05
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("teacher", type=Path)
 parser.add_argument("out", type=Path)
-parser.add_argument("--family", choices=("sdxl", "sd3"), default="sdxl")
 parser.add_argument("--rank", type=int, default=16)
 parser.add_argument("--share", type=float, default=0.5)
 given = parser.parse_args()
@@ -55,18 +53,18 @@ def moved(weight: Tensor) -> Tensor:
 source = Source(given.teacher)
 student = given.out / "student"
 student.mkdir(parents=True)
-facts = family_named(given.family)
+facts = family_at(given.teacher)
 denoiser = facts.networks[0]
 tensors = {name: value.changed(moved) for name, value in stored_network(facts, source, denoiser).items()}
 write_stored(student / "diffusion_pytorch_model.safetensors", tensors, {})
 shutil.copy(given.teacher / denoiser / "config.json", student / "config.json")
-recipe = load_recipe(f"{given.family}-4step", flags={"teacher": str(given.teacher)})
-grid = vp_grid(4) if given.family == "sdxl" else flow_grid(4, shift=3.0)
+recipe = load_recipe(f"{facts.name}-4step", flags={"teacher": str(given.teacher)})
+grid = facts.module.grid(recipe.grid.steps)
 write_manifest(
     given.out,
     Manifest(
         kind="distill",
-        family=given.family,
+        family=facts.name,
         grid=GridRecord(scheduler=grid.scheduler, config=grid.config),
         teacher=teacher_record(str(given.teacher), source),
         recipe=recipe.model_dump(mode="json"),

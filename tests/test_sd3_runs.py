@@ -45,7 +45,7 @@ def test_the_stock_pipeline_draws_what_sample_draws(form, steps, world, monkeypa
     said = run("export", "--from", "student", "--out", "pipeline", "--format", "diffusers,lora", *rank)
     assert "text_encoder_3=None, tokenizer_3=None" in said.stdout and f"num_inference_steps={steps}" in said.stdout
     assert (
-        'from_pretrained("pipeline", text_encoder_3=None, tokenizer_3=None)' in Path("pipeline/README.md").read_text()
+        'from_pretrained(".", text_encoder_3=None, tokenizer_3=None)' in Path("pipeline/README.md").read_text()
     )
     pipeline = StableDiffusion3Pipeline.from_pretrained("pipeline", text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)

@@ -23,8 +23,8 @@ from flashdmd_cli.evaluation.baselines.shifted import ShiftedLCMScheduler
 from flashdmd_cli.evaluation.generate import NoiseKey, generate, picture_noise
 from flashdmd_cli.runs.errors import InputError, NumericalError, UsageError
 from flashdmd_cli.workflows.inputs import presets
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
-from flashdmd_cli.workflows.inputs.presets import PresetDrawer, preset_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model
+from flashdmd_cli.workflows.inputs.presets import PresetDrawer
 
 from .baseline_repos import ALPHA, RANK, SD3, SDXL, another_unet, build_repositories, kohya, lora_pairs, peft
 from .conftest import tiny_unet
@@ -81,12 +81,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         preset = read_preset(name)
         return preset.model_copy(update={"size": 32}) if name in list_presets() else preset
 
-    monkeypatch.setattr(presets, "read_preset", read)
+    monkeypatch.setattr("flashdmd_cli.evaluation.baselines.preset.read_preset", read)
 
 
 @pytest.fixture
 def empty_cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def preset_drawer(name: str) -> PresetDrawer:
+    drawer = find_model(model=name).load()
+    assert isinstance(drawer, PresetDrawer)
+    return drawer
 
 
 def seen_by(drawer: PresetDrawer, num: int = 1) -> tuple[torch.Tensor, list[float], int]:
@@ -437,7 +443,7 @@ def embedded(folder: Path) -> str:
 
 
 def test_stock_ddim_draws_as_this_packages(tmp_path: Path) -> None:
-    ours = load_drawer("shapes-sdxl", "ddim", 2, 2.0).draw(PROMPTS, 0)
+    ours = find_model("shapes-sdxl", sampler="ddim", steps=2, guidance=2.0).load().draw(PROMPTS, 0)
     assert (preset_drawer(embedded(tmp_path)).draw(PROMPTS, 0) - ours).abs().max() < 1e-3
 
 

@@ -24,7 +24,7 @@ from flashdmd_cli.evaluation.pictures import png, read_texts
 from flashdmd_cli.runs.errors import FlashDMDError
 from flashdmd_cli.runs.files import sha256_file
 from flashdmd_cli.runs.manifest import read_manifest
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model
 from flashdmd_cli.workflows.sample import sample
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -51,7 +51,7 @@ def test_the_picture_of_a_seed_depends_on_nothing_beside_it(world, teacher):
     assert manifest.recipe["seeds"] == [7, 4, 5] and manifest.seed == 7
     assert json.loads((world / "many" / "prompts.json").read_text()) == [SQUARE] * 3 + [RING] * 3
 
-    drawer, keys = load_drawer(teacher, steps=2), [NoiseKey(seed) for seed in (7, 4, 5)]
+    drawer, keys = find_model(teacher, steps=2).load(), [NoiseKey(seed) for seed in (7, 4, 5)]
     assert drawer.batch == 1  # on a CPU
     single, together = (drawer.draw_from(0, [RING] * 3, 0, keys=keys, batch=batch) for batch in (1, 3))
     torch.testing.assert_close(single, together, atol=1e-5, rtol=0)

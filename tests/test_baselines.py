@@ -22,6 +22,7 @@ from flashdmd_cli.evaluation.baselines.preset import PIPELINES, Preset, list_pre
 from flashdmd_cli.evaluation.baselines.shifted import ShiftedLCMScheduler
 from flashdmd_cli.evaluation.generate import NoiseKey, generate, picture_noise
 from flashdmd_cli.runs.errors import InputError, NumericalError, UsageError
+from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows.inputs import presets
 from flashdmd_cli.workflows.inputs.drawers import find_model
 from flashdmd_cli.workflows.inputs.presets import PresetDrawer
@@ -149,9 +150,7 @@ def test_preset(name: str, hub: FakeHub) -> None:
     # What the preset adds to its base is really there: without it the same scheduler draws another picture.
     changed = drawer.preset.denoiser, drawer.preset.lora
     if changed != (None, None):
-        files, _ = presets.find_files(
-            drawer.preset.model_copy(update={"denoiser": None}), name, presets.SilentReporter()
-        )
+        files, _ = presets.find_files(drawer.preset.model_copy(update={"denoiser": None}), name, SilentReporter())
         plain = loading.load_pipeline(
             drawer.preset.model_copy(update={"denoiser": None, "lora": None}), loading.Files(files.base)
         )
@@ -250,7 +249,7 @@ def test_a_lora_is_merged_by_its_formula(style: Any, alpha: float, hub: FakeHub,
     lora = {"repo": str(tmp_path), "file": "lora.safetensors", "scale": 0.5}
     preset = read_preset("hyper-sdxl-4step")
     changed = Preset.model_validate({**preset.model_dump(), "lora": lora})
-    files, _ = presets.find_files(changed, "x", presets.SilentReporter())
+    files, _ = presets.find_files(changed, "x", SilentReporter())
     merged = loading.load_pipeline(changed, files).unet.state_dict()
     plain = loading.load_pipeline(preset.model_copy(update={"lora": None}), files).unet.state_dict()
     pairs = {

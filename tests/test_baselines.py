@@ -464,7 +464,7 @@ def test_options_that_do_not_go_with_a_preset(world) -> None:  # noqa: F811
                   ["--teacher-config", "x"]):  # fmt: skip
         fails(run("sample", "--model", "sdxl", *prompt, *words), 2, f"{words[0]}: does not go with --model")
     fails(run("eval", "--model", "sdxl", "--guidance", 3), 2, "--guidance: does not go with --model")
-    fails(run("sample", "--model", "sdxl", *prompt, "--compare", "teacher"), 2, "--compare teacher: sdxl is a preset")
+    fails(run("sample", "--model", "sdxl", *prompt, "--compare", "teacher"), 2, "--compare teacher: sdxl is no student")
 
 
 def test_list_models() -> None:

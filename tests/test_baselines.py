@@ -22,9 +22,10 @@ from flashdmd_cli.evaluation.baselines.preset import PIPELINES, Preset, list_pre
 from flashdmd_cli.evaluation.baselines.shifted import ShiftedLCMScheduler
 from flashdmd_cli.evaluation.generate import NoiseKey, generate, picture_noise
 from flashdmd_cli.runs.errors import InputError, NumericalError, UsageError
+from flashdmd_cli.runs.reporter import SilentReporter
 from flashdmd_cli.workflows.inputs import presets
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
-from flashdmd_cli.workflows.inputs.presets import PresetDrawer, preset_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model
+from flashdmd_cli.workflows.inputs.presets import PresetDrawer
 
 from .baseline_repos import ALPHA, RANK, SD3, SDXL, another_unet, build_repositories, kohya, lora_pairs, peft
 from .conftest import tiny_unet
@@ -81,12 +82,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         preset = read_preset(name)
         return preset.model_copy(update={"size": 32}) if name in list_presets() else preset
 
-    monkeypatch.setattr(presets, "read_preset", read)
+    monkeypatch.setattr("flashdmd_cli.evaluation.baselines.preset.read_preset", read)
 
 
 @pytest.fixture
 def empty_cache(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def preset_drawer(name: str) -> PresetDrawer:
+    drawer = find_model(model=name).load()
+    assert isinstance(drawer, PresetDrawer)
+    return drawer
 
 
 def seen_by(drawer: PresetDrawer, num: int = 1) -> tuple[torch.Tensor, list[float], int]:
@@ -143,9 +150,7 @@ def test_preset(name: str, hub: FakeHub) -> None:
     # What the preset adds to its base is really there: without it the same scheduler draws another picture.
     changed = drawer.preset.denoiser, drawer.preset.lora
     if changed != (None, None):
-        files, _ = presets.find_files(
-            drawer.preset.model_copy(update={"denoiser": None}), name, presets.SilentReporter()
-        )
+        files, _ = presets.find_files(drawer.preset.model_copy(update={"denoiser": None}), name, SilentReporter())
         plain = loading.load_pipeline(
             drawer.preset.model_copy(update={"denoiser": None, "lora": None}), loading.Files(files.base)
         )
@@ -244,7 +249,7 @@ def test_a_lora_is_merged_by_its_formula(style: Any, alpha: float, hub: FakeHub,
     lora = {"repo": str(tmp_path), "file": "lora.safetensors", "scale": 0.5}
     preset = read_preset("hyper-sdxl-4step")
     changed = Preset.model_validate({**preset.model_dump(), "lora": lora})
-    files, _ = presets.find_files(changed, "x", presets.SilentReporter())
+    files, _ = presets.find_files(changed, "x", SilentReporter())
     merged = loading.load_pipeline(changed, files).unet.state_dict()
     plain = loading.load_pipeline(preset.model_copy(update={"lora": None}), files).unet.state_dict()
     pairs = {
@@ -437,7 +442,7 @@ def embedded(folder: Path) -> str:
 
 
 def test_stock_ddim_draws_as_this_packages(tmp_path: Path) -> None:
-    ours = load_drawer("shapes-sdxl", "ddim", 2, 2.0).draw(PROMPTS, 0)
+    ours = find_model("shapes-sdxl", sampler="ddim", steps=2, guidance=2.0).load().draw(PROMPTS, 0)
     assert (preset_drawer(embedded(tmp_path)).draw(PROMPTS, 0) - ours).abs().max() < 1e-3
 
 
@@ -459,7 +464,7 @@ def test_options_that_do_not_go_with_a_preset(world) -> None:  # noqa: F811
                   ["--teacher-config", "x"]):  # fmt: skip
         fails(run("sample", "--model", "sdxl", *prompt, *words), 2, f"{words[0]}: does not go with --model")
     fails(run("eval", "--model", "sdxl", "--guidance", 3), 2, "--guidance: does not go with --model")
-    fails(run("sample", "--model", "sdxl", *prompt, "--compare", "teacher"), 2, "--compare teacher: sdxl is a preset")
+    fails(run("sample", "--model", "sdxl", *prompt, "--compare", "teacher"), 2, "--compare teacher: sdxl is no student")
 
 
 def test_list_models() -> None:

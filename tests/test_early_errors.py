@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import flashdmd_cli
 from flashdmd_cli.runs.manifest import GridRecord, Manifest, write_manifest
 from flashdmd_cli.runs.recipe import load_recipe
+from flashdmd_cli.shapes.assets import asset
 
 from .test_cli import fails, run
 
@@ -58,7 +60,7 @@ WRONG = [
     (f"{DRAW} --out taken", 2, "--out taken: is not empty, and holds no sample result"),
     ("sample --prompt x --from adapters/student", 3, "the result of flashdmd distill (--from adapters)"),
     ("sample --prompt x --model sdxl-lightnin-4step", 2, "no such preset; did you mean sdxl-lightning-4step?"),
-    ("sample --prompt x --model sdxl --compare teacher", 2, "--compare teacher: sdxl is a preset"),
+    ("sample --prompt x --model sdxl --compare teacher", 2, "--compare teacher: sdxl is no student"),
     ("sample --serve --port 0 --from nowhere", 3, "--from nowhere: no such folder"),
     ("sample --serve --port 0 --from shapes-sdxl --size 71x71", 2, "--size 71x71: both must be multiples of 32"),
     ("plan --gpu 4080", 2, "--gpu 4080: not known; did you mean 4090?"),
@@ -70,6 +72,18 @@ WRONG = [
     ("distill --teacher nowhere", 3, "--teacher nowhere: no such folder"),
     ("distill --teacher adapters", 3, "--teacher adapters: is a student that flashdmd distill made"),
     ("demo --family sdx", 2, "--family sdx: unknown; did you mean sdxl?"),
+    ("eval --from shapes-sdxl --steps 0", 2, "--steps 0: must be from 1 to 1000"),
+    ("eval --from shapes-sdxl --sampler dim", 2, "--sampler dim: unknown; did you mean ddim?"),
+    ("eval --from shapes-sdxl --sampler few_step", 2, "--sampler few_step: is for students"),
+    ("eval --from shapes-sdxl --device gpu", 2, "--device gpu: no such device"),
+    ("eval --from exported --steps 3", 2, "--steps 3: must be one of 1, 2, 4, 8"),
+    ("eval --from exported --sampler ddim", 2, "--sampler ddim: is for teachers"),
+    ("eval --from exported --guidance 3", 2, "--guidance 3: a student has its guidance built in"),
+    ("eval --from nowhere", 3, "--from nowhere: no such folder"),
+    ("eval --from adapters", 3, "--teacher gone: no such folder"),
+    ("eval --from data", 3, "--from data: is a data folder"),
+    ("eval --model sdxl --steps 2", 2, "--steps: does not go with --model"),
+    ("eval --model sdxl-lightnin-4step", 2, "no such preset; did you mean sdxl-lightning-4step?"),
     ("eval read geneva x", 2, "LAYOUT geneva: unknown; did you mean geneval?"),
     ("eval read geneval nowhere", 3, "FILE nowhere: no such file"),
     ("eval compare adapters data --format htm", 2, "--format htm: unknown"),
@@ -95,6 +109,8 @@ def folders(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
     write_manifest(tmp_path / "data", Manifest(kind="data"))
     (tmp_path / "taken").mkdir()
+    shutil.copytree(asset("shapes-sdxl"), tmp_path / "exported")
+    write_manifest(tmp_path / "exported", Manifest(kind="export", family="sdxl", recipe={"grid": {"steps": 4}}))
     (tmp_path / "taken" / "novel.txt").write_text("of somebody else")
     return tmp_path
 

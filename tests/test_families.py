@@ -41,7 +41,7 @@ from flashdmd_cli.workflows import align as align_command
 from flashdmd_cli.workflows.align import align
 from flashdmd_cli.workflows.distill import distill
 from flashdmd_cli.workflows.export import export
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model
 from flashdmd_cli.workflows.inputs.families import hush, load_family
 from flashdmd_cli.workflows.inputs.kinds import is_exported
 from flashdmd_cli.workflows.inputs.teachers import Parts, find_source
@@ -430,7 +430,7 @@ def test_every_loop_trains_and_the_stock_pipeline_draws_the_same(
     exported = export(tmp_path / "student", tmp_path / "pipeline")
     assert read_manifest(exported.out).kind == "export" and is_exported(exported.out) and not is_exported(case.folder)
     pipeline = case.stock_pipeline(exported.out)
-    drawer = load_drawer(str(tmp_path / "student"))
+    drawer = find_model(str(tmp_path / "student")).load()
     shape = drawer.family.latent_shape
     replace_noise(case, monkeypatch, [picture_noise(shape, 0, 0, step)[None] for step in range(1, 5)])
     x = picture_noise(shape, 0, 0)[None]

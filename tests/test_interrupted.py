@@ -29,7 +29,7 @@ from flashdmd_cli.training.distill import distill
 from flashdmd_cli.training.loop import Watch
 from flashdmd_cli.training.steps import Objective
 from flashdmd_cli.workflows.demo import rows as demo_rows
-from flashdmd_cli.workflows.inputs import drawers
+from flashdmd_cli.workflows.inputs import drawers, found
 
 from . import test_align, test_distill, test_reward_training
 from .test_align import origin, reward  # noqa: F401
@@ -258,5 +258,5 @@ def test_whatever_a_library_makes_of_it_it_is_the_signal(world, monkeypatch):
                 if lost is not None:
                     raise lost from None
 
-        monkeypatch.setattr(drawers, "load_family", load)
+        monkeypatch.setattr(found, "load_family", load)
         fails(run("sample", *PROMPT, "--from", "shapes-sdxl", "--quiet"), 143, "interrupted")

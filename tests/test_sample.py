@@ -24,7 +24,8 @@ from flashdmd_cli.evaluation.pictures import png, read_texts
 from flashdmd_cli.runs.errors import FlashDMDError
 from flashdmd_cli.runs.files import sha256_file
 from flashdmd_cli.runs.manifest import read_manifest
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.runs.reporter import SilentReporter
+from flashdmd_cli.workflows.inputs.drawers import find_model, load_all
 from flashdmd_cli.workflows.sample import sample
 
 from .test_cli import fails, run, shipped, world  # noqa: F401
@@ -51,7 +52,7 @@ def test_the_picture_of_a_seed_depends_on_nothing_beside_it(world, teacher):
     assert manifest.recipe["seeds"] == [7, 4, 5] and manifest.seed == 7
     assert json.loads((world / "many" / "prompts.json").read_text()) == [SQUARE] * 3 + [RING] * 3
 
-    drawer, keys = load_drawer(teacher, steps=2), [NoiseKey(seed) for seed in (7, 4, 5)]
+    drawer, keys = find_model(teacher, steps=2).load(), [NoiseKey(seed) for seed in (7, 4, 5)]
     assert drawer.batch == 1  # on a CPU
     single, together = (drawer.draw_from(0, [RING] * 3, 0, keys=keys, batch=batch) for batch in (1, 3))
     torch.testing.assert_close(single, together, atol=1e-5, rtol=0)
@@ -100,6 +101,24 @@ def test_models_side_by_side_start_from_the_same_noise(world):
         run("sample", "--from", "stock", "--prompt", RING, "--compare", "friend", "--quiet"), 3, "--compare friend: no"
     )
     fails(run("sample", "--from", "shapes-sdxl", "--prompt", RING, "--compare", "teacher", "--quiet"), 2, "no student")
+
+
+def test_models_of_the_same_files_share_their_networks(world):
+    first = find_model("shapes-sdxl", steps=2)
+    (one, two, other) = load_all(
+        first, [find_model("shapes-sdxl", sampler="stochastic"), find_model("shapes-sd3")], "cpu", SilentReporter()
+    )
+    assert one.family is two.family and two.sampler == "stochastic" and other.family is not one.family
+
+
+def test_the_folder_is_checked_before_torch_is_needed(world, monkeypatch):
+    """Also the default one, which is named after the model."""
+    monkeypatch.setattr("flashdmd_cli.workflows.sample.load_all", lambda *_: 1 / 0)
+    for folder, words in (("runs/sample-shapes-sdxl-ddim-30", ()), ("o", ("--out", "o"))):
+        (world / folder).mkdir(parents=True)
+        (world / folder / "novel.txt").write_text("of somebody else")
+        line = f"--out {folder}: is not empty, and holds no sample result"
+        fails(run("sample", "--prompt", RING, "--from", "shapes-sdxl", *words), 2, line)
 
 
 def test_a_picture_says_how_it_was_drawn(world):

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flashdmd_cli.core.rollout import rollout
 from flashdmd_cli.core.unfit import Unfit
+from flashdmd_cli.evaluation.names import Sampler
 from flashdmd_cli.families.conditioning import Conditioning
 from flashdmd_cli.families.denoiser import Denoiser
 from flashdmd_cli.families.family import Family
 from flashdmd_cli.runs.errors import FlashDMDError, NumericalError
 from flashdmd_cli.runs.randomness import generator
-
-Sampler = Literal["few_step", "stochastic", "ddim"]
-"""`few_step`: the student on its grid. `stochastic`: the teacher with guidance, sampled as the student is.
-`ddim`: the teacher with guidance and its deterministic sampler (DDIM, for flows Euler)."""
 
 
 @dataclass(frozen=True)

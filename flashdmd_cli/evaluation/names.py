@@ -1,9 +1,10 @@
-"""Names of metrics and layouts, so that options can be checked before torch is loaded, which takes seconds."""
+"""Names of metrics, layouts and samplers, so that options can be checked before torch is loaded (it takes seconds)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.nearest import nearest
@@ -17,6 +18,9 @@ METRIC_NAMES = (
 """Every metric, in the order of `metrics/registry.py`."""
 LAYOUTS = ("geneval", "dpg", "t2i-compbench")
 """Benchmarks in whose layout pictures can be written."""
+Sampler = Literal["few_step", "ddim", "stochastic"]
+"""`few_step`: the student on its grid. `ddim`: the teacher with guidance and its deterministic sampler (DDIM, for flows
+Euler). `stochastic`: the teacher with guidance, sampled as the student is."""
 
 
 def known_metrics() -> Sequence[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.evaluation.names import Sampler
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.recipe import Recipe

@@ -73,9 +73,9 @@ def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared:
     return out
 
 
-def check_out(out: Path | None, kind: str) -> None:
+def check_out(out: Path, kind: str) -> None:
     """UsageError if `claim` would refuse `out`; changes nothing. For commands whose inputs take long to load."""
-    if out is not None and out.is_dir():
+    if out.is_dir():
         refuse_of_others(out, kind)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from flashdmd_cli.evaluation.names import LAYOUTS, check_metric_names
 from flashdmd_cli.evaluation.suites.names import PREPARED, suite_path
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.folder import is_checkpoint
 from flashdmd_cli.runs.nearest import nearest
-from flashdmd_cli.workflows.inputs.teachers import check_teacher_name
 
 
 def check_options(
@@ -65,16 +62,3 @@ def check_paths(images: object, prompts: object, references: object) -> None:
         path = expanded(str(given))
         if not path.exists():
             raise InputError(f"{flag} {given}: no such {'file' if flag == '--prompts' else 'folder'}")
-
-
-def check_source(source: str | Path | None, model: str | None) -> None:
-    """Raise for a checkpoint, teacher or preset that is not on this machine and cannot be downloaded either.
-
-    Without either, the newest student is looked for later: the prompts of a suite may be prepared before there is one.
-    """
-    if model is not None:
-        from flashdmd_cli.evaluation.baselines.preset import read_preset
-
-        read_preset(model)
-    elif source is not None and not is_checkpoint(expanded(source)):
-        check_teacher_name(str(source), "--from")

@@ -18,9 +18,9 @@ from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import MANIFEST, FileRecord, Manifest, hardware, versions, write_manifest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.drawing import PROMPTS, cost, draw_suite
-from flashdmd_cli.workflows.eval_options import check_backend, check_names, check_options, check_paths, check_source
+from flashdmd_cli.workflows.eval_options import check_backend, check_names, check_options, check_paths
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.drawers import load_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model, load_found
 from flashdmd_cli.workflows.inputs.families import drawing_place
 from flashdmd_cli.workflows.inputs.suites import find_suite
 from flashdmd_cli.workflows.inputs.teachers import Parts
@@ -120,10 +120,14 @@ def evaluate(
     if suite is not None and prompts is not None and images is None:
         raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
     check_paths(images, prompts, references)
-    if images is None:
-        check_source(source, model)
     if suite is not None:
         find_suite(suite, reporter)
+    find = partial(
+        find_model, source, sampler=sampler, steps=steps, guidance=guidance, parts=Parts(vae, teacher_config),
+        device=device, reporter=reporter, model=model,
+    )  # fmt: skip
+    # The newest student is looked for later: the prompts of a suite may be prepared before there is one.
+    chosen = find() if images is None and (source, model) != (None, None) else None
     from flashdmd_cli.evaluation.report import check_thresholds, missed
 
     began = time.monotonic()
@@ -152,10 +156,8 @@ def evaluate(
         facts: dict[str, Any] = {"images": str(images), "prompts": None if prompts is None else str(prompts)}
         drawer, pictures = None, Path(images)
     else:
-        parts = Parts(vae, teacher_config)
-        drawer = load_drawer(source, sampler, steps, guidance, parts, device, reporter, model)
-        again = str(drawer.folder) if source is None and model is None else source
-        load = partial(load_drawer, again, sampler, steps, guidance, parts, device, model=model)
+        chosen = chosen or find()
+        drawer, load = load_found(chosen, device, reporter), partial(chosen.load, device)
         if picked.suite.world == "shapes" and not drawer.draws_shapes:
             raise UsageError(
                 f"--suite {suite or picked.suite.name}: is for the embedded world, and {drawer.name} draws another",

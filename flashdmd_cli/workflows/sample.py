@@ -25,9 +25,9 @@ from flashdmd_cli.runs.manifest import (
     write_manifest,
 )
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
-from flashdmd_cli.workflows.inputs.beside import find_beside, load_all
+from flashdmd_cli.workflows.inputs.beside import find_beside
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.drawers import find_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model, load_all
 from flashdmd_cli.workflows.inputs.teachers import Parts
 
 if TYPE_CHECKING:
@@ -101,11 +101,23 @@ def sample(
     seeds = seeds_of(seed, num)
     began = time.monotonic()
     # All that needs no torch is checked first: its import takes seconds, on a busy machine minutes.
-    check_out(None if out is None else Path(out), "sample")
-    found = find_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
+    if out is not None:
+        check_out(Path(out), "sample")  # also before a download
+    found = find_model(
+        source,
+        sampler=sampler,
+        steps=steps,
+        parts=Parts(vae, teacher_config),
+        device=device,
+        reporter=reporter,
+        model=model,
+        size=size,
+    )
+    folder = Path(out) if out is not None else RUNS / f"sample-{found.name}"
+    check_out(folder, "sample")
     others = find_beside(found, compare, reporter)
     drawer, *_ = drawers = load_all(found, others, device, reporter)
-    folder = claim(Path(out) if out is not None else RUNS / f"sample-{drawer.name}", "sample")
+    claim(folder, "sample")
     if compiled:
         for each in drawers:
             each.compile()

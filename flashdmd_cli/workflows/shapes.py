@@ -20,7 +20,7 @@ from flashdmd_cli.workflows.inputs.kinds import SHAPES
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import Sampler
+    from flashdmd_cli.evaluation.names import Sampler
 
 MEASURED: tuple[tuple[Sampler, int, float], ...] = (
     ("ddim", 30, 4.0), ("ddim", 30, 1.0), ("ddim", 30, 2.5), ("ddim", 30, 7.0), ("ddim", 8, 4.0), ("ddim", 4, 4.0),

@@ -1,22 +1,23 @@
-"""Loading of what `sample`, `eval` and `demo` draw with: a student, a teacher with a sampler, or a preset."""
+"""Finds and loads what `sample`, `eval` and `demo` draw with: a student, a teacher with a sampler, or a preset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
+from flashdmd_cli.evaluation.names import Sampler
 from flashdmd_cli.families.files import Source
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
 from flashdmd_cli.runs.nearest import nearest
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import recipe_of, whole_folder
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.families import check_device, drawing_place, load_family
-from flashdmd_cli.workflows.inputs.family_drawer import TEACHER_STEPS, FamilyDrawer, check_size, check_steps
+from flashdmd_cli.workflows.inputs.families import check_device
+from flashdmd_cli.workflows.inputs.family_drawer import TEACHER_STEPS, FamilyDrawer, check_steps
+from flashdmd_cli.workflows.inputs.found import Found, FoundPreset
 from flashdmd_cli.workflows.inputs.kinds import is_exported
 from flashdmd_cli.workflows.inputs.teachers import (
     Parts,
@@ -29,12 +30,9 @@ from flashdmd_cli.workflows.inputs.teachers import (
 from flashdmd_cli.workflows.recipes import default_distill_recipe
 
 if TYPE_CHECKING:
-    from flashdmd_cli.evaluation.generate import Sampler
     from flashdmd_cli.families.family import Family
-    from flashdmd_cli.runs.device import Place
     from flashdmd_cli.runs.teacher import TeacherRecord
 
-SAMPLERS = ("few_step", "ddim", "stochastic")
 STUDENT_STEPS = 4
 
 
@@ -49,57 +47,6 @@ def exported(folder: Path) -> tuple[TeacherRecord, int | None]:
         return teacher_record(str(folder), folder), None
     manifest = whole_folder(folder, ("export",), "--from", "flashdmd export")
     return manifest.teacher or teacher_record(str(folder), folder), int(manifest.recipe["grid"]["steps"])
-
-
-@dataclass(frozen=True)
-class Found:
-    """A student or teacher to draw with: its files are there and its settings fit. Nothing is loaded."""
-
-    name: str
-    teacher: str
-    sampler: Sampler
-    steps: int
-    guidance: float
-    folder: Path
-    source: Source
-    """The files of its family."""
-    record: TeacherRecord | None = None
-    """None: computed from `source` on loading."""
-    student: Path | None = None
-    """Folder of the network that takes the place of the teacher's."""
-    size: tuple[int, int] | None = None
-    trained_steps: int | None = None
-
-    @property
-    def is_student(self) -> bool:
-        return self.sampler == "few_step"
-
-    def sized(self, size: tuple[int, int] | None) -> Found:
-        """The same for pictures of this height and width; UsageError if its networks do not support them."""
-        if size is None:
-            return self
-        check_size(self.source.folder, size)
-        return replace(self, size=size)
-
-    def load(
-        self, place: Place | None = None, beside: Drawer | None = None, family: Family | None = None
-    ) -> FamilyDrawer:
-        """Load the networks. A student takes its teacher from `family`, or from `beside` if that has the same files."""
-        if self.student is not None and family is None and isinstance(beside, FamilyDrawer):
-            family = beside.family if beside.source == self.source else None
-        family = family or load_family(self.source, place)
-        net = family.teacher
-        if self.student is not None:
-            try:
-                net = family.load_student(self.student).base.to(family.device).view()
-            except (OSError, ValueError) as error:
-                raise InputError(
-                    f"--from {self.folder}: student/ cannot be read: {str(error).splitlines()[0]}"
-                ) from error
-        return FamilyDrawer(
-            self.name, family, net, self.teacher, self.sampler, self.steps, self.guidance, self.folder,
-            self.record or teacher_record(self.teacher, self.source), self.source, self.size, self.trained_steps,
-        )  # fmt: skip
 
 
 def find_pipeline(
@@ -117,22 +64,18 @@ def find_pipeline(
     folder = find_teacher(name, "--from", reporter=reporter)
     source = with_parts(folder, parts or Parts(), reporter)
     if is_exported(folder):
-        if sampler not in (None, "few_step"):
-            raise UsageError(
-                f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
-            )
         teacher, trained = exported(folder)
         if (length := trained if steps is None else steps) is None:
             raise UsageError(f"--steps: {folder} does not say how many steps it was trained for", hint="give --steps")
-        check_steps("few_step", length)
+        check_student(sampler, length, guidance)
         return Found(folder.name, teacher.id, "few_step", length, 1.0, folder, source, teacher, trained_steps=trained)
     sampler = sampler or "ddim"
     if sampler == "few_step":
         raise UsageError("--sampler few_step: is for students", hint="a teacher takes ddim or stochastic")
-    return find_teacher_drawer(name, folder, sampler, steps, guidance, source=source)
+    return find_teacher_model(name, folder, sampler, steps, guidance, source=source)
 
 
-def find_teacher_drawer(
+def find_teacher_model(
     name: str,
     folder: Path,
     sampler: Sampler,
@@ -159,10 +102,10 @@ def as_teacher(
     family: Family, name: str, folder: Path, sampler: Sampler, steps: int | None = None, guidance: float | None = None
 ) -> FamilyDrawer:
     """The teacher of a family that is already loaded from `folder`."""
-    return find_teacher_drawer(name, folder, sampler, steps, guidance).load(family=family)
+    return find_teacher_model(name, folder, sampler, steps, guidance).load_with(family)
 
 
-def find_student_drawer(
+def find_student_model(
     folder: Path,
     sampler: Sampler | None = None,
     steps: int | None = None,
@@ -177,15 +120,9 @@ def find_student_drawer(
     from flashdmd_cli.runs.manifest import CHECKPOINTS
 
     manifest = whole_folder(folder, CHECKPOINTS, "--from", "flashdmd distill")
-    if sampler not in (None, "few_step"):
-        raise UsageError(
-            f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
-        )
-    if guidance not in (None, 1.0):
-        raise UsageError(f"--guidance {guidance:g}: a student has its guidance built in", hint="leave it out")
     recipe = recipe_of(manifest, f"--from {folder}")
     length = recipe.grid.steps if steps is None else steps
-    check_steps("few_step", length)
+    check_student(sampler, length, guidance)
     record = manifest.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
     source = find_source_again(record, recipe.model, f"--from {folder}", parts, reporter)
     return Found(
@@ -194,27 +131,27 @@ def find_student_drawer(
     )  # fmt: skip
 
 
+def check_student(sampler: Sampler | None, steps: int, guidance: float | None) -> None:
+    """UsageError for a sampler, a number of steps or a guidance that no student takes."""
+    if sampler not in (None, "few_step"):
+        raise UsageError(
+            f"--sampler {sampler}: is for teachers", hint="students are sampled with few_step; leave it out"
+        )
+    check_steps("few_step", steps)
+    if guidance not in (None, 1.0):
+        raise UsageError(f"--guidance {guidance:g}: a student has its guidance built in", hint="leave it out")
+
+
 def student_drawer(folder: Path, family: Family | None = None) -> FamilyDrawer:
     """The student of a checkpoint, loaded; `family` is its teacher, if that is loaded already."""
-    return find_student_drawer(folder).load(family=family)
+    found = find_student_model(folder)
+    return found.load() if family is None else found.load_with(family)
 
 
-@dataclass(frozen=True)
-class FoundPreset:
-    """A published model to draw with, whose preset can be read. Its files are found, or downloaded, on loading."""
-
-    model: str
-
-    def load(self, device: str | None, reporter: Reporter) -> Drawer:
-        """Load its networks on `device`."""
-        from flashdmd_cli.workflows.inputs.presets import preset_drawer
-
-        return preset_drawer(self.model, device, reporter)
-
-
-def find_drawer(
-    source: str | Path | None,
-    sampler_name: str | None = None,
+def find_model(
+    source: str | Path | None = None,
+    *,
+    sampler: str | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     parts: Parts | None = None,
@@ -223,21 +160,28 @@ def find_drawer(
     model: str | None = None,
     size: tuple[int, int] | None = None,
 ) -> Found | FoundPreset:
-    """What `load_drawer` loads for these arguments, checked: raises the same errors, and does not import torch."""
+    """A checkpoint (default: the newest under ./runs), an exported student, a teacher, or the preset `model`.
+
+    `size` is the height and width of the pictures in pixels (default: the size that the teacher was trained for).
+    Nothing is loaded, and torch is not imported.
+
+    Raises UsageError for an option that does not apply to it, InputError for files that cannot be read.
+    """
     reporter = reporter or SilentReporter()
     check_device(device)
     if model is not None:
         parts = parts or Parts()
-        given = {"--from": source, "--sampler": sampler_name, "--steps": steps, "--guidance": guidance,
+        given = {"--from": source, "--sampler": sampler, "--steps": steps, "--guidance": guidance,
                  "--vae": parts.vae, "--teacher-config": parts.teacher_config, "--size": size}  # fmt: skip
         return find_preset(model, given)
-    if sampler_name is not None and sampler_name not in SAMPLERS:
-        near = nearest(sampler_name, SAMPLERS)
-        raise UsageError(f"--sampler {sampler_name}: unknown{near}", hint=f"one of {', '.join(SAMPLERS)}")
-    sampler, name = cast("Sampler | None", sampler_name), None if source is None else str(source)
+    samplers = get_args(Sampler)
+    if sampler is not None and sampler not in samplers:
+        near = nearest(sampler, samplers)
+        raise UsageError(f"--sampler {sampler}: unknown{near}", hint=f"one of {', '.join(samplers)}")
+    known, name = cast("Sampler | None", sampler), None if source is None else str(source)
     if name is not None and not is_checkpoint(expanded(name)):
-        return find_pipeline(name, sampler, steps, guidance, parts, reporter).sized(size)
-    found = find_student_drawer(find_run(name), sampler, steps, guidance, parts, reporter).sized(size)
+        return find_pipeline(name, known, steps, guidance, parts, reporter).sized(size)
+    found = find_student_model(find_run(name), known, steps, guidance, parts, reporter).sized(size)
     if name is None:
         reporter.say(f"from {found.folder}")
     return found
@@ -252,40 +196,20 @@ def find_preset(model: str, given: Mapping[str, object]) -> FoundPreset:
             f"{flags[0]}: does not go with --model, whose preset decides it",
             hint="a copy of the preset with other values works too: --model FILE.yaml",
         )
-    read_preset(model)
-    return FoundPreset(model)
+    return FoundPreset(model, read_preset(model))
 
 
-def load_found(
-    found: Found | FoundPreset, device: str | None, reporter: Reporter | None = None, beside: Drawer | None = None
-) -> Drawer:
-    """Load what `find_drawer` found. `beside` is a loaded model whose teacher is used again if it is the same."""
+def load_found(found: Found | FoundPreset, device: str | None = None, reporter: Reporter | None = None) -> Drawer:
+    """Load what `find_model` found, and report the device."""
     reporter = reporter or SilentReporter()
-    if isinstance(found, FoundPreset):
-        drawer = found.load(device, reporter)
-    else:
-        drawer = found.load(drawing_place(device), beside)
-    if beside is None:
-        reporter.say(str(drawer.place))
+    drawer = found.load(device, reporter)
+    reporter.say(str(drawer.place))
     return drawer
 
 
-def load_drawer(
-    source: str | Path | None,
-    sampler_name: str | None = None,
-    steps: int | None = None,
-    guidance: float | None = None,
-    parts: Parts | None = None,
-    device: str | None = None,
-    reporter: Reporter | None = None,
-    model: str | None = None,
-    size: tuple[int, int] | None = None,
-) -> Drawer:
-    """Load a checkpoint (default: the newest under ./runs), an exported student, a teacher, or the preset `model`.
-
-    `size` is the height and width of the pictures in pixels (default: the size that the teacher was trained for).
-
-    Raises UsageError for an option that does not apply to it, InputError for files that cannot be read.
-    """
-    found = find_drawer(source, sampler_name, steps, guidance, parts, device, reporter, model, size)
-    return load_found(found, device, reporter)
+def load_all(
+    found: Found | FoundPreset, others: Sequence[Found | FoundPreset], device: str | None, reporter: Reporter
+) -> list[Drawer]:
+    """Load several models; the others share the teacher of the first if its files are the same."""
+    first = load_found(found, device, reporter)
+    return [first, *(each.load(device, reporter, first) for each in others)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flashdmd_cli.evaluation.names import Sampler
 from flashdmd_cli.families.files import Source, read_json
 from flashdmd_cli.families.registry import family_at
 from flashdmd_cli.runs.errors import InputError, UsageError
@@ -18,7 +19,7 @@ from flashdmd_cli.workflows.inputs.teachers import teacher_record
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from flashdmd_cli.evaluation.generate import NoiseKey, Sampler
+    from flashdmd_cli.evaluation.generate import NoiseKey
     from flashdmd_cli.families.base import View
     from flashdmd_cli.families.family import Family
     from flashdmd_cli.runs.device import Place
@@ -82,11 +83,6 @@ class FamilyDrawer(Drawer):
     def with_steps(self, steps: int) -> FamilyDrawer:
         check_steps(self.sampler, steps)
         return replace(self, steps=steps)
-
-    def with_size(self, size: tuple[int, int]) -> FamilyDrawer:
-        """The same model for pictures of this height and width; UsageError if it does not support them."""
-        check_size(self.source.folder, size)
-        return replace(self, size=size)
 
     def compile(self) -> None:
         self.net.base.compiled()

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.evaluation.baselines.preset import Preset, Weights, read_preset
+from flashdmd_cli.evaluation.baselines.preset import Preset, Weights
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.hub import Choose, Wanted, fetch, files_below, network_weights, parse_id, pipeline_files
-from flashdmd_cli.runs.reporter import Reporter, SilentReporter
+from flashdmd_cli.runs.reporter import Reporter
 from flashdmd_cli.runs.teacher import TeacherRecord, record
 from flashdmd_cli.workflows.inputs.drawer import Drawer
 from flashdmd_cli.workflows.inputs.families import drawing_place, hush
@@ -131,19 +131,18 @@ class PresetDrawer(Drawer):
         }
 
 
-def preset_drawer(name: str, device: str | None = None, reporter: Reporter | None = None) -> PresetDrawer:
+def load_preset(name: str, preset: Preset, device: str | None, reporter: Reporter) -> PresetDrawer:
     """The model of a preset, downloaded if needed, on `device`.
 
-    Raises `UsageError` for an unknown preset or a mistake in a YAML file, `InputError` for files that are missing,
-    gated or do not fit; each in one line that starts with `--model`.
+    Raises `InputError` for files that are missing, gated or do not fit, in one line that starts with `--model` and
+    `name`, the name or path that the user gave.
     """
     from safetensors import SafetensorError
 
     from flashdmd_cli.core.unfit import Unfit
     from flashdmd_cli.evaluation.baselines.loading import load_pipeline
 
-    reporter = reporter or SilentReporter()
-    preset, place = read_preset(name), drawing_place(device)
+    place = drawing_place(device)
     files, hub = find_files(preset, name, reporter)
     hush()
     try:

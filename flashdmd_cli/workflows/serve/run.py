@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter, counted
-from flashdmd_cli.workflows.inputs.beside import TEACHER, find_beside, load_all
+from flashdmd_cli.workflows.inputs.beside import TEACHER, find_beside
 from flashdmd_cli.workflows.inputs.drawer import Drawer
-from flashdmd_cli.workflows.inputs.drawers import Found, find_drawer
+from flashdmd_cli.workflows.inputs.drawers import find_model, load_all
 from flashdmd_cli.workflows.inputs.family_drawer import FamilyDrawer
 from flashdmd_cli.workflows.inputs.teachers import Parts
 from flashdmd_cli.workflows.serve.studio import Studio
@@ -47,8 +47,17 @@ def serve(
     reporter = reporter or SilentReporter()
     server = Server(port)
     try:
-        found = find_drawer(source, sampler, steps, None, Parts(vae, teacher_config), device, reporter, model, size)
-        adds_teacher = not compare and isinstance(found, Found) and found.is_student
+        found = find_model(
+            source,
+            sampler=sampler,
+            steps=steps,
+            parts=Parts(vae, teacher_config),
+            device=device,
+            reporter=reporter,
+            model=model,
+            size=size,
+        )
+        adds_teacher = not compare and found.is_student
         others = find_beside(found, [TEACHER] if adds_teacher else compare, reporter)
         drawer, *_ = drawers = load_all(found, others, device, reporter)
         if adds_teacher:

@@ -63,6 +63,11 @@ FRAGMENTATION = 1.04
 """Factor from bytes in tensors to bytes that the allocator takes. Assumed."""
 
 
+def needed(tensors: float) -> float:
+    """Bytes of memory that a device must have for `tensors` bytes in tensors."""
+    return tensors * FRAGMENTATION + RESERVE
+
+
 def gpu_named(name: str | None) -> Gpu | None:
     """A device by name; None: the CUDA device of this machine, or None if there is none. UsageError for others."""
     if name is not None:

@@ -59,7 +59,7 @@ WRONG = [
     ("sample --prompt x --model sdxl --compare teacher", 2, "--compare teacher: sdxl is a preset"),
     ("sample --serve --port 0 --from nowhere", 3, "--from nowhere: no such folder"),
     ("sample --serve --port 0 --from shapes-sdxl --size 71x71", 2, "--size 71x71: both must be multiples of 32"),
-    ("plan --gpu 4080", 2, "--gpu 4080: not known; did you mean 4090?"),
+    ("plan --gpu 4080", 2, "--gpu 4080: unknown; did you mean 4090?"),
     ("plan --recipe sdxl-4stepp", 2, "--recipe: no recipe 'sdxl-4stepp'; did you mean sdxl-4step?"),
     ("plan --recipe shapes-4step", 2, "--recipe shapes-4step: only distillations of SDXL and SD3"),
     ("plan --set train.batc=4", 2, "train.batc"),

@@ -181,7 +181,7 @@ def test_the_command(monkeypatch):
         and "plan: does not fit a test GPU: needs " in result.stdout
     )
     assert "GPU-hours" not in result.stdout
-    fails(run("plan", "--gpu", "4080"), 2, "--gpu 4080: not known; did you mean 4090?")
+    fails(run("plan", "--gpu", "4080"), 2, "--gpu 4080: unknown; did you mean 4090?")
     fails(run("plan", "--recipe", "align/sdxl", "--gpu", "4090"), 2, "only distillations of SDXL")
     with pytest.raises(UsageError, match="shapes-4step"):
         plan(load_recipe("shapes-4step"))
@@ -265,4 +265,4 @@ def test_a_machine_without_a_gpu_gets_a_plan_without_hours_and_is_told_of_the_op
     assert made.exit_code == 0 and made.stderr.startswith("no GPU on this machine: --gpu adds hours"), made.stderr
     assert "fit" not in made.stdout
     fails(run("plan", "--set", "train.batch=0"), 2, "train.batch")
-    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: not known", "4090")
+    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: unknown", "4090")

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ def gpu_named(name: str | None) -> Gpu | None:
         try:
             return GPUS[name.lower()]
         except KeyError:
-            raise UsageError(
-                f"--gpu {name}: not known{nearest(name, GPUS)}", hint=f"one of {', '.join(GPUS)}"
-            ) from None
+            raise unknown("--gpu", name, GPUS) from None
     import torch
 
     from flashdmd_cli.runs.device import available_devices

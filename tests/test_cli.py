@@ -313,3 +313,11 @@ def test_text_of_foreign_manifests_cannot_control_the_terminal(tmp_path):
     assert json.loads(run("inspect", folder, "--json").stdout)
     broken = run("inspect", tmp_path / "no\x1b[31mwhere")
     assert broken.exit_code == 3 and "\x1b" not in broken.output
+
+
+def test_mistakes_that_typer_finds_take_one_line() -> None:
+    fails(run("doctor", "torch"), 2, "unexpected extra argument", "(torch)", "doctor --help)")
+    fails(run("plan", "--nproc", 0), 2, "Invalid value for '--nproc'", "plan --help)")
+    fails(run("eval", "compare", "a", "--formt", "csv"), 2, "--formt", "--format", "eval compare --help)")
+    fails(run("inspect"), 2, "Missing argument", "inspect --help)")
+    assert "List, show and copy recipes" in run("recipes").output  # a group without a command shows its help

@@ -11,6 +11,7 @@ import pytest
 
 from flashdmd_cli.runs import manifest as module
 from flashdmd_cli.runs.errors import InputError
+from flashdmd_cli.runs.folder import MARK
 from flashdmd_cli.runs.manifest import (
     MANIFEST,
     FileRecord,
@@ -24,6 +25,9 @@ from flashdmd_cli.runs.manifest import (
     verify,
     write_manifest,
 )
+from flashdmd_cli.workflows.inputs.kinds import check_teacher
+
+from .test_cli import fails, run
 
 
 @pytest.fixture
@@ -152,3 +156,48 @@ def test_a_file_is_no_result(tmp_path: Path) -> None:
     (tmp_path / "00.png").write_bytes(b"")
     with pytest.raises(InputError, match="00.png: is a file"):
         read_manifest(tmp_path / "00.png")
+
+
+def test_inspect_names_what_no_manifest_lists(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(result.parent)
+    (result / "state" / "tensors").unlink()
+    assert "not in the manifest" not in run("inspect", "run").stdout
+    for name in ("step-00000008", ".step-00000009.tmp"):
+        (result / "state" / name).mkdir(parents=True)
+        (result / "state" / name / "tensors.safetensors").write_bytes(b"")
+    (result / "note.txt").write_text("mine")
+    for name in ("finished", "interrupted", "foreign"):
+        (result / name).mkdir()
+        (result / name / "a").write_text("")
+    write_manifest(result / "finished", Manifest(kind="data"))  # as in the folder of `demo`
+    (result / "foreign" / MANIFEST).write_text('{"short_name": "an app"}')
+    shown = run("inspect", "run")
+    assert shown.exit_code == 0
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("not in the manifest"))
+    assert line.endswith(
+        "verified: foreign, interrupted, note.txt, state/.step-00000009.tmp (left by a process that was killed), "
+        "state/step-00000008"
+    ), line
+
+
+def test_a_part_of_a_result_is_no_result(result: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results within results, finished or not, are results; a `manifest.json` of another program makes none."""
+    monkeypatch.chdir(result.parent)
+    part = "is a part of run, a result of flashdmd distill (name the whole folder: run)"
+    unfinished = "has no manifest.json, so it is not a finished result (if a flashdmd command was interrupted there, "
+    fails(run("inspect", "run/student"), 3, f"run/student: {part}")
+    fails(run("export", "--from", "run/student"), 3, f"--from run/student: {part}")
+    fails(run("inspect", "run/student/nowhere"), 3, "run/student/nowhere: does not exist")
+    (result / "again").mkdir()
+    (result / "again" / MARK).write_text("distill\n")
+    fails(run("inspect", "run/again"), 3, f"run/again: {unfinished}")
+    fails(run("export", "--from", "run/again"), 3, f"--from run/again: {unfinished}")
+    (result / MARK).write_text("distill\n")
+    (result / MANIFEST).unlink()
+    fails(run("inspect", "run/student"), 3, f"run/student: {part}")
+    (result / MARK).unlink()
+    (result / MANIFEST).write_text('{"short_name": "an app"}')
+    fails(run("inspect", "run/student"), 3, f"run/student: {unfinished}")
+    with pytest.raises(InputError) as caught:
+        check_teacher(Path("run/student"), "--teacher run/student")
+    assert "part of" not in caught.value.message

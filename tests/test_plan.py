@@ -144,6 +144,8 @@ def test_the_form_that_fits_is_chosen(monkeypatch, tmp_path):
     assert chosen(None) == ("sdxl-4step", "full", False, 1) and said == []
     assert chosen(100) == ("sdxl-4step", "full", False, 4)
     assert "all weights" in said[-1] and "model.form" in said[-1]
+    needed = need("sdxl-4step", ["train.micro_batch=4"]) + RESERVE / 1e9  # as `plan` has it, not the tensors alone
+    assert f"needs {needed:.0f} of 101 GB" in said[-1]
     # Between the smallest setting of all weights and of adapters.
     smallest = need("sdxl-4step", ["model.checkpointing=true"])
     assert chosen(smallest * 0.99)[:2] == ("sdxl-4step-lora", "lora")
@@ -174,9 +176,12 @@ def test_the_command(monkeypatch):
     monkeypatch.setitem(GPUS, "4090", gpu_with(0.01))
     result = run("plan", "--recipe", "sdxl-4step-24gb", "--gpu", "4090")
     assert result.exit_code == 0 and "will run out of memory" in result.stderr and "optimizers" in result.stdout
-    assert "no shipped recipe" in result.stderr and "plan: does not fit a test GPU: needs " in result.stdout
+    assert (
+        "no shipped recipe for this model, number of steps and gan.kind fits" in result.stderr
+        and "plan: does not fit a test GPU: needs " in result.stdout
+    )
     assert "GPU-hours" not in result.stdout
-    fails(run("plan", "--gpu", "4080"), 2, "--gpu 4080: not known; did you mean 4090?")
+    fails(run("plan", "--gpu", "4080"), 2, "--gpu 4080: unknown; did you mean 4090?")
     fails(run("plan", "--recipe", "align/sdxl", "--gpu", "4090"), 2, "only distillations of SDXL")
     with pytest.raises(UsageError, match="shapes-4step"):
         plan(load_recipe("shapes-4step"))
@@ -190,9 +195,14 @@ def test_a_run_that_does_not_fit_names_a_recipe_that_does(monkeypatch):
     assert fitting.what_fits(load_recipe("sdxl-4step"), GPUS["4090"], 64).recipe == "sdxl-4step-24gb"
     shown = run("plan", "--gpu", "4090", "--price", 1, "--resolution", 64)
     assert shown.exit_code == 0 and "GPU-hours" not in shown.stdout and "costs" not in shown.stdout
-    assert "flashdmd plan --recipe sdxl-4step-24gb --gpu 4090 --resolution 64" in shown.stderr
+    assert "will run out of memory on a test GPU (model.checkpointing=true, " in shown.stderr
+    assert re.search(r"^sdxl-4step-24gb fits \(adapters, \d+\.\d GB\): --recipe sdxl-4step-24gb$", shown.stderr, re.M)
     found = json.loads(run("plan", "--gpu", "4090", "--price", 1, "--json").stdout)
     assert (found["fits"], found["gpu_hours"], found["cost"]) == (False, None, None)
+    assert found["alternative"] == "sdxl-4step-24gb"
+    with monkeypatch.context() as patched:  # nothing is counted that is not shown
+        patched.setattr(fitting, "what_fits", lambda *args: pytest.fail("counted"))
+        assert run("plan", "--gpu", "4090", "--quiet").stdout.strip() == "sdxl-4step"
     fits = run("plan", "--recipe", "sdxl-4step-24gb", "--gpu", "4090", "--price", 2)
     assert "plan: fits a test GPU: needs " in fits.stdout and fits.stderr == ""
     assert re.search(r"GPU-hours, costs \d+ in the currency of --price", fits.stdout), fits.stdout
@@ -255,4 +265,4 @@ def test_a_machine_without_a_gpu_gets_a_plan_without_hours_and_is_told_of_the_op
     assert made.exit_code == 0 and made.stderr.startswith("no GPU on this machine: --gpu adds hours"), made.stderr
     assert "fit" not in made.stdout
     fails(run("plan", "--set", "train.batch=0"), 2, "train.batch")
-    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: not known", "4090")
+    fails(run("plan", "--gpu", "abacus"), 2, "--gpu abacus: unknown", "4090")

@@ -30,7 +30,7 @@ OTHER_NAMES = {"train": "'distill' or 'align'", "generate": "'sample'", "draw": 
 """Names of commands in other tools -> the command here."""
 
 
-UsageError: Any = typer.BadParameter.__base__
+TyperMistake: Any = typer.BadParameter.__base__
 """What typer raises for words of a command line that it cannot take."""
 
 
@@ -59,8 +59,8 @@ def in_one_line() -> Iterator[None]:
     """Print typer's usage errors, which are four lines, as one with the command that lists what may be given."""
     try:
         yield
-    except UsageError as error:
-        if type(error).show is UsageError.show and error.ctx is not None:  # not the help of a group without a command
+    except TyperMistake as error:
+        if type(error).show is TyperMistake.show and error.ctx is not None:  # not the help of a group without a command
             text, command = " ".join(error.format_message().split()), error.ctx.command_path
             error.show = lambda file=None: print(f"{text.rstrip('.')} ({command} --help)", file=file or sys.stderr)
         raise

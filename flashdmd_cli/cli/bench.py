@@ -50,7 +50,7 @@ def bench(
         from flashdmd_cli.runs.recipe import load_recipe
 
         flags = {"train.batch": batch, "model.device": device}
-        resolution = (64 if size == "small" else 1024) if resolution is None else resolution
+        resolution = resolution or (64 if size == "small" else 1024)
         chosen = load_recipe(recipe, sets or [], flags)
         from flashdmd_cli.workflows.bench import bench as measure  # imports torch
 

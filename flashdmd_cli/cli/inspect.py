@@ -54,7 +54,9 @@ def summary(manifest: Manifest) -> list[str]:
 
 def described(name: str) -> str:
     """The name of a file or folder that no manifest lists; a hidden state is one that was not finished."""
-    return f"{name} (left by a process that was killed)" if Path(name).name.startswith(".step-") else name
+    from flashdmd_cli.runs.manifest import STATES
+
+    return f"{name} (left by a process that was killed)" if name.startswith(f"{STATES}/.") else name
 
 
 def inspect(
@@ -76,10 +78,11 @@ def inspect(
             texts = read_texts(folder)
             output.result(texts, [f"{key:<12} {text}" for key, text in texts.items()], str(folder))
             return
+        from flashdmd_cli.runs.folder import refuse_part, unlisted
         from flashdmd_cli.runs.lineage import lineage
         from flashdmd_cli.runs.manifest import read_manifest, verify
-        from flashdmd_cli.runs.unlisted import unlisted
 
+        refuse_part(folder, str(folder))
         manifest = read_manifest(folder)
         problems = verify(folder)
         drawn = lineage(folder, manifest)

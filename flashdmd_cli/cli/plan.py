@@ -43,15 +43,19 @@ def plan(
         if (device := gpu_named(gpu)) is None:
             output.say(f"no GPU on this machine: --gpu adds hours, cost, and whether it fits ({', '.join(GPUS)})")
         found = make(chosen, device, resolution, processes=nproc, price=price)
-        if output.as_json or output.quiet:
-            output.result(found.as_dict(), "", found.recipe)
-        else:
-            show(found)
-        if device is not None and found.fits is False:
-            output.say(f"warning: {shortage(found)}")
+        other = None
+        if device is not None and found.fits is False and not output.quiet:
             from flashdmd_cli.workflows.plan.fitting import what_fits
 
-            output.say(alternative(what_fits(chosen, device, resolution, nproc), gpu, nproc, resolution))
+            other = what_fits(chosen, device, resolution, nproc)
+        if output.as_json or output.quiet:
+            document = found.as_dict() | {"alternative": None if other is None else other.recipe}
+            output.result(document, "", found.recipe)
+        else:
+            show(found)
+        if warning := shortage(found):
+            output.say(f"warning: {warning}")
+            output.say(alternative(other))
 
 
 def show(found: Plan) -> None:
@@ -60,10 +64,9 @@ def show(found: Plan) -> None:
     from rich.table import Table
 
     console = Console()
-    form = "all weights" if found.form == "full" else "adapters"
     title = (
         f"{found.recipe}: {found.family.upper()} with {found.parameters / 1e9:.2f} B parameters at "
-        f"{found.resolution} px; {form} are trained{', checkpointed' if found.checkpointing else ''}"
+        f"{found.resolution} px; {found.trained} are trained{', checkpointed' if found.checkpointing else ''}"
     )
     trained = " + ".join(f"{name} {num / 1e6:.0f}" for name, num in found.trainable_by_network.items())
     tables = (
@@ -118,24 +121,17 @@ def summary(found: Plan) -> list[str]:
 
 
 def shortage(found: Plan) -> str:
-    """A warning before an out-of-memory, or an empty text."""
-    if found.fits is not False or found.device_gb is None:
+    """What to change in a run that does not fit its device (`summary` has the sizes); empty for others."""
+    if found.fits is not False:
         return ""
     return (
-        f"{found.recipe} needs {found.needed_gb:.1f} GB, and {found.gpu} has {found.device_gb:.1f}: it will run out of "
-        "memory (model.checkpointing=true, a smaller train.micro_batch or model.form=lora need less)"
+        f"{found.recipe} will run out of memory on {found.gpu} "
+        "(model.checkpointing=true, a smaller train.micro_batch or model.form=lora need less)"
     )
 
 
-def alternative(found: Plan | None, gpu: str | None, nproc: int, resolution: int) -> str:
-    """A line on the recipe that fits instead, with the command that plans it."""
-    if found is None:
-        return "no shipped recipe for this model and number of steps fits"
-    named = [f"--gpu {gpu}"] if gpu else []
-    named += [f"--nproc {nproc}"] if nproc > 1 else []
-    named += [f"--resolution {resolution}"] if resolution != 1024 else []
-    form = "all weights" if found.form == "full" else "adapters"
-    return (
-        f"{found.recipe} fits ({form}, {found.needed_gb:.1f} GB): "
-        f"{' '.join(['flashdmd plan --recipe', found.recipe, *named])}"
-    )
+def alternative(other: Plan | None) -> str:
+    """A line on the recipe that fits instead."""
+    if other is None:
+        return "no shipped recipe for this model, number of steps and gan.kind fits"
+    return f"{other.recipe} fits ({other.trained}, {other.needed_gb:.1f} GB): --recipe {other.recipe}"

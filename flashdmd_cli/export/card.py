@@ -89,10 +89,13 @@ def uses(formats: Iterable[str], job: Job, place: str, on_hub: bool, base: Teach
             about = f"As one file for ComfyUI and A1111 (`{file}`), read by diffusers with the configuration of {on}:"
             found.append(Use(name, about, "\n".join(lines)))
         elif name == "onnx":
-            lines = ["import onnxruntime\n", f'folder = "{place}"']
             if on_hub:  # a file with a second one for its weights, so both are downloaded
-                lines[0] = "import onnxruntime\nfrom huggingface_hub import snapshot_download\n"
-                lines[1] = f'folder = snapshot_download("{place}", allow_patterns="{job.denoiser}/*")'
+                lines = [
+                    "import onnxruntime\nfrom huggingface_hub import snapshot_download\n",
+                    f'folder = snapshot_download("{place}", allow_patterns="{job.denoiser}/*")',
+                ]
+            else:
+                lines = ["import onnxruntime\n", f'folder = "{place}"']
             lines += [
                 f'session = onnxruntime.InferenceSession(f"{{folder}}/{job.denoiser}/model.onnx")',
                 "print([each.name for each in session.get_inputs()])",

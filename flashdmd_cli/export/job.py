@@ -47,9 +47,9 @@ class Job:
     teacher: str
     """The teacher's name."""
     license: str | None
-    dtypes: tuple[str, ...] = ()
+    dtypes: tuple[str, ...]
     """Number formats of the weights, from `DTYPES`; empty: each format's own choice."""
-    rank: int = 64
+    rank: int
     """Rank of a LoRA that approximates a student whose weights were all trained."""
 
     @property

@@ -1,4 +1,4 @@
-"""Result folders: finding the latest one under ./runs, and reserving `--out` for a command."""
+"""Result folders: finding them, what is in them, and reserving `--out` for a command."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded, write_text_atomically, writing
 from flashdmd_cli.runs.lock import LOCK, hold
-from flashdmd_cli.runs.manifest import CHECKPOINTS, MANIFEST, newest, read_manifest
+from flashdmd_cli.runs.manifest import CHECKPOINTS, MANIFEST, STATES, Manifest, newest, read_manifest
 
 RUNS = Path("runs")
 WRITERS = {"data": "prepare-data SOURCE --out DIR", "distill": "distill", "align": "align", "reward": "reward train"}
@@ -46,7 +46,41 @@ def owner(out: Path) -> str | None:
     """The kind of result in a folder, finished or not; None if no command of this package wrote it."""
     if (out / MARK).is_file():
         return (out / MARK).read_text(encoding="utf-8").strip()
-    return read_manifest(out).kind if (out / MANIFEST).is_file() else None
+    try:
+        return read_manifest(out).kind if (out / MANIFEST).is_file() else None
+    except InputError:  # other programs write files of this name too
+        return None
+
+
+def refuse_part(folder: Path, option: str, hint: str | None = None) -> None:
+    """InputError if `folder` is a part of a result, as RUN/student is of RUN, and no result itself, finished or not.
+
+    `option` is what named the folder, for the message; the default hint is to name the whole result.
+    """
+    if not folder.is_dir() or owner(folder) is not None:
+        return
+    for whole in list(folder.parents)[:2]:
+        if (kind := owner(whole)) is not None:
+            hint = f"name the whole folder: {whole}" if hint is None else hint
+            raise InputError(f"{option}: is a part of {whole}, a result of flashdmd {kind}", hint=hint)
+
+
+def unlisted(folder: Path, manifest: Manifest) -> list[str]:
+    """What is in a result's folder and in no manifest, so that no hash of it is known.
+
+    States of a training are named one by one, all else by its name at the top level. Results within the folder are left
+    out, because they have manifests of their own.
+    """
+    listed = {record.path for record in manifest.files} | {MANIFEST, MARK, LOCK}
+    found = set()
+    for root, folders, files in os.walk(folder):
+        folders[:] = [
+            name for name in folders if not (Path(root, name, MANIFEST).is_file() and owner(Path(root, name)))
+        ]
+        for place in (Path(root, name).relative_to(folder) for name in files):
+            if place.as_posix() not in listed:
+                found.add("/".join(place.parts[: 2 if place.parts[0] == STATES else 1]))
+    return sorted(found)
 
 
 def claim(out: Path, kind: str, yes: bool = False, resumes: bool = True, shared: bool = False) -> Path:

@@ -21,7 +21,9 @@ from flashdmd_cli.runs.teacher import TeacherRecord, sha256_remembered
 SCHEMA_VERSION = 2
 """Version 2 added the teacher's path, revision and parts."""
 MANIFEST = "manifest.json"
-NOT_LISTED = ("state", "tensorboard")
+STATES = "state"
+"""Subfolder of the states that a training is resumed from."""
+NOT_LISTED = (STATES, "tensorboard")
 """Subfolders that are not listed in the manifest, because they may change after it is written."""
 
 Kind = Literal["data", "suite", "distill", "align", "reward", "sample", "eval", "export", "demo", "asset"]
@@ -202,8 +204,6 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         if not folder.is_dir():
             raise InputError(f"{folder}: does not exist", hint="name a folder that a flashdmd command wrote") from None
-        if (whole := enclosing(folder)) is not None:
-            raise InputError(f"{folder}: is a part of a result", hint=f"name the whole folder: {whole}") from None
         raise InputError(
             f"{folder}: has no manifest.json, so it is not a finished result",
             hint="if a flashdmd command was interrupted there, the same command again finishes it",
@@ -223,11 +223,6 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-
-
-def enclosing(folder: Path) -> Path | None:
-    """The result that `folder` is a part of, such as RUN for RUN/student; None if it is not inside of one."""
-    return next((each for each in list(folder.parents)[:2] if (each / MANIFEST).is_file()), None)
 
 
 def verify(folder: Path) -> list[str]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashdmd_cli.runs.errors import InputError
-from flashdmd_cli.runs.folder import find_run, owner
+from flashdmd_cli.runs.folder import find_run, owner, refuse_part
 
 if TYPE_CHECKING:
     from flashdmd_cli.runs.manifest import Manifest
@@ -37,6 +36,7 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
     """
     from flashdmd_cli.runs.manifest import damaged_files, read_manifest
 
+    refuse_part(folder, f"{flag} {folder}")
     try:
         manifest = read_manifest(folder)
     except InputError as error:
@@ -62,10 +62,7 @@ def stage1_checkpoint(folder: Path | str, flag: str = "--from") -> Checkpoint:
     the distillation, and its iterations do not count those before, so that random numbers would be used twice.
     """
     folder = Path(folder)
-    kind = None
-    with suppress(InputError):  # of a torn manifest, which is reported below
-        kind = owner(folder)
-    if kind == "align":
+    if owner(folder) == "align":
         raise InputError(
             f"{flag} {folder}: is an align folder, and a student is aligned only once",
             hint="the command that wrote it continues it with more --iterations; or name the distilled student",

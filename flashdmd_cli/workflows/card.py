@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 CARD, PREVIEW = "README.md", "preview.png"
 
 
-def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on_hub: bool) -> str:
+def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on_hub: bool, in_comfyui: bool) -> str:
     """The text of `README.md` for the export with this manifest.
 
-    The lines of `uses` load it from the hub, or run in the folder of the card.
+    The lines of `uses` load it from the hub, or run in the folder of the card. `in_comfyui`: ComfyUI reads one of its
+    files.
     """
     from flashdmd_cli.export.card import license_facts, render
 
@@ -38,13 +39,13 @@ def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on
             "relation": "adapter" if only_lora else "finetune",
             "license": license_facts(manifest.license),
             "has_lora": any(name.startswith("lora") for name in formats),
-            "has_single_files": bool({"single-file", "lora-kohya"} & set(formats)),
+            "in_comfyui": in_comfyui,
             "has_preview": (checkpoint / PREVIEW).is_file(),
             "steps": job.steps,
             "teacher": job.teacher,
             "version": __version__,
             "uses": uses,
-            "on_hub": on_hub,
+            "runs_here": not on_hub and any(use.code for use in uses),
             "timesteps": ", ".join(f"{value:g}" for value in timesteps(job)),
             "scheduler": job.scheduler,
             "formats": formats,

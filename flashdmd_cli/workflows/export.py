@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flashdmd_cli.core.unfit import Unfit
 from flashdmd_cli.export import FORMATS
-from flashdmd_cli.runs.errors import UsageError
+from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import saving_weights, sha256_file, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, check_out, claim
 from flashdmd_cli.runs.lock import releasing
@@ -83,7 +83,7 @@ def export(
     Reads the student's network (None: the newest under ./runs) and the teacher's files, which are downloaded if they
     are not on this machine, one tensor at a time. Each format is then loaded by stock diffusers, and a picture of it is
     compared with the student's picture from the same noise. `dtype`: number formats of the weights
-    (`export_options.DTYPES`; several write variants of the `diffusers` format; none: each format's own choice). `rank`
+    (`export_options.WRITTEN`; several write variants of the `diffusers` format; none: each format's own choice). `rank`
     is that of a LoRA that approximates a student whose weights were all trained. `push` is the `owner/name` of a
     repository on the hub, to which the folder is uploaded. `dry_run` only lists the files. `out` is ./runs/export-NAME
     by default; an export with other options in it is replaced only with `replace`.
@@ -101,11 +101,12 @@ def export(
     if not dry_run:
         check_out(folder, "export")
     made = whole_folder(checkpoint, CHECKPOINTS, "--from", "flashdmd distill")
-    check_student(checkpoint, made, rank)
+    check_student(checkpoint, rank)
+    rank = rank or RANK
     named = [name for name in FORMATS if name in forms]
-    options = {"formats": named, "dtype": list(dtype), "rank": rank or RANK}
+    options = {"formats": named, "dtype": list(dtype), "rank": rank}
     finished = None if dry_run else finished_export(folder, checkpoint, options, replace)
-    job = new_job(checkpoint, made, tuple(dtype), rank or RANK, reporter)
+    job = new_job(checkpoint, made, tuple(dtype), rank, reporter)
     # All that needs no torch is checked above: its import takes seconds, on a busy machine minutes.
     from flashdmd_cli.export.card import uses
     from flashdmd_cli.export.job import copy_of
@@ -116,8 +117,6 @@ def export(
     if (checkpoint / PREVIEW).is_file():
         files[PREVIEW] = copy_of(checkpoint / PREVIEW)
     here, anywhere = teacher_names(made, job)
-    # The card may be read on another machine: its lines run in its own folder, wherever that is, or from the hub.
-    on_card = uses(formats, job, push or ".", push is not None, anywhere, prompt_for(job))
     use = uses(formats, job, push or str(folder), push is not None, here, prompt_for(job))
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()] + [(CARD, None), (MANIFEST, None)]
@@ -132,7 +131,10 @@ def export(
     else:
         reporter.say(f"{folder}: contains this export already")
         manifest = finished
-    text = card(manifest, job, checkpoint, on_card, push is not None)
+    # The card may be read on another machine: its lines run in its own folder, wherever that is, or from the hub.
+    on_card = uses(formats, job, push or ".", push is not None, anywhere, prompt_for(job))
+    in_comfyui = any("ComfyUI" in file.readers for file in files.values())
+    text = card(manifest, job, checkpoint, on_card, push is not None, in_comfyui)
     if finished is None or (folder / CARD).read_text(encoding="utf-8") != text:
         reporter.phase("writing the model card, and hashing all files")
         write_text_atomically(folder / CARD, text)
@@ -151,11 +153,12 @@ def new_job(checkpoint: Path, made: Manifest, dtypes: tuple[str, ...], rank: int
     """What to export; looks up the teacher's files, then imports torch, and loads nothing."""
     from flashdmd_cli.families.registry import family_named
 
+    if made.grid is None:
+        raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
     recipe = recipe_of(made, f"--from {checkpoint}")
     record = made.teacher or teacher_record(recipe.teacher, find_source(recipe.teacher, recipe.model, reporter))
     source = find_source_again(record, recipe.model, f"--from {checkpoint}", reporter=reporter)
     facts = family_named(made.family or recipe.family)
-    assert made.grid is not None
     # Of a folder or file only its name: the path is of no use on other machines, and may have the name of a person.
     teacher = record.hub or Path(record.path or record.id).name
     stem = Path(teacher).name.removesuffix(".safetensors")

@@ -7,13 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flashdmd_cli.export import FORMATS, ONNX_PACKAGES
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.hub import parse_id
-from flashdmd_cli.runs.manifest import Manifest
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 from flashdmd_cli.workflows.training import ADAPTER
 
-DTYPES = ("fp32", "fp16", "bf16", "fp8")
+WRITTEN = ("fp32", "fp16", "bf16", "fp8")
+"""Number formats that an export is written in."""
 INTEGERS = ("int8", "uint8", "int4")
 QUANTIZED_LATER = (
     'write --format diffusers without it: torchao quantizes the folder while it is loaded (docs/export.md, "8 bits")'
@@ -23,20 +23,18 @@ QUANTIZED_LATER = (
 
 def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None, push: str | None) -> None:
     """Raise `UsageError` for unknown values, and for options that do not go together."""
-    every = f"one or several of {','.join(FORMATS)}"
     for name in forms:
         if name not in FORMATS:
-            raise UsageError(f"--format {name}: unknown{nearest(name, FORMATS)}", hint=every)
+            raise unknown("--format", name, FORMATS)
     if not forms:
-        raise UsageError("--format: names no format", hint=every)
+        raise UsageError("--format: names no format", hint=f"one or several of {','.join(FORMATS)}")
     if "onnx" in forms and (missing := [name for name in ONNX_PACKAGES if find_spec(name) is None]):
         raise UsageError(f"--format onnx: needs {', '.join(missing)}", hint="pip install 'flashdmd[onnx]'")
     for name in dtypes:
         if name in INTEGERS:
             raise UsageError(f"--dtype {name}: no format is written in integers", hint=QUANTIZED_LATER)
-        if name not in DTYPES:
-            hint = f"one or several of {','.join(DTYPES)}"
-            raise UsageError(f"--dtype {name}: unknown{nearest(name, DTYPES)}", hint=hint)
+        if name not in WRITTEN:
+            raise unknown("--dtype", name, WRITTEN)
     if "fp8" in dtypes and (list(dtypes), list(forms)) != (["fp8"], ["single-file"]):
         other = QUANTIZED_LATER if "diffusers" in forms else "export the other formats in a second call"
         raise UsageError("--dtype fp8: is for --format single-file alone", hint=other)
@@ -56,10 +54,8 @@ def check_options(forms: Sequence[str], dtypes: Sequence[str], rank: int | None,
         raise UsageError(f"--push {push}: is not the name of a repository", hint="owner/name, such as ada/my-student")
 
 
-def check_student(checkpoint: Path, made: Manifest, rank: int | None) -> None:
-    """Raise `UsageError` for a rank of adapters that are exported as they are, `InputError` without a grid."""
-    if made.grid is None:
-        raise InputError(f"--from {checkpoint}: its manifest has no grid", hint="distil again")
+def check_student(checkpoint: Path, rank: int | None) -> None:
+    """Raise `UsageError` for a rank of adapters that are exported as they are."""
     if rank is not None and (checkpoint / ADAPTER).is_file():
         raise UsageError(
             f"--rank {rank}: {checkpoint} was trained with adapters, which keep their rank", hint="leave it out"

@@ -10,7 +10,7 @@ from flashdmd_cli.families.files import Source, read_json, same_denoiser, same_m
 from flashdmd_cli.families.registry import FAMILIES, family_at, family_of
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.folder import find_run
+from flashdmd_cli.runs.folder import find_run, owner, refuse_part
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.shapes.assets import asset
 
@@ -53,7 +53,7 @@ def _shipped() -> Iterator[tuple[str, Path, str]]:
 
 def is_exported(folder: Path) -> bool:
     """Whether a pipeline folder is an exported student, according to its manifest or its scheduler's configuration."""
-    return _kind(folder) == "export" or family_at(folder).module.is_student(folder)
+    return owner(folder) == "export" or family_at(folder).module.is_student(folder)
 
 
 def find_student(name: str | None, *kinds: str) -> Path:
@@ -83,13 +83,9 @@ def check_teacher(place: Path, option: str, hint: str = "") -> None:
     `option` is the option with its value, for the message.
     """
     is_pipeline = (place / "model_index.json").is_file()
-    if place.is_dir() and not is_pipeline and (whole := part_of(place)) is not None:
-        flag = option.split()[0]
-        raise InputError(
-            f"{option}: is a part of {whole}, the result of flashdmd {_kind(whole)}",
-            hint=hint or ("" if flag == "--teacher" else f"{flag} {whole}"),
-        )
-    kind = None if is_pipeline else _kind(place)
+    if not is_pipeline:
+        refuse_part(place, option, hint or ("" if option.startswith("--teacher ") else None))
+    kind = None if is_pipeline else owner(place)
     if kind in ("distill", "align"):
         raise InputError(
             f"{option}: is a student that flashdmd {kind} made, not a teacher",
@@ -112,22 +108,3 @@ def check_family(recipe: Recipe, teacher: Source) -> None:
             f"family: is {recipe.family}, but the teacher {recipe.teacher} is of the family {found}",
             hint=f"choose a recipe for {found}; `flashdmd recipes list` shows all",
         )
-
-
-def part_of(place: Path) -> Path | None:
-    """The result that a folder is a part of, as RUN/student is of RUN; None for a result itself, or outside of one."""
-    from flashdmd_cli.runs.manifest import MANIFEST, enclosing
-
-    return None if (place / MANIFEST).is_file() else enclosing(place)
-
-
-def _kind(folder: Path) -> str | None:
-    """The kind of a finished result of this package; None for any other folder."""
-    from flashdmd_cli.runs.manifest import MANIFEST, read_manifest
-
-    if not (folder / MANIFEST).is_file():
-        return None
-    try:
-        return read_manifest(folder).kind
-    except InputError:
-        return None  # a file of this name that another program wrote

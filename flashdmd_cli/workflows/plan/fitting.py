@@ -9,7 +9,7 @@ from typing import Any
 from flashdmd_cli.runs.folder import RUNS
 from flashdmd_cli.runs.recipe import Recipe, list_recipes, load_recipe
 from flashdmd_cli.runs.resume import RECIPE, has_begun
-from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, RESERVE, Gpu, gpu_named
+from flashdmd_cli.workflows.plan.gpus import Gpu, gpu_named, needed
 from flashdmd_cli.workflows.plan.planning import Plan, can_plan, plan, static_memory
 from flashdmd_cli.workflows.recipes import default_recipes, distill_recipe
 
@@ -67,8 +67,8 @@ def choose(forms: Sequence[Recipe], gpu: Gpu, given: set[str]) -> Plan:
 
 
 def what_fits(recipe: Recipe, gpu: Gpu, resolution: int = 1024, processes: int = 1) -> Plan | None:
-    """The plan of the first shipped recipe that fits `gpu` and distils the same family in as many steps by the same
-    method; None if there is none.
+    """The plan of the first shipped recipe that fits `gpu` and distils the same family in as many steps with the same
+    kind of GAN; None if there is none.
 
     All weights are tried before adapters, and activations that are kept before those that are recomputed.
     """
@@ -77,7 +77,6 @@ def what_fits(recipe: Recipe, gpu: Gpu, resolution: int = 1024, processes: int =
         other
         for other in others
         if (other.family, other.grid.steps, other.gan.kind) == (recipe.family, recipe.grid.steps, recipe.gan.kind)
-        and other != recipe
         and can_plan(other)
         and (processes > 1 or other.model.sharding == "none")
     ]
@@ -93,7 +92,7 @@ def weights_fit(recipe: Recipe, gpu: Gpu, processes: int = 1) -> bool:
     from flashdmd_cli.workflows.plan import counting  # imports torch, after the recipes were checked
 
     fixed = sum(static_memory(recipe, counting.sizes(recipe, "bf16"), processes).values())
-    return fixed * FRAGMENTATION + RESERVE < gpu.memory
+    return needed(fixed) <= gpu.memory
 
 
 def _variants(recipe: Recipe, given: set[str]) -> list[Recipe]:
@@ -114,11 +113,10 @@ def _variants(recipe: Recipe, given: set[str]) -> list[Recipe]:
 
 def line(best: Plan, gpu: Gpu) -> str:
     """What was chosen, and how to choose otherwise."""
-    form = "all weights" if best.form == "full" else "adapters"
     way = "with" if best.checkpointing else "without"
-    need = f"{best.peak_gb:.0f} of {gpu.memory / 1e9:.0f} GB"
+    need = f"{best.needed_gb:.0f} of {gpu.memory / 1e9:.0f} GB"
     doubt = "" if best.fits else ", which may not be enough"
     return (
-        f"{gpu.name}: training {form} {way} activation checkpointing, micro-batch {best.micro_batch}, needs {need}"
-        f"{doubt} (--recipe or --set model.form=... chooses otherwise)"
+        f"{gpu.name}: training {best.trained} {way} activation checkpointing, micro-batch {best.micro_batch}, "
+        f"needs {need}{doubt} (--recipe or --set model.form=... chooses otherwise)"
     )

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from flashdmd_cli.runs.errors import UsageError
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,18 @@ FRAGMENTATION = 1.04
 """Factor from bytes in tensors to bytes that the allocator takes. Assumed."""
 
 
+def needed(tensors: float) -> float:
+    """Bytes of memory that a device must have for `tensors` bytes in tensors."""
+    return tensors * FRAGMENTATION + RESERVE
+
+
 def gpu_named(name: str | None) -> Gpu | None:
     """A device by name; None: the CUDA device of this machine, or None if there is none. UsageError for others."""
     if name is not None:
         try:
             return GPUS[name.lower()]
         except KeyError:
-            raise UsageError(
-                f"--gpu {name}: not known{nearest(name, GPUS)}", hint=f"one of {', '.join(GPUS)}"
-            ) from None
+            raise unknown("--gpu", name, GPUS) from None
     import torch
 
     from flashdmd_cli.runs.device import available_devices

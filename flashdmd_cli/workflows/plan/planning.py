@@ -10,7 +10,7 @@ from flashdmd_cli.families.registry import has_random_weights
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.workflows.inputs.kinds import is_shapes
-from flashdmd_cli.workflows.plan.gpus import FRAGMENTATION, LAUNCH_SECONDS, RESERVE, Gpu
+from flashdmd_cli.workflows.plan.gpus import LAUNCH_SECONDS, Gpu, needed
 
 if TYPE_CHECKING:
     from flashdmd_cli.workflows.plan.counting import Counts, Sizes
@@ -78,6 +78,11 @@ class Plan:
     is_measured: bool
     """Whether speeds were measured on such a device; otherwise they are assumed."""
 
+    @property
+    def trained(self) -> str:
+        """Which weights are trained, in words."""
+        return "all weights" if self.form == "full" else "adapters"
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -113,8 +118,7 @@ def plan(
     largest = max(totals, key=lambda name: totals[name])
     peak = totals[largest]
     per_sample = sum(tflop.values())
-    needed = peak * FRAGMENTATION + RESERVE
-    fits = None if gpu is None else needed <= gpu.memory
+    fits = None if gpu is None else needed(peak) <= gpu.memory
     seconds = None
     if gpu is not None and fits:
         seconds = seconds_per_iteration(recipe, counts, gpu, micro_batch, rows, indices)
@@ -140,7 +144,7 @@ def plan(
         memory_by_part={name: size / 1e9 for name, size in (fixed | phases[largest]).items()},
         largest_phase=largest,
         memory_by_phase={name: total / 1e9 for name, total in totals.items()},
-        needed_gb=needed / 1e9,
+        needed_gb=needed(peak) / 1e9,
         device_gb=None if gpu is None else gpu.memory / 1e9,
         fits=fits,
         disk_gb=disk(recipe, counts.sizes),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,15 @@ def test_a_part_of_a_result_is_no_result(result: Path, monkeypatch: pytest.Monke
     fails(run("inspect", "run/student"), 3, f"run/student: {part}")
     fails(run("export", "--from", "run/student"), 3, f"--from run/student: {part}")
     fails(run("inspect", "run/student/nowhere"), 3, "run/student/nowhere: does not exist")
+    Path("whole").mkdir()
+    write_manifest(Path("whole"), Manifest(kind="demo"))
+    fails(
+        run("export", "--from", "whole"),
+        3,
+        "is a demo folder, not a distill or align one (flashdmd distill writes one)",
+    )
+    shutil.copytree(result, "whole/student")
+    fails(run("export", "--from", "whole"), 3, "is a demo folder, not a distill or align one (name whole/student)")
     (result / "again").mkdir()
     (result / "again" / MARK).write_text("distill\n")
     fails(run("inspect", "run/again"), 3, f"run/again: {unfinished}")

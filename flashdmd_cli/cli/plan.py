@@ -43,19 +43,20 @@ def plan(
         if (device := gpu_named(gpu)) is None:
             output.say(f"no GPU on this machine: --gpu adds hours, cost, and whether it fits ({', '.join(GPUS)})")
         found = make(chosen, device, resolution, processes=nproc, price=price)
+        if not (output.as_json or output.quiet):
+            show(found)
+        if warning := shortage(found):
+            output.say(f"warning: {warning}")
         other = None
         if device is not None and found.fits is False and not output.quiet:
             from flashdmd_cli.workflows.plan.fitting import what_fits
 
+            output.say("looking for a shipped recipe that fits ...")
             other = what_fits(chosen, device, resolution, nproc)
+            output.say(alternative(other))
         if output.as_json or output.quiet:
             document = found.as_dict() | {"alternative": None if other is None else other.recipe}
             output.result(document, "", found.recipe)
-        else:
-            show(found)
-        if warning := shortage(found):
-            output.say(f"warning: {warning}")
-            output.say(alternative(other))
 
 
 def show(found: Plan) -> None:
@@ -124,10 +125,14 @@ def shortage(found: Plan) -> str:
     """What to change in a run that does not fit its device (`summary` has the sizes); empty for others."""
     if found.fits is not False:
         return ""
-    return (
-        f"{found.recipe} will run out of memory on {found.gpu} "
-        "(model.checkpointing=true, a smaller train.micro_batch or model.form=lora need less)"
-    )
+    less = [
+        ("model.checkpointing=true", not found.checkpointing),
+        ("a smaller train.micro_batch", found.micro_batch > 1),
+        ("adapters (model.form=lora)", found.form == "full"),
+    ]
+    words = [text for text, helps in less if helps]
+    hint = f" ({' or '.join(words)} needs less)" if words else ""
+    return f"{found.recipe} will run out of memory on {found.gpu}{hint}"
 
 
 def alternative(other: Plan | None) -> str:

@@ -27,7 +27,8 @@ def find_run(name: str | None, *kinds: str, flag: str = "--from") -> Path:
             what = "is a file, not a folder" if folder.is_file() else "no such folder"
             raise InputError(f"{flag} {name}: {what}", hint=f"flashdmd {WRITERS[kinds[0]]} writes one")
         return folder
-    hint = f"name a folder, or make one with: flashdmd {WRITERS[kinds[0]]}"
+    first = "flashdmd demo, or " if kinds[0] == "distill" else ""
+    hint = f"name a folder, or make one with: {first}flashdmd {WRITERS[kinds[0]]}"
     missing = InputError(f"{flag}: nothing given, and no finished {kinds[0]} folder under ./{RUNS}", hint=hint)
     if not RUNS.is_dir():
         raise missing

@@ -43,9 +43,10 @@ def whole_folder(folder: Path, kinds: Sequence[str], flag: str, writer: str) -> 
         raise InputError(f"{flag} {error.message}", hint=error.hint) from error
     if manifest.kind not in kinds:
         article = "an" if manifest.kind[0] in "aeiou" else "a"
+        inside = next((each for each in sorted(folder.iterdir()) if each.is_dir() and owner(each) in kinds), None)
         raise InputError(
             f"{flag} {folder}: is {article} {manifest.kind} folder, not a {' or '.join(kinds)} one",
-            hint=f"{writer} writes one",
+            hint=f"{writer} writes one" if inside is None else f"name {inside}",
         )
     if problems := damaged_files(folder, manifest):
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""

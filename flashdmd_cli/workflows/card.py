@@ -12,6 +12,7 @@ from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import sha256_file
 from flashdmd_cli.runs.folder import RUNS
 from flashdmd_cli.runs.manifest import MANIFEST, Manifest, read_manifest
+from flashdmd_cli.workflows.inputs.kinds import is_shapes
 
 if TYPE_CHECKING:
     from flashdmd_cli.export.card import Use
@@ -40,6 +41,7 @@ def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on
             "license": license_facts(manifest.license),
             "has_lora": any(name.startswith("lora") for name in formats),
             "in_comfyui": in_comfyui,
+            "is_small": is_shapes(job.source.folder),
             "has_preview": (checkpoint / PREVIEW).is_file(),
             "steps": job.steps,
             "teacher": job.teacher,

@@ -120,14 +120,14 @@ def evaluate(
     if suite is not None and prompts is not None and images is None:
         raise UsageError("--prompts: the suite has its prompts", hint="leave --suite or --prompts out")
     check_paths(images, prompts, references)
-    if suite is not None:
-        find_suite(suite, reporter)
     find = partial(
         find_model, source, sampler=sampler, steps=steps, guidance=guidance, parts=Parts(vae, teacher_config),
         device=device, reporter=reporter, model=model,
     )  # fmt: skip
     # The newest student is looked for later: the prompts of a suite may be prepared before there is one.
     chosen = find() if images is None and (source, model) != (None, None) else None
+    if suite is not None:
+        find_suite(suite, reporter)
     from flashdmd_cli.evaluation.report import check_thresholds, missed
 
     began = time.monotonic()

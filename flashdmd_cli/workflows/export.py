@@ -32,7 +32,7 @@ from flashdmd_cli.workflows.card import CARD, PREVIEW, card
 from flashdmd_cli.workflows.export_check import check_formats, prompt_for
 from flashdmd_cli.workflows.export_options import check_options, check_student
 from flashdmd_cli.workflows.inputs.families import hush
-from flashdmd_cli.workflows.inputs.kinds import find_student
+from flashdmd_cli.workflows.inputs.kinds import find_student, is_shapes
 from flashdmd_cli.workflows.inputs.teachers import find_source, find_source_again, teacher_record
 from flashdmd_cli.workflows.training import ADAPTER
 
@@ -121,7 +121,9 @@ def export(
     if dry_run:
         listed = [(file.path, file.size) for file in files.values()] + [(CARD, None), (MANIFEST, None)]
         estimated = frozenset(file.path for file in files.values() if file.is_estimate)
-        readers = {file.path: file.readers for file in files.values() if file.readers}
+        # ComfyUI and A1111 recognise a model by its published sizes, and read nothing of a small one.
+        known = not is_shapes(job.source.folder)
+        readers = {file.path: file.readers for file in files.values() if file.readers and known}
         return Export(folder, listed, None, job.steps, use, estimated=estimated, readers=readers)
     claim(folder, "export", yes=finished is None)
     if finished is None:

@@ -47,6 +47,7 @@ def test_the_stock_pipeline_draws_what_sample_draws(form, steps, world, monkeypa
     card = Path("pipeline/README.md").read_text()
     assert 'from_pretrained(".", text_encoder_3=None, tokenizer_3=None)' in card
     assert "do not read files of this small one" in card
+    assert "need flashdmd installed" in card
     pipeline = StableDiffusion3Pipeline.from_pretrained("pipeline", text_encoder_3=None, tokenizer_3=None)
     pipeline.set_progress_bar_config(disable=True)
     fresh = iter([picture_noise(SHAPE, 0, 0, step)[None] for step in range(1, steps + 1)])  # the last one times 0

@@ -48,6 +48,7 @@ def card(manifest: Manifest, job: Job, checkpoint: Path, uses: Sequence[Use], on
             "version": __version__,
             "uses": uses,
             "runs_here": not on_hub and any(use.code for use in uses),
+            "needs_package": any("flashdmd_cli" in use.code for use in uses),
             "timesteps": ", ".join(f"{value:g}" for value in timesteps(job)),
             "scheduler": job.scheduler,
             "formats": formats,

@@ -208,16 +208,19 @@ def test_pictures_fit_the_window_and_are_level(window: tuple[int, int], ratio: f
         const made = {json.dumps(made)}, state = {json.dumps(state)};
         window.fetch = async (path) => ({{ok: true, json: async () => path === "draw" ? made : state}});
         setTimeout(() => document.getElementById("form").requestSubmit(), 200);
-        setTimeout(() => {{
+        const waiting = setInterval(() => {{
+          const pictures = [...document.querySelectorAll(".frame img")];
+          if (pictures.filter((each) => each.naturalWidth).length < state.models.length) return;
+          clearInterval(waiting);
           const box = (name) => [...document.querySelectorAll(name)].map((each) => each.getBoundingClientRect());
           document.title = JSON.stringify({{frames: box(".frame img"), heads: box("h2"), times: box(".time"),
             wide: document.documentElement.scrollWidth, window: [innerWidth, innerHeight]}});
-        }}, 1000);
+        }}, 50);
         </script>"""
     page, profile, size = tmp_path / "page.html", tmp_path / "browser", ",".join(map(str, window))
     page.write_text(PAGE.read_text(encoding="utf-8").replace("<body>", "<body>" + answers), encoding="utf-8")
     command = [chromium() or "", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}",
-               f"--window-size={size}", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()]  # fmt: skip
+               f"--window-size={size}", "--virtual-time-budget=20000", "--dump-dom", page.as_uri()]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     found = json.loads(html.unescape(done.stdout.partition("<title>")[2].partition("</title>")[0]))
     assert found["wide"] <= found["window"][0]  # nothing to scroll sideways

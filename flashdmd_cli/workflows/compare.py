@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flashdmd_cli.runs.errors import InputError, UsageError
+from flashdmd_cli.runs.errors import InputError
 from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import RUNS, claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import FileRecord, Manifest, versions, write_manifest
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 
 if TYPE_CHECKING:
     from flashdmd_cli.evaluation.compare import Result
@@ -41,7 +41,7 @@ def compare(
     Raises `UsageError` for results that cannot be compared, `InputError` for what is no result.
     """
     if format not in SUFFIXES:
-        raise UsageError(f"--format {format}: unknown{nearest(format, SUFFIXES)}", hint=f"one of {', '.join(SUFFIXES)}")
+        raise unknown("--format", format, SUFFIXES)
     paths = [Path(each) for each in results]
     for path in paths:
         if not path.exists():
@@ -103,7 +103,7 @@ def read_benchmark(layout: str, file: Path | str, out: Path | str | None = None)
 
     path = Path(file)
     if layout not in LAYOUTS:
-        raise UsageError(f"LAYOUT {layout}: unknown{nearest(layout, LAYOUTS)}", hint=f"one of {', '.join(LAYOUTS)}")
+        raise unknown("LAYOUT", layout, LAYOUTS)
     if not path.is_file():
         raise InputError(f"FILE {path}: no such file", hint="the file of results that the benchmark wrote")
     from flashdmd_cli.evaluation.layouts import read_bench  # imports torch

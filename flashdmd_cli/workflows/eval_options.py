@@ -8,7 +8,7 @@ from flashdmd_cli.evaluation.names import LAYOUTS, check_metric_names
 from flashdmd_cli.evaluation.suites.names import PREPARED, suite_path
 from flashdmd_cli.runs.errors import InputError, UsageError
 from flashdmd_cli.runs.files import expanded
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 
 
 def check_options(
@@ -23,7 +23,7 @@ def check_options(
         flag = "--generate-only" if generate_only else "--layout"
         raise UsageError(f"{flag}: nothing is drawn with --images", hint="leave one of them out")
     if layout is not None and layout not in LAYOUTS:
-        raise UsageError(f"--layout {layout}: unknown{nearest(layout, LAYOUTS)}", hint=f"one of {', '.join(LAYOUTS)}")
+        raise unknown("--layout", layout, LAYOUTS)
     for flag, number in (("--seeds", seeds), ("--batch", batch), ("--nproc", nproc)):
         if number is not None and number < 1:
             raise UsageError(f"{flag} {number}: must be at least 1")

@@ -14,7 +14,7 @@ from flashdmd_cli.runs.files import plain, write_text_atomically
 from flashdmd_cli.runs.folder import claim
 from flashdmd_cli.runs.lock import releasing
 from flashdmd_cli.runs.manifest import FileRecord, Manifest, parent_record, read_manifest, write_manifest
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 from flashdmd_cli.runs.recipe import Recipe
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.workflows.demo.forecast import expect
@@ -111,7 +111,7 @@ def demo(
     reporter = reporter or SilentReporter()
     began = time.monotonic()
     if family not in RECIPES:
-        raise UsageError(f"--family {family}: unknown{nearest(family, RECIPES)}", hint=f"one of {', '.join(RECIPES)}")
+        raise unknown("--family", family, RECIPES)
     recipe = distill_recipe(RECIPES[family], iterations=iterations, seed=seed, device=device)
     find_teacher(recipe.teacher, reporter=reporter)
     find_sam(recipe, reporter)

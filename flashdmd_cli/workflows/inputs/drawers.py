@@ -11,7 +11,7 @@ from flashdmd_cli.families.files import Source
 from flashdmd_cli.runs.errors import UsageError
 from flashdmd_cli.runs.files import expanded
 from flashdmd_cli.runs.folder import find_run, is_checkpoint
-from flashdmd_cli.runs.nearest import nearest
+from flashdmd_cli.runs.nearest import unknown
 from flashdmd_cli.runs.reporter import Reporter, SilentReporter
 from flashdmd_cli.runs.results import recipe_of, whole_folder
 from flashdmd_cli.workflows.inputs.drawer import Drawer
@@ -176,8 +176,7 @@ def find_model(
         return find_preset(model, given)
     samplers = get_args(Sampler)
     if sampler is not None and sampler not in samplers:
-        near = nearest(sampler, samplers)
-        raise UsageError(f"--sampler {sampler}: unknown{near}", hint=f"one of {', '.join(samplers)}")
+        raise unknown("--sampler", sampler, samplers)
     known, name = cast("Sampler | None", sampler), None if source is None else str(source)
     if name is not None and not is_checkpoint(expanded(name)):
         return find_pipeline(name, known, steps, guidance, parts, reporter).sized(size)

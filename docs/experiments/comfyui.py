@@ -11,7 +11,7 @@ export's scheduler.
 
 Both programs get ComfyUI's tokenizer, because a teacher with random weights has another vocabulary, and the model's own
 size as SDXL's size condition, which ComfyUI's node *CLIPTextEncodeSDXL* gives. Neither changes what is compared.
-ComfyUI takes SD3's first text projection to be the identity, as it is in the published weights, so diffusers does too.
+ComfyUI takes SD3's first text projection for the identity; here diffusers does too.
 Without T5, ComfyUI leaves out the empty tokens that diffusers puts in its place: SD3 is drawn with and without them.
 """
 
